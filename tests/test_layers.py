@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "llm_finetuner"
 LAYERS = [  # bottom first; a name is a folder, or a file without .py
     {"objectives", "models", "output", "errors"},
-    {"engine", "data", "tuning", "recipe", "recipe_file", "registry", "optim", "assets"},
-    {"learner", "tasks", "teachers", "methods", "benchmark", "report", "export"},
+    {"engine", "data", "tuning", "recipe", "recipe_file", "registry", "optim", "checkpoint", "run", "assets"},
+    {"setup", "learner", "tasks", "teachers", "methods", "benchmark", "report", "export"},
     {"trainer"},
     {"finetuner", "quickstart"},
     {"cli"},
