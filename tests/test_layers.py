@@ -14,7 +14,7 @@ PACKAGE = ROOT / "llm_finetuner"
 LAYERS = [  # bottom first; a name is a folder, or a file without .py
     {"objectives", "models", "output", "errors"},
     {"engine", "data", "tuning", "recipe", "recipe_file", "registry", "optim", "checkpoint", "run", "assets"},
-    {"setup", "learner", "tasks", "teachers", "methods", "benchmark", "report", "export"},
+    {"assembly", "learner", "tasks", "teachers", "methods", "benchmark", "report", "export"},
     {"trainer"},
     {"finetuner", "quickstart"},
     {"cli"},
@@ -75,6 +75,7 @@ def test_imports_keep_the_layers(file):
         assert allowed is None or place(file).startswith(allowed), f"{place(file)}: {top} only in {allowed}"
         if other in (None, file, PACKAGE / "__init__.py"):
             continue
+        assert home(other) in LEVEL, f"{place(other)} has no layer: give {home(other)!r} one in LAYERS"
         assert LEVEL[home(other)] <= LEVEL[home(file)], f"{place(file)} imports {name}: arrows run down only"
         siblings = home(other) == home(file) in SIBLINGS_APART and file.name != "__init__.py"
         assert not siblings, f"{place(file)} imports its sibling {name}"
