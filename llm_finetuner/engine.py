@@ -1,0 +1,118 @@
+"""The seam to accelerate, which no other file imports: where a run computes, in what precision, on how many processes.
+
+One process and DDP are supported. FSDP and DeepSpeed stop here: on a CPU accelerate silently runs DDP in their place.
+"""
+
+import os
+from contextlib import nullcontext
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, send_to_device, set_seed
+from torch import Tensor, nn
+
+from llm_finetuner.errors import RecipeError, TrainingError
+
+WANTED = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed"}
+
+
+class Engine:
+    """Places, wraps, reduces and clips. device: None takes an accelerator where there is one. Raises TrainingError."""
+
+    def __init__(
+        self,
+        seed: int,
+        precision: str,
+        device: str | None = None,
+        trackers: list[str] = (),
+        folder: str = ".",
+    ):
+        for variable, name in WANTED.items():
+            if os.environ.get(variable, "").lower() == "true":
+                raise TrainingError(
+                    f"{name} was asked for and is not supported yet", "launch with DDP, or one process"
+                )
+        AcceleratorState._reset_state()  # another run in this process may have used another precision
+        self.precision = choose_precision(precision, device)
+        self._accelerator = Accelerator(
+            mixed_precision={"fp32": "no"}.get(self.precision, self.precision),
+            cpu=device == "cpu",
+            log_with=list(trackers) or None,
+            project_dir=folder,
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=False)],
+        )
+        if self._accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+            raise TrainingError("FSDP and DeepSpeed are not supported yet", "launch with DDP, or one process")
+        self.device = self._accelerator.device
+        self.rank, self.world = self._accelerator.process_index, self._accelerator.num_processes
+        self.main = self._accelerator.is_main_process
+        set_seed(seed)
+
+    def prepare(self, learner: nn.Module, optimizer: torch.optim.Optimizer):
+        return self._accelerator.prepare(learner, optimizer)
+
+    def place(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return send_to_device(batch, self.device, non_blocking=True)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Add up over processes."""
+        return self._accelerator.reduce(values, "sum")
+
+    def quiet(self, module: nn.Module, last: bool):
+        """Hold back gradient traffic until the last batch of a step."""
+        return nullcontext() if last else self._accelerator.no_sync(module)
+
+    def backward(self, loss: Tensor) -> None:
+        self._accelerator.backward(loss)
+
+    def clip(self, parameters, max_norm: float) -> Tensor:
+        """Clip the joint norm of the gradients and return it as it was; 0 only measures."""
+        return self._accelerator.clip_grad_norm_(list(parameters), max_norm or float("inf"))
+
+    def unwrap(self, module: nn.Module) -> nn.Module:
+        return self._accelerator.unwrap_model(module, keep_fp32_wrapper=False)
+
+    def wait(self) -> None:
+        self._accelerator.wait_for_everyone()
+
+    def start_trackers(self, name: str, settings: dict) -> None:
+        self._accelerator.init_trackers(name, config=settings)
+
+    def track(self, record: dict, step: int) -> None:
+        numbers = {k: v for k, v in record.items() if isinstance(v, int | float)}
+        self._accelerator.log(numbers, step=step)
+
+    def end(self) -> None:
+        self._accelerator.end_training()
+
+    def scaler_state(self) -> dict:
+        """State of the fp16 loss scaler; empty in other precisions."""
+        return self._accelerator.scaler.state_dict() if self._accelerator.scaler else {}
+
+    def load_scaler_state(self, state: dict) -> None:
+        if self._accelerator.scaler and state:
+            self._accelerator.scaler.load_state_dict(state)
+
+
+def choose_precision(precision: str, device: str | None = None) -> str:
+    """bf16 on accelerators that have it, fp16 on older ones, fp32 on a CPU; anything else as asked for."""
+    on_gpu = torch.cuda.is_available() and device != "cpu"
+    if precision == "auto":
+        if not on_gpu:
+            return "fp32"
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    if precision == "fp16" and not on_gpu:
+        raise RecipeError("precision fp16 needs a GPU", "use precision fp32 or bf16 on this machine")
+    return precision
+
+
+def default_device(device: str | None = None) -> torch.device:
+    """Where a model is loaded before a run starts. Raises RecipeError for a device this machine lacks."""
+    if device and device.startswith("cuda") and not torch.cuda.is_available():
+        raise RecipeError(
+            f"device {device!r} was asked for and there is no CUDA device", "leave device out, or give 'cpu'"
+        )
+    if device:
+        return torch.device(device)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

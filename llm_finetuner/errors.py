@@ -1,0 +1,43 @@
+"""Every error a user can cause. The command line prints them in two lines; anything else keeps its traceback.
+
+FinetunerError
+|-- RecipeError      a setting is wrong: field, value given, what was expected
+|-- DataError        a file, row or column is wrong: where, what, what to do
+|-- ModelError       a model or tokenizer cannot be loaded or does not fit the job
+|-- OrderError       a method was called before what it needs
+|-- TrainingError    a run cannot go on: NaN, out of memory, disk full
+`-- CheckpointError  nothing to resume from, or what is there is damaged
+"""
+
+
+class FinetunerError(Exception):
+    """`what` went wrong, and `hint`: what the user can do next."""
+
+    def __init__(self, what: str, hint: str = ""):
+        super().__init__(f"{what}\n{hint}" if hint else what)
+        self.what = what
+        self.hint = hint
+
+
+class RecipeError(FinetunerError, ValueError):
+    """A setting is wrong."""
+
+
+class DataError(FinetunerError, ValueError):
+    """The data cannot be used as they are."""
+
+
+class ModelError(FinetunerError, ValueError):
+    """A model or tokenizer cannot be loaded or does not fit the job."""
+
+
+class OrderError(FinetunerError, RuntimeError):
+    """A method was called before what it needs."""
+
+
+class TrainingError(FinetunerError, RuntimeError):
+    """A run cannot go on."""
+
+
+class CheckpointError(FinetunerError, RuntimeError):
+    """There is nothing to resume from, or what is there is damaged."""

@@ -1,0 +1,213 @@
+"""Models and tokenizers from a folder or the hub, with errors a user can act on."""
+
+import os
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from llm_finetuner.errors import ModelError
+
+HEAD_TRANSFORM_TOLERANCE = 1e-3  # relative; half-precision heads round differently by up to this
+
+
+def load_causal_lm(
+    name: str,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: str = "auto",
+    load_in_4bit: bool = False,
+    load_in_8bit: bool = False,
+    from_scratch: bool = False,
+    seed: int = 0,
+) -> nn.Module:
+    """Load a causal language model for `device`; from_scratch draws its weights from `seed`. Raises ModelError.
+
+    dtype "auto" is the checkpoint's own on an accelerator and float32 on a CPU, where half precision is slower.
+    """
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    device = torch.device(device)
+    chosen = _dtype(dtype, device)
+    if from_scratch:
+        if load_in_4bit or load_in_8bit:
+            raise ModelError(
+                f"{name}: a model built from scratch cannot be quantised", "drop load_in_4bit / load_in_8bit"
+            )
+        config = _load(lambda auto: auto.from_pretrained(name, trust_remote_code=False), "AutoConfig", name)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = AutoModelForCausalLM.from_config(
+                config, dtype=chosen if chosen != "auto" else torch.float32
+            )
+        model.name_or_path = name
+        return model.to(device)
+    options: dict = {"dtype": chosen, "trust_remote_code": False}
+    if load_in_4bit or load_in_8bit:
+        _require_bitsandbytes(name)
+        compute = torch.bfloat16 if device.type == "cuda" else torch.float32
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=load_in_4bit,
+            load_in_8bit=load_in_8bit,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=compute,
+        )
+        options["device_map"] = {"": device}
+    model = _load(lambda auto: auto.from_pretrained(name, **options), "AutoModelForCausalLM", name)
+    return model if "device_map" in options else model.to(device)
+
+
+def load_tokenizer(name: str):
+    """Load the tokenizer of a model. Raises ModelError."""
+    return _load(lambda auto: auto.from_pretrained(name, trust_remote_code=False), "AutoTokenizer", name)
+
+
+def load_adapter(folder: str | Path, device: torch.device | str = "cpu") -> nn.Module:
+    """Load what `train` wrote: a whole model, or an adapter on the model it names. Raises ModelError."""
+    if not (Path(folder) / "adapter_config.json").exists():
+        return load_causal_lm(str(folder), device=device)
+    from peft import PeftConfig, PeftModel
+
+    config = PeftConfig.from_pretrained(str(folder))
+    base = load_causal_lm(config.base_model_name_or_path, device=device)
+    return PeftModel.from_pretrained(base, str(folder)).to(device)
+
+
+def same_vocabulary(a, b) -> tuple[bool, str]:
+    """Compare two tokenizers token by token, and say what differs in one sentence."""
+    ours, theirs = a.get_vocab(), b.get_vocab()
+    if ours == theirs:
+        return True, f"the same {len(ours):,} tokens"
+    moved = [token for token in ours if token in theirs and ours[token] != theirs[token]]
+    if moved:
+        token = moved[0]
+        return (
+            False,
+            f"token {token!r} is number {ours[token]} for the student and {theirs[token]} for the teacher",
+        )
+    missing = next(iter(set(ours) ^ set(theirs)))
+    shared = len(set(ours) & set(theirs))
+    return (
+        False,
+        f"token {missing!r} is known to one of the two only ({shared:,} of {max(len(ours), len(theirs)):,} shared)",
+    )
+
+
+def blocks_of(model: nn.Module) -> nn.ModuleList:
+    """The stack of blocks of a transformers model, first to last. Raises ModelError where there is none to be found."""
+    depth = model.config.get_text_config().num_hidden_layers
+    stacks = [m for m in model.base_model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
+    if not stacks:
+        raise ModelError(f"{type(model).__name__} has no list of {depth} blocks to take hidden states from")
+    return stacks[0]
+
+
+@torch.no_grad()
+def check_head(model: nn.Module, name: str) -> None:
+    """Hold that `head(trunk(x))` is what the model itself answers. Raises ModelError where the head does more."""
+    from llm_finetuner.output import at_least_float32
+
+    device = model.get_input_embeddings().weight.device
+    vocabulary = model.get_input_embeddings().num_embeddings
+    ids_BT = torch.arange(1, 9, device=device)[None] % vocabulary
+    training = model.training
+    model.eval()
+    want = at_least_float32(model(input_ids=ids_BT, use_cache=False).logits)
+    got = at_least_float32(
+        head_of(model)(model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state)
+    )
+    model.train(training)
+    if (got - want).abs().max() > HEAD_TRANSFORM_TOLERANCE * (1 + want.abs().max()):
+        raise ModelError(
+            f"{name} ({type(model).__name__}) changes its logits in a way that this version does not know",
+            "please report the model; distilling it would train on the wrong probabilities",
+        )
+
+
+def head_of(model: nn.Module):
+    """Return [n, D] -> [n, V]: the output layer with its soft-cap or scale (Gemma 2, Cohere, Granite)."""
+    config = model.config.get_text_config().to_dict()
+    layer = model.get_output_embeddings()
+    cap, times, over = (
+        config.get(key) for key in ("final_logit_softcapping", "logit_scale", "logits_scaling")
+    )
+    if not (cap or times or over):
+        return layer
+
+    def head(rows_nD):
+        logits = layer(rows_nD)
+        logits = logits * times if times else logits
+        logits = logits / over if over else logits
+        return torch.tanh(logits / cap) * cap if cap else logits
+
+    return head
+
+
+def positions_of(model: nn.Module) -> int | None:
+    """Tokens the model can take at once; None where its configuration sets no bound."""
+    return model.config.get_text_config().to_dict().get("max_position_embeddings")
+
+
+def start_head_bias(model: nn.Module, rows) -> None:
+    """Start the head's bias, where there is one, at the log frequency of each token in the counted labels.
+
+    A model from scratch that must first learn how often each token occurs makes a weak baseline, against which
+    anything seems to help.
+    """
+    bias = model.get_output_embeddings().bias
+    if bias is None:
+        return
+    counts = torch.ones_like(bias, dtype=torch.float64)
+    for batch in rows.iter(batch_size=1000):
+        labels = torch.tensor(
+            [label for row in batch["labels"] for label in row[1:] if label != -100], device=bias.device
+        )
+        counts += torch.bincount(labels, minlength=len(counts))
+    with torch.no_grad():
+        bias.copy_((counts / counts.sum()).log())
+
+
+def is_quantised(model) -> bool:
+    """Whether bitsandbytes holds the weights."""
+    config = model.config.to_dict().get("quantization_config") or {}
+    return bool(config.get("load_in_4bit") or config.get("load_in_8bit"))
+
+
+def _dtype(dtype: str, device: torch.device):
+    if dtype != "auto":
+        return getattr(torch, dtype)
+    return torch.float32 if device.type == "cpu" else "auto"
+
+
+def _load(call, auto: str, name: str):
+    """Run call(transformers.<auto>) and turn what can go wrong for a user into a ModelError."""
+    import transformers
+
+    if not name:
+        raise ModelError("no model was named", "give a folder or a hub name such as gpt2")
+    path = Path(name).expanduser()
+    looks_local = name.startswith((".", "~", os.sep)) or path.exists()
+    if looks_local and not path.is_dir():
+        raise ModelError(
+            f"{name} is not a folder", "give the folder that holds config.json, or a hub name such as gpt2"
+        )
+    try:
+        return call(getattr(transformers, auto))
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        hint = (
+            "check the files in that folder"
+            if looks_local
+            else "no folder has that name; is the hub name right, and is the hub in reach?"
+        )
+        raise ModelError(f"cannot load {name!r}: {first}", hint) from error
+
+
+def _require_bitsandbytes(name: str) -> None:
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        raise ModelError(
+            f"{name}: loading in 4 or 8 bits needs bitsandbytes", "pip install bitsandbytes"
+        ) from error

@@ -1,0 +1,198 @@
+"""A run, written down: frozen dataclasses of names and numbers (recipe_file.py reads and writes them).
+
+What is learned (`method` and its `options`) and which weights move (`tuning`) are two choices. Live objects handed to
+LLMFineTuner travel beside the recipe, never in it.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from llm_finetuner.errors import RecipeError
+from llm_finetuner.registry import (
+    METHODS,
+    OPTIMIZERS,
+    SCHEDULES,
+    TASKS,
+    TEACHERS,
+    TUNINGS,
+    fill_options,
+    resolve,
+    unknown,
+)
+
+
+def check_range(name: str, value: Any, low: float, high: float | None, open_low: bool = False) -> None:
+    """Raise RecipeError unless value is a number in [low, high] (or (low, high] with open_low)."""
+    wanted = (
+        (f"above {low}" if open_low else f"at least {low}") if high is None else f"between {low} and {high}"
+    )
+    number = isinstance(value, int | float) and not isinstance(value, bool) and value == value
+    if not number or value < low or (open_low and value == low) or (high is not None and value > high):
+        raise RecipeError(f"{name} must be a number {wanted}, got {value!r}")
+
+
+@dataclass(frozen=True)
+class Term:
+    """One term of the loss: `weight` times the mean of `objective` over the positions that count."""
+
+    objective: str
+    weight: float = 1.0
+    options: dict[str, Any] = field(default_factory=dict)
+    layers: list | None = (
+        None  # feature objectives: student blocks, or (student, teacher) pairs; None = four evenly spaced
+    )
+
+
+@dataclass(frozen=True)
+class Model:
+    """The student: a folder or hub name, and how it is held in memory."""
+
+    name: str = ""
+    load_in_4bit: bool = False
+    load_in_8bit: bool = False
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    from_scratch: bool = False  # read the configuration only and draw the weights from the seed
+
+    def __post_init__(self):
+        if self.load_in_4bit and self.load_in_8bit:
+            raise RecipeError("load_in_4bit and load_in_8bit are both set", "choose one of them")
+
+
+@dataclass(frozen=True)
+class Teacher(Model):
+    """The teacher, and what provides its answers."""
+
+    kind: str = "live"
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Which weights move: full, lora, qlora or adalora, and its options (r, lora_alpha, ...)."""
+
+    kind: str = "full"
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where the rows come from and which of their tokens count."""
+
+    source: str | None = None  # file, folder, glob or hub name
+    config: str | None = None
+    split: str = "train"
+    files: str | list[str] | None = None
+    samples: int | None = None  # only the first N rows
+    text_columns: list[str] | None = None
+    max_length: int = 512  # tokens
+    loss_on: Literal["completion", "all"] = "completion"
+    on_bad_row: Literal["stop", "skip"] = "stop"
+    eval_source: str | None = None
+    eval_split: str | None = None
+    eval_fraction: float = 0.1  # held out when there is no eval_source and no eval_split
+
+    def __post_init__(self):
+        check_range("data.max_length", self.max_length, 2, None)
+        check_range("data.eval_fraction", self.eval_fraction, 0, 0.9)
+        if self.samples is not None:
+            check_range("data.samples", self.samples, 1, None)
+
+
+@dataclass(frozen=True)
+class Train:
+    """The loop. An optimizer step sees batch_size x gradient_accumulation_steps examples, over all processes."""
+
+    epochs: float = 3.0
+    steps: int | None = None  # optimizer steps; overrides epochs
+    batch_size: int = 4  # examples a forward pass (per device)
+    gradient_accumulation_steps: int = 4
+    learning_rate: float | None = None  # None: 2e-4 for adapters, 5e-5 for full tuning, 1e-3 from scratch
+    schedule: str = "cosine"
+    warmup: float = 0.03  # below 1 a share of the steps, from 1 on a number of steps
+    optimizer: str = "adamw"
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    gradient_checkpointing: bool = False
+    eval_every: int | None = None  # optimizer steps; None: ten times a run; 0: only at the end
+    save_every: int | None = None  # optimizer steps; None: with every evaluation; 0: never
+    keep_best: bool = True
+    patience: int = 0  # stop after this many evaluations without a better loss; 0: never
+    seed: int = 0
+    trackers: list[str] = field(default_factory=list)  # tensorboard, wandb
+
+    def __post_init__(self):
+        check_range("train.epochs", self.epochs, 0, None, open_low=True)
+        for name in ("batch_size", "gradient_accumulation_steps"):
+            check_range(f"train.{name}", getattr(self, name), 1, None)
+        if self.steps is not None:
+            check_range("train.steps", self.steps, 1, None)
+        if self.learning_rate is not None:
+            check_range("train.learning_rate", self.learning_rate, 0, None, open_low=True)
+        for name in ("warmup", "weight_decay", "max_grad_norm", "patience"):
+            check_range(f"train.{name}", getattr(self, name), 0, None)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything a run needs to be repeated. Raises RecipeError naming the field, the value and what was expected."""
+
+    method: str = "fine_tuning"
+    options: dict[str, Any] = field(default_factory=dict)
+    task: str = "causal_lm"
+    student: Model = Model()
+    tuning: Tuning = Tuning()
+    teacher: Teacher | None = None
+    data: Data = Data()
+    train: Train = Train()
+    output: str = "outputs/run"
+
+    def __post_init__(self):
+        for what, table, name in (
+            ("task", TASKS, self.task),
+            ("optimizer", OPTIMIZERS, self.train.optimizer),
+            ("schedule", SCHEDULES, self.train.schedule),
+            ("kind of teacher", TEACHERS, self.teacher.kind if self.teacher else "live"),
+        ):
+            if name not in table and ":" not in name:
+                raise unknown(what, name, table)
+        method = resolve(METHODS, self.method, "method")
+        tuning = resolve(TUNINGS, self.tuning.kind, "tuning")
+        object.__setattr__(self, "options", fill_options(self.method, method, self.options))
+        filled = fill_options(self.tuning.kind, tuning, self.tuning.options)
+        object.__setattr__(self, "tuning", Tuning(self.tuning.kind, filled))
+        method(**self.options)  # raises now what would be wrong later
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        """The terms of the loss that have a weight: a term of weight 0 is neither computed nor read."""
+        terms = resolve(METHODS, self.method)(**self.options)
+        return tuple(term for term in terms if term.weight != 0)
+
+    @property
+    def needs_teacher(self) -> bool:
+        return self.method != "fine_tuning"
+
+    def warnings(self) -> list[str]:
+        """Settings that will have no effect, or another effect than users expect."""
+        said = []
+        names = {term.objective for term in self.terms}
+        if "temperature" in self.options and "forward_kl" not in names:
+            why = "output_weight is 0" if "output_weight" in self.options else "alpha is 1"
+            said.append(f"temperature={self.options['temperature']} has no effect: {why}")
+        if self.needs_teacher and names == {"cross_entropy"}:
+            said.append(
+                "alpha=1 gives all weight to the ground truth: this is plain fine-tuning, the teacher is not used"
+            )
+        if self.train.patience and self.train.eval_every == 0:
+            said.append("patience has no effect: train.eval_every is 0")
+        return said
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def with_method(recipe: Recipe, method: str, **options) -> Recipe:
+    """The same run with another method; without a teacher where the method needs none."""
+    teacher = recipe.teacher if method != "fine_tuning" else None
+    return replace(recipe, method=method, options=options, teacher=teacher)

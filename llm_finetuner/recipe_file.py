@@ -1,0 +1,146 @@
+"""Recipes as YAML files and key=value overrides: strict, so that a typing error never trains the wrong thing."""
+
+import dataclasses
+import re
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from llm_finetuner.errors import RecipeError
+from llm_finetuner.recipe import Recipe
+from llm_finetuner.registry import METHODS, TUNINGS, options_of, resolve, unknown
+
+
+def save(recipe: Recipe, path: str | Path) -> None:
+    """Write YAML."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=False), encoding="utf-8")
+
+
+def from_dict(values: dict[str, Any]) -> Recipe:
+    """Build a Recipe from plain data. Raises RecipeError for unknown fields and wrong types."""
+    return _build(Recipe, values, "")
+
+
+def load(path: str | Path, overrides: typing.Sequence[str] = ()) -> Recipe:
+    """Read a recipe file and apply key=value overrides (see `override`). Raises RecipeError."""
+    try:
+        values = yaml.load(Path(path).read_text(encoding="utf-8-sig"), Loader=_loader())
+    except OSError as error:
+        raise RecipeError(f"cannot read the recipe {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise RecipeError(f"{path} must hold 'key: value' lines, it holds a {type(values).__name__}")
+    try:
+        return override(from_dict(values), overrides)
+    except RecipeError as error:
+        raise RecipeError(f"{path}: {error.what}", error.hint) from error
+
+
+def override(recipe: Recipe, assignments: typing.Sequence[str]) -> Recipe:
+    """Apply "train.steps=50", "temperature=3" (an option of the method), "student.name=gpt2". Raises RecipeError."""
+    values = recipe.to_dict()
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals:
+            raise RecipeError(f"{assignment!r} is not key=value", "example: train.learning_rate=1e-4")
+        path = key.strip().split(".")
+        if len(path) == 1 and path[0] not in values:
+            section = "options" if path[0] in values["options"] else "tuning"
+            known = {**values["options"], **values["tuning"]["options"], **values}
+            if path[0] not in known:
+                raise unknown("setting", path[0], known)
+            path = ["options", path[0]] if section == "options" else ["tuning", "options", path[0]]
+        try:
+            value = yaml.load(text, Loader=_loader())
+        except yaml.YAMLError as error:
+            raise RecipeError(f"{assignment!r}: the value is not valid YAML") from error
+        node = values
+        for part in path[:-1]:
+            if part == "teacher" and node.get("teacher") is None:
+                node["teacher"] = {}
+            node = node.get(part) if isinstance(node, dict) else None
+            if not isinstance(node, dict):
+                raise RecipeError(f"unknown setting {key!r}", f"sections: {', '.join(values)}")
+        node[path[-1]] = value
+        if path == ["method"]:  # options of another method do not carry over
+            kept = options_of(resolve(METHODS, value, "method"))
+            values["options"] = {k: v for k, v in values["options"].items() if k in kept}
+        if path == ["tuning", "kind"]:
+            kept = options_of(resolve(TUNINGS, value, "tuning"))
+            values["tuning"]["options"] = {k: v for k, v in values["tuning"]["options"].items() if k in kept}
+    return from_dict(values)
+
+
+def _loader():
+    """YAML 1.2's numbers: PyYAML reads 2e-4 as a string."""
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    number = re.compile(
+        r"^[-+]?(\d[\d_]*\.?\d*([eE][-+]?\d+)?|\.\d+([eE][-+]?\d+)?|\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"
+    )
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789."))
+    # the integer resolver was added first, so it still wins for plain integers
+    return Loader
+
+
+def _build(cls, values: Any, where: str):
+    if dataclasses.is_dataclass(values):
+        return values
+    if not isinstance(values, dict):
+        raise RecipeError(f"{where or 'the recipe'} must be a section of 'key: value' lines, got {values!r}")
+    hints = typing.get_type_hints(cls)
+    for name in values:
+        if name not in hints:
+            raise unknown(
+                "setting", f"{where}.{name}".lstrip("."), [f"{where}.{n}".lstrip(".") for n in hints]
+            )
+    return cls(
+        **{
+            name: _convert(hints[name], value, f"{where}.{name}".lstrip("."))
+            for name, value in values.items()
+        }
+    )
+
+
+def _convert(hint, value: Any, where: str) -> Any:
+    """Check one value against its annotation; ints pass for floats, and lists keep their items."""
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    for option in options:
+        origin = typing.get_origin(option)
+        if dataclasses.is_dataclass(option) and value is not None:
+            return _build(option, value, where)
+        if origin is Literal and value in typing.get_args(option):
+            return value
+        if option is Any or (option is types.NoneType and value is None):
+            return value
+        if option is float and isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        if option is int and isinstance(value, int) and not isinstance(value, bool):
+            return value
+        plain = origin or option
+        if plain in (str, bool, dict, list) and isinstance(
+            value, list if isinstance(value, tuple) else plain
+        ):
+            return list(value) if plain is list else value
+    wanted = " or ".join(_spell(option) for option in options)
+    raise RecipeError(f"{where} must be {wanted}, got {value!r}")
+
+
+def _spell(option) -> str:
+    if typing.get_origin(option) is Literal:
+        return "one of " + ", ".join(map(str, typing.get_args(option)))
+    names = {
+        str: "text",
+        bool: "true or false",
+        int: "a whole number",
+        float: "a number",
+        types.NoneType: "null",
+    }
+    return names.get(option, getattr(typing.get_origin(option) or option, "__name__", str(option)))

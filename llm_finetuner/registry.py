@@ -1,0 +1,97 @@
+"""Names of everything that can be chosen, and where it lives. Imports nothing heavy, so nothing imports in a circle."""
+
+import difflib
+import importlib
+import inspect
+from typing import Any
+
+from llm_finetuner.errors import RecipeError
+
+OBJECTIVES = {
+    "cross_entropy": "llm_finetuner.objectives.supervised:cross_entropy",
+    "forward_kl": "llm_finetuner.objectives.divergence:forward_kl",
+    "hidden_mse": "llm_finetuner.objectives.feature:hidden_mse",
+    "hidden_cosine": "llm_finetuner.objectives.feature:hidden_cosine",
+}
+METHODS = {
+    "fine_tuning": "llm_finetuner.methods.fine_tuning:fine_tuning",
+    "vanilla_distillation": "llm_finetuner.methods.vanilla:vanilla_distillation",
+    "feature_distillation": "llm_finetuner.methods.feature:feature_distillation",
+}
+TUNINGS = {
+    "full": "llm_finetuner.tuning.full:full",
+    "lora": "llm_finetuner.tuning.lora:lora",
+    "qlora": "llm_finetuner.tuning.qlora:qlora",
+    "adalora": "llm_finetuner.tuning.adalora:adalora",
+}
+TASKS = {"causal_lm": "llm_finetuner.tasks.causal_lm:CausalLM"}
+TEACHERS = {"live": "llm_finetuner.teachers.live:Live"}
+OPTIMIZERS = {"adamw": "llm_finetuner.optim:adamw", "adamw_8bit": "llm_finetuner.optim:adamw_8bit"}
+SCHEDULES = {
+    "constant": "llm_finetuner.optim:constant",
+    "linear": "llm_finetuner.optim:linear",
+    "cosine": "llm_finetuner.optim:cosine",
+}
+
+# The numbered menu that users of the guide know: number -> (name, method, tuning, one line).
+MENU = {
+    1: ("lora", "fine_tuning", "lora", "LoRA: train small low-rank matrices beside the frozen weights"),
+    2: ("qlora", "fine_tuning", "qlora", "QLoRA: LoRA on a model held in 4 bits, for little memory"),
+    3: ("adalora", "fine_tuning", "adalora", "AdaLoRA: LoRA that moves its rank to where it helps"),
+    4: (
+        "vanilla_distillation",
+        "vanilla_distillation",
+        "full",
+        "Vanilla distillation: learn a teacher's output probabilities",
+    ),
+    5: (
+        "feature_distillation",
+        "feature_distillation",
+        "full",
+        "Feature distillation: learn a teacher's hidden states too",
+    ),
+    6: ("full", "fine_tuning", "full", "Full fine-tuning: train every weight"),
+}
+
+
+def unknown(what: str, given: Any, known) -> RecipeError:
+    """An error for a name that is not in a table, with the nearest one that is."""
+    near = difflib.get_close_matches(str(given), [str(name) for name in known], n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return RecipeError(f"unknown {what} {given!r}", f"{hint}choose one of: {', '.join(map(str, known))}")
+
+
+def resolve(table: dict[str, str], name: str, what: str = "name") -> Any:
+    """Return the object called `name`; "module:attr" names one that is not in the table. Raises RecipeError."""
+    if name not in table and ":" not in str(name):
+        raise unknown(what, name, table)
+    module, attr = table.get(name, name).split(":")
+    return getattr(importlib.import_module(module), attr)
+
+
+def options_of(function) -> dict[str, Any]:
+    """The options (keyword-only parameters) of a registered function, with their defaults."""
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def fill_options(what: str, function, given: dict[str, Any]) -> dict[str, Any]:
+    """`given` over the function's defaults; an option the function does not have raises RecipeError."""
+    known = options_of(function)
+    for name in given:
+        if name not in known:
+            raise (
+                unknown(f"option of {what}", name, known)
+                if known
+                else RecipeError(f"{what} has no options, got {name!r}")
+            )
+    return {**known, **given}
+
+
+def menu_entry(method: str | int) -> tuple[str, str, str, str]:
+    """The menu line of a name or number: (name, method, tuning, one line)."""
+    by_name = {entry[0]: entry for entry in MENU.values()}
+    entry = MENU.get(int(method)) if str(method).isdigit() else by_name.get(str(method))
+    if entry is None:
+        raise unknown("method", method, by_name)
+    return entry

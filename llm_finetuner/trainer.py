@@ -1,0 +1,282 @@
+"""The training loop. There is one."""
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llm_finetuner import checkpoint, recipe_file
+from llm_finetuner.assembly import Assembly, Parts, assemble
+from llm_finetuner.benchmark.quality import evaluate
+from llm_finetuner.data.order import Order
+from llm_finetuner.engine import Engine
+from llm_finetuner.errors import CheckpointError, TrainingError
+from llm_finetuner.optim import default_rate, rate
+from llm_finetuner.recipe import Recipe
+from llm_finetuner.registry import OPTIMIZERS, SCHEDULES, resolve
+from llm_finetuner.run import Log, Signals
+
+OnEvent = Callable[[str, dict], None]
+EVALUATIONS = 10  # a run, where eval_every is not given
+
+
+@dataclass
+class TrainResult:
+    """metrics: figures of the whole run. history: one record an optimizer step, with the evaluations made after it."""
+
+    metrics: dict[str, Any]
+    history: list[dict[str, Any]] = field(repr=False)
+
+
+def fit(
+    recipe: Recipe, parts: Parts | None = None, *, resume: bool = False, on_event: OnEvent | None = None
+) -> TrainResult:
+    """Run a recipe to its end, from its newest whole checkpoint where `resume` is set. Raises FinetunerError.
+
+    Ctrl-C and SIGTERM finish the step, write a checkpoint and raise KeyboardInterrupt or SystemExit(143).
+    """
+    say = on_event or (lambda kind, record: None)
+    try:
+        with Signals() as signals:
+            return _Run(recipe, parts or Parts(), resume, say, signals).train()
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise TrainingError(
+            f"out of memory with batch_size={recipe.train.batch_size}: {str(error).splitlines()[0]}",
+            "halve batch_size and double gradient_accumulation_steps (the result is the same), "
+            "or set gradient_checkpointing",
+        ) from error
+
+
+class _Run:
+    """The state of one run: what is learning, how far it is, and the best it has been."""
+
+    def __init__(self, recipe: Recipe, parts: Parts, resume: bool, say: OnEvent, signals: Signals):
+        plan = recipe.train
+        self.recipe, self.say, self.signals = recipe, say, signals
+        self.folder = Path(recipe.output)
+        self.engine = Engine(plan.seed, plan.precision, parts.device, plan.trackers, recipe.output)
+        self.built = built = assemble(recipe, parts, self.engine.device, self._note)
+        parameters = [p for p in built.learner.parameters() if p.requires_grad]
+        optimizer = resolve(OPTIMIZERS, plan.optimizer)(parameters, plan.weight_decay, self.engine.device)
+        self.learner, self.optimizer = self.engine.prepare(built.learner, optimizer)
+        self.parameters = parameters
+        self.order = Order(
+            [len(ids) for batch in built.train.iter(batch_size=1000) for ids in batch["input_ids"]],
+            plan.batch_size, plan.batch_size * plan.gradient_accumulation_steps, plan.seed,
+            self.engine.rank, self.engine.world,
+        )  # fmt: skip
+        self.schedule = resolve(SCHEDULES, plan.schedule)
+        self.peak_rate = plan.learning_rate or default_rate(recipe.tuning.kind, recipe.student.from_scratch)
+        self.best_loss, self.best_step, self.worse = math.inf, 0, 0
+        self.start = self._resume() if resume else self._begin()
+        self.log = Log(self.folder, self.start, self.engine.main)
+        self._announce()
+
+    def train(self) -> TrainResult:
+        plan, built = self.recipe.train, self.built
+        eval_every = max(1, built.steps // EVALUATIONS) if plan.eval_every is None else plan.eval_every
+        save_every = eval_every if plan.save_every is None else plan.save_every
+        began, step = time.perf_counter(), self.start
+        for step in range(self.start + 1, built.steps + 1):
+            record = self._step(step)
+            self.say("step", record)
+            last = step == built.steps
+            if built.held_out is not None and ((eval_every and step % eval_every == 0) or last):
+                record.update(self._evaluate(step))
+            self.log.add(record)
+            self.engine.track(record, step)
+            stop = self.signals.asked is not None or (plan.patience and self.worse >= plan.patience)
+            if (
+                (save_every and step % save_every == 0)
+                or (self.signals.asked is not None)
+                or (last and save_every)
+            ):
+                self._save(step)
+            if self.signals.asked is not None:
+                self.engine.end()
+                self.signals.leave()
+            if stop:
+                self._note(f"stopped early: no better evaluation in the last {self.worse}")
+                break
+        return self._finish(step, time.perf_counter() - began)
+
+    def _step(self, step: int) -> dict[str, Any]:
+        """One optimizer step over all its batches; every term is divided once, by the positions of the whole step."""
+        began = time.perf_counter()
+        built, engine = self.built, self.engine
+        window = [
+            (engine.place(built.task.collate(_rows(built.train, numbers), counted)))
+            for numbers, counted in self.order.step(step)
+        ]
+        about = torch.tensor([[built.task.count(b), int(b["attention_mask"].sum())] for b in window]).sum(0)
+        count, tokens = engine.sum(about.to(engine.device)).tolist()
+        sums: dict[str, torch.Tensor] = {}
+        self.learner.train()
+        for i, batch in enumerate(window):
+            with engine.quiet(self.learner, last=i == len(window) - 1):
+                answer = built.teacher(batch, built.learner.teacher_want) if built.teacher else None
+                loss, seen = self.learner(batch, answer)
+                # the engine averages gradients over processes, and count is already of all of them
+                engine.backward(loss * (engine.world / max(count, 1)))
+            for name, value in {"loss": loss.detach(), **seen}.items():
+                sums[name] = sums.get(name, 0.0) + value.double()
+        totals = engine.sum(torch.stack(list(sums.values()))).tolist()
+        means = {name: total / max(count, 1) for name, total in zip(sums, totals, strict=True)}
+        if not math.isfinite(means["loss"]):
+            raise TrainingError(
+                f"the loss is {means['loss']} at step {step}; the weights were not changed by it",
+                f"lower the learning rate (now {self.peak_rate:g}); checkpoints before this step are kept",
+            )
+        norm = engine.clip(self.parameters, self.recipe.train.max_grad_norm)
+        now = self.peak_rate * rate(self.schedule, step, built.steps, self.recipe.train.warmup)
+        for group in self.optimizer.param_groups:
+            group["lr"] = now
+        self.optimizer.step()
+        built.tuned.after_step(step)
+        self.optimizer.zero_grad()
+        seconds = time.perf_counter() - began
+        return {
+            "step": step,
+            "epoch": step / built.steps_per_epoch,
+            **means,
+            "teacher_nll": means.get("teacher_nll"),
+            "agreement": means.get("agreement"),
+            "tokens_per_second": tokens / seconds,
+            "learning_rate": now,
+            "grad_norm": float(norm),
+            "seconds": seconds,
+        }
+
+    def _evaluate(self, step: int) -> dict[str, float]:
+        """Loss on the held-out rows; keeps the weights where it is the best so far."""
+        built, plan = self.built, self.recipe.train
+        quality = evaluate(built.task, built.learner.student, built.held_out, batch_size=plan.batch_size)
+        loss = quality.loss
+        better = loss < self.best_loss
+        self.worse = 0 if better else self.worse + 1
+        if better:
+            self.best_loss, self.best_step = loss, step
+            if plan.keep_best and self.engine.main:
+                weights = checkpoint.trainable(built.learner)
+                checkpoint.save(
+                    self.folder / "checkpoints" / "best", weights, built.tuned.state(), {"step": step}
+                )
+        said = {"eval_loss": loss, "eval_perplexity": quality.perplexity}
+        self.say("evaluation", {"step": step, **said, "best": better})
+        return said
+
+    def _begin(self) -> int:
+        """Forget the checkpoints of an earlier run in this folder, and write down what this one is."""
+        if self.engine.main:
+            shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
+            (self.folder / "training.json").unlink(missing_ok=True)
+            recipe_file.save(self.recipe, self.folder / "recipe.yaml")
+        return 0
+
+    def _resume(self) -> int:
+        found = checkpoint.newest(self.folder, self._note)
+        if found is None:
+            raise CheckpointError(
+                f"there is no whole checkpoint in {self.folder}", "start the run without resume"
+            )
+        weights, state, about = found
+        checkpoint.restore(self.built.learner, weights)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.built.tuned.load_state(state["tuning"])
+        self.engine.load_scaler_state(state["scaler"])
+        checkpoint.set_random_state(state["random"])
+        self.best_loss, self.best_step, self.worse = about["best_loss"], about["best_step"], about["worse"]
+        return about["step"]
+
+    def _save(self, step: int) -> None:
+        if self.engine.main:
+            state = {
+                "optimizer": self.optimizer.state_dict(),
+                "tuning": self.built.tuned.state(),
+                "scaler": self.engine.scaler_state(),
+                "random": checkpoint.random_state(),
+            }
+            about = {
+                "step": step,
+                "best_loss": self.best_loss,
+                "best_step": self.best_step,
+                "worse": self.worse,
+            }
+            path = self.folder / "checkpoints" / f"step_{step:07d}"
+            checkpoint.save(path, checkpoint.trainable(self.built.learner), state, about)
+            checkpoint.prune(self.folder)
+            self.say("checkpoint", {"step": step, "path": str(path)})
+        self.engine.wait()
+
+    def _finish(self, step: int, seconds: float) -> TrainResult:
+        """Put the best weights back, write the model as a plain Hugging Face folder, and sum up."""
+        built, best = self.built, self.best_step or step
+        if self.recipe.train.keep_best and self.best_step and self.best_step != step:
+            self.engine.wait()
+            weights, _, _ = checkpoint.load(self.folder / "checkpoints" / "best")
+            checkpoint.restore(built.learner, weights)
+        history = self.log.records
+        metrics = {
+            "steps": step,
+            "best_step": best,
+            "seconds": sum(record["seconds"] for record in history),
+            "wall_seconds": seconds,
+            "final_loss": history[-1]["loss"] if history else None,
+            "eval_loss": self.best_loss if self.best_step else None,
+            "eval_perplexity": math.exp(min(self.best_loss, 700)) if self.best_step else None,
+            "parameters": sum(p.numel() for p in built.learner.student.parameters()),
+        }
+        if self.engine.main:
+            built.tuned.save(self.folder)
+            if built.tokenizer is not None:
+                built.tokenizer.save_pretrained(str(self.folder))
+            (self.folder / "training.json").write_text(json.dumps(metrics, indent=1), encoding="utf-8")
+        self.engine.wait()
+        self.engine.end()
+        self.say("done", {**metrics, "output": str(self.folder)})
+        return TrainResult(metrics, history)
+
+    def _note(self, text: str) -> None:
+        self.say("note", {"text": text})
+
+    def _announce(self) -> None:
+        built: Assembly = self.built
+        sizes = [p for p in built.learner.student.parameters()]
+        settings = {
+            "steps": built.steps,
+            "epochs": built.steps / built.steps_per_epoch,
+            "examples": len(built.train),
+            "eval_examples": len(built.held_out) if built.held_out is not None else 0,
+            "tokens": int(self.order.lengths.sum()),
+            "parameters": sum(p.numel() for p in sizes),
+            "trainable_parameters": sum(p.numel() for p in sizes if p.requires_grad),
+            "teacher_parameters": sum(p.numel() for p in built.teacher.model.parameters())
+            if built.teacher
+            else 0,
+            "device": str(self.engine.device),
+            "precision": self.engine.precision,
+            "learning_rate": self.peak_rate,
+            "warnings": self.recipe.warnings(),
+            "output": str(self.folder),
+            "resumed_from": self.start,
+        }
+        self.engine.start_trackers("llm-finetuner", {k: v for k, v in settings.items() if k != "warnings"})
+        self.say("plan", settings)
+
+
+def _rows(dataset, numbers: list[int]) -> list[dict]:
+    columns = dataset[numbers]
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    said = str(error).lower()
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in said

@@ -1,0 +1,34 @@
+"""QLoRA (arXiv 2305.14314): LoRA on a frozen model held in 4 bits."""
+
+from llm_finetuner.errors import ModelError
+from llm_finetuner.tuning.lora import lora
+
+
+def qlora(
+    model,
+    total_steps: int,
+    *,
+    r: int = 16,
+    lora_alpha: float = 64,
+    lora_dropout: float = 0.1,
+    target_modules: list[str] | None = None,
+):
+    """Add LoRA to a quantised model. Raises ModelError when it is not quantised."""
+    from peft import prepare_model_for_kbit_training
+
+    from llm_finetuner.models.loading import is_quantised
+
+    if not is_quantised(model):
+        raise ModelError(
+            "QLoRA needs a model held in 4 or 8 bits, this one is not",
+            "load it with load_in_4bit=True, or use lora",
+        )
+    model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    return lora(
+        model,
+        total_steps,
+        r=r,
+        lora_alpha=lora_alpha,
+        lora_dropout=lora_dropout,
+        target_modules=target_modules,
+    )

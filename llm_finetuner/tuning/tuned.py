@@ -1,0 +1,33 @@
+"""What every way of tuning returns: a model to train, and how to save it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+
+@dataclass
+class Tuned:
+    """A model whose moving weights have requires_grad set.
+
+    model is the transformers model, with adapters injected in place; peft is the wrapper that can save them,
+    or None. penalty is a term of the loss that belongs to the tuning; after_step(step) runs between the
+    optimizer's step and zero_grad; state and load_state carry what else a resumed run needs.
+    """
+
+    model: nn.Module
+    peft: Any = None
+    penalty: Callable[[], Tensor] | None = None
+    after_step: Callable[[int], None] = lambda step: None
+    state: Callable[[], dict] = dict
+    load_state: Callable[[dict], None] = lambda state: None
+
+    def save(self, folder: str | Path) -> None:
+        """Write a plain Hugging Face folder: the model, or the adapter where there is one."""
+        (self.peft or self.model).save_pretrained(str(folder))
+
+    def merge(self) -> nn.Module:
+        """Fold the adapter into the weights and return the plain model; a model without adapter as it is."""
+        return self.peft.merge_and_unload() if self.peft else self.model
