@@ -1,0 +1,226 @@
+"""Quality on held-out rows: loss, perplexity and its interval, accuracy, calibration, agreement with a teacher.
+
+Shapes: E examples, N positions that count, n of them at once, D hidden width, V vocabulary, R resamples.
+"""
+
+import math
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from llm_finetuner.errors import DataError, ModelError
+from llm_finetuner.objectives.divergence import forward_kl
+from llm_finetuner.objectives.supervised import cross_entropy
+from llm_finetuner.output import Output, Want
+
+POSITIONS = 256  # logits of this many positions exist at a time
+BINS = 15  # of equal width, Guo et al. 2017 (arXiv 1706.04599)
+RESAMPLES = 2000
+DRAWS_AT_ONCE = 2**22  # resampled example numbers in memory
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What one pass over the rows found; sums are kept by example, so that models can be compared in pairs."""
+
+    nll: np.ndarray  # [E] float64, nats summed over the counted tokens of an example
+    tokens: np.ndarray  # [E] counted tokens
+    accuracy: float  # share of positions whose most probable token is the target
+    calibration_error: float  # expected calibration error of that token's probability, in [0, 1]
+    agreement: float | None = None  # share of positions where student and teacher put the same token first
+    kl_to_teacher: float | None = None  # KL(teacher || student), nats a token, at temperature 1
+
+    @property
+    def loss(self) -> float:
+        """Nats a token, over all counted tokens: not a mean of means."""
+        return float(self.nll.sum() / self.tokens.sum())
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(self.loss) if self.loss < 700 else math.inf
+
+    def interval(self, *, resamples: int = RESAMPLES, seed: int = 0) -> tuple[float | None, float | None]:
+        """95 % percentile bootstrap interval of the perplexity over examples, taken to be independent.
+
+        (None, None) with fewer than two examples.
+        """
+        low, high = _percentiles(self.nll, self.tokens, resamples, seed)
+        return (None, None) if low is None else (float(np.exp(low)), float(np.exp(high)))
+
+    def summary(self, *, seed: int = 0) -> dict[str, float | int | None]:
+        low, high = self.interval(seed=seed)
+        return {
+            "loss": self.loss,
+            "perplexity": self.perplexity,
+            "tokens": int(self.tokens.sum()),
+            "accuracy": self.accuracy,
+            "calibration_error": self.calibration_error,
+            "agreement": self.agreement,
+            "kl_to_teacher": self.kl_to_teacher,
+            "perplexity_low": low,
+            "perplexity_high": high,
+        }
+
+
+def evaluate(
+    task: Any,
+    model: nn.Module,
+    rows: Sequence[dict],
+    *,
+    batch_size: int = 8,
+    teacher: nn.Module | None = None,
+    vocabulary: int | None = None,
+) -> Quality:
+    """Score one model on prepared rows; see `evaluate_all`."""
+    options = {"batch_size": batch_size, "teacher": teacher, "vocabulary": vocabulary}
+    return evaluate_all(task, {"model": model}, rows, **options)["model"]
+
+
+@torch.no_grad()
+def evaluate_all(
+    task: Any,
+    models: dict[str, nn.Module],
+    rows: Sequence[dict],
+    *,
+    batch_size: int = 8,
+    teacher: nn.Module | None = None,
+    vocabulary: int | None = None,
+) -> dict[str, Quality]:
+    """Score several models on the same rows, with one pass of the teacher for all of them.
+
+    `vocabulary` is the number of tokens that are real: logits of padded columns beyond it are left out on both
+    sides. Raises DataError when no token counts, ModelError when a model's vocabulary is not as wide as the
+    teacher's.
+    """
+    tallies = {name: Tally(len(rows)) for name in models}
+    lengths = [len(row["input_ids"]) for row in rows]
+    order = sorted(range(len(rows)), key=lengths.__getitem__, reverse=True)
+    with eval_mode(*models.values(), *([teacher] if teacher else [])):
+        for start in range(0, len(order), batch_size):
+            picked = order[start : start + batch_size]
+            batch = task.collate([rows[index] for index in picked])
+            said = _run(task, teacher, batch) if teacher else None
+            for name, model in models.items():
+                output = said if model is teacher else _run(task, model, batch)
+                numbers = torch.tensor(picked)[output.examples.cpu()]
+                _score(output, said, numbers, tallies[name], vocabulary)
+    return {name: tally.quality(teacher is not None) for name, tally in tallies.items()}
+
+
+def _run(task: Any, model: nn.Module, batch: dict[str, Tensor]) -> Output:
+    device = next(model.parameters()).device
+    return task.run(model, {key: value.to(device) for key, value in batch.items()}, Want())
+
+
+def _score(
+    student: Output, teacher: Output | None, examples: Tensor, tally: "Tally", vocabulary: int | None
+) -> None:
+    """Add one batch to a tally, a slice of positions at a time; examples [N] numbers the rows."""
+    for start in range(0, len(student.rows), POSITIONS):
+        part = slice(start, start + POSITIONS)
+        logits_nV = student.head(student.rows[part])[:, :vocabulary]
+        teacher_nV = None
+        if teacher is not None:
+            teacher_nV = teacher.head(teacher.rows[part])[:, :vocabulary].to(logits_nV.device)
+            if teacher_nV.shape != logits_nV.shape:
+                raise ModelError(
+                    f"the teacher has {teacher_nV.shape[1]} tokens, the student {logits_nV.shape[1]}",
+                    "pass vocabulary= the number of tokens of the tokenizer that they share",
+                )
+        tally.add(logits_nV, student.targets[part], examples[part], teacher_nV)
+
+
+class Tally:
+    """Running sums in float64, on the CPU."""
+
+    def __init__(self, examples: int):
+        self.nll = torch.zeros(examples, dtype=torch.float64)
+        self.tokens = torch.zeros(examples, dtype=torch.long)
+        self.right = torch.zeros(BINS, dtype=torch.float64)  # right answers of each bin of confidence
+        self.confidence = torch.zeros(BINS, dtype=torch.float64)  # their summed confidence
+        self.agreed = 0.0
+        self.kl = 0.0
+
+    def add(
+        self, logits_nV: Tensor, targets_n: Tensor, examples_n: Tensor, teacher_nV: Tensor | None
+    ) -> None:
+        nll_n = cross_entropy(logits_nV, targets_n).double().cpu()
+        top_n, said_n = logits_nV.max(-1)
+        at_target_n = logits_nV.gather(-1, targets_n[:, None])[:, 0]
+        # log p(top) = top - logsumexp, and logsumexp = nll + logit of the target: no second softmax
+        confidence_n = (top_n.double().cpu() - at_target_n.double().cpu() - nll_n).exp().clamp(0, 1)
+        right_n = (said_n == targets_n).double().cpu()
+        self.nll.index_add_(0, examples_n, nll_n)
+        self.tokens.index_add_(0, examples_n, torch.ones_like(examples_n))
+        bin_n = (confidence_n * BINS).ceil().long().sub(1).clamp(0, BINS - 1)  # bins are (low, high]
+        self.right.index_add_(0, bin_n, right_n)
+        self.confidence.index_add_(0, bin_n, confidence_n)
+        if teacher_nV is not None:
+            self.agreed += float((said_n == teacher_nV.argmax(-1)).sum())
+            self.kl += float(forward_kl(logits_nV, teacher_nV).double().sum())
+
+    def quality(self, with_teacher: bool) -> Quality:
+        count = int(self.tokens.sum())
+        if not count:
+            raise DataError(
+                "no token of these rows counts", "their labels are all -100, or there are no rows"
+            )
+        return Quality(
+            nll=self.nll.numpy(),
+            tokens=self.tokens.numpy(),
+            accuracy=float(self.right.sum()) / count,
+            calibration_error=float((self.right - self.confidence).abs().sum()) / count,
+            agreement=self.agreed / count if with_teacher else None,
+            kl_to_teacher=self.kl / count if with_teacher else None,
+        )
+
+
+def paired_difference(
+    a: Quality, b: Quality, *, resamples: int = RESAMPLES, seed: int = 0
+) -> dict[str, float | bool | None]:
+    """Loss of a minus loss of b, nats a token, with a 95 % interval by a paired bootstrap over examples.
+
+    Both are resampled with the same examples, so what makes an example hard for both cancels. significant:
+    the interval leaves out 0. Raises ValueError unless both were scored on the same tokens.
+    """
+    if not np.array_equal(a.tokens, b.tokens):
+        raise ValueError("a paired difference needs two models scored on the same tokens")
+    low, high = _percentiles(a.nll - b.nll, a.tokens, resamples, seed)
+    significant = low is not None and (low > 0 or high < 0)
+    return {"difference": a.loss - b.loss, "low": low, "high": high, "significant": significant}
+
+
+def _percentiles(
+    sums: np.ndarray, tokens: np.ndarray, resamples: int, seed: int
+) -> tuple[float, float] | tuple[None, None]:
+    """2.5 % and 97.5 % of sum(sums) / sum(tokens) over resampled examples: [E], [E] -> two numbers."""
+    counted = tokens > 0
+    sums, tokens = sums[counted], tokens[counted]
+    if len(sums) < 2:
+        return None, None
+    random = np.random.default_rng(seed)
+    ratios = []
+    rows = max(1, DRAWS_AT_ONCE // len(sums))
+    for start in range(0, resamples, rows):
+        draw_RE = random.integers(len(sums), size=(min(rows, resamples - start), len(sums)))
+        ratios.append(sums[draw_RE].sum(1) / tokens[draw_RE].sum(1))
+    low, high = np.percentile(np.concatenate(ratios), [2.5, 97.5])
+    return float(low), float(high)
+
+
+@contextmanager
+def eval_mode(*models: nn.Module):
+    """Models in eval mode inside; every module gets back its own mode, also after an error."""
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    try:
+        for model in models:
+            model.eval()
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

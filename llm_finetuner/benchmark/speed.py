@@ -1,0 +1,144 @@
+"""Size, speed and cost of models: parameters, bytes, throughput, latency, memory, compute of a training step.
+
+Shapes: B sequences, T tokens.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from llm_finetuner.benchmark.quality import eval_mode
+from llm_finetuner.benchmark.text import positions
+from llm_finetuner.errors import DataError
+
+WEIGHT_FILES = ("*.safetensors", "*.bin", "*.gguf")
+PROMPT = 8  # tokens read before latency is measured
+MEMORY_IS = {
+    "cuda": "weights, plus the most that a forward pass of the batch added",
+    "cpu": "weights and buffers alone: what a forward pass adds cannot be measured reliably on a CPU",
+}
+
+
+def speed_batch(
+    rows: Sequence[dict], models: Sequence[nn.Module], *, batch: int = 4, length: int = 64
+) -> Tensor:
+    """Token ids [B, T] cut from prepared rows, repeated if there are few.
+
+    T is at most half of what every model can read. Raises DataError when the rows hold no token.
+    """
+    limits = [limit for limit in map(positions, models) if limit is not None]
+    length = min([length, *(max(1, limit // 2) for limit in limits)])
+    ids: list[int] = []
+    for row in rows:
+        ids += list(row["input_ids"])
+        if len(ids) >= batch * length:
+            break
+    if not ids:
+        raise DataError("no tokens to measure speed with", "pass rows that are not empty")
+    ids = ids * (batch * length // len(ids) + 1)
+    return torch.tensor(ids[: batch * length]).view(batch, length)
+
+
+@torch.no_grad()
+def measure(
+    models: dict[str, nn.Module], ids: Tensor, *, repeats: int = 5, new_tokens: int = 32
+) -> dict[str, dict[str, float]]:
+    """{name: {"tokens_per_second", "latency_ms"}}, medians over the repeats, after a warm-up of each model.
+
+    tokens_per_second: ids [B, T] through one forward pass, logits of every position included. latency_ms: one
+    more token for a single sequence, with the KV cache. The models take turns within each repeat, so that what
+    else the machine does meanwhile slows all of them alike.
+    """
+    seconds = {name: {"forward": [], "token": []} for name in models}
+    with eval_mode(*models.values()):
+        for repeat in range(repeats + 1):
+            for name, model in models.items():
+                forward = _timed(model, lambda model=model: _forward(model, ids))
+                token = _decode_seconds(model, ids[:1, :PROMPT], new_tokens)
+                if repeat:  # the first round warms up
+                    seconds[name]["forward"].append(forward)
+                    seconds[name]["token"].append(token)
+    return {
+        name: {
+            "tokens_per_second": ids.numel() / statistics.median(taken["forward"]),
+            "latency_ms": 1000 * statistics.median(taken["token"]),
+        }
+        for name, taken in seconds.items()
+    }
+
+
+def _forward(model: nn.Module, ids: Tensor) -> None:
+    model(input_ids=ids.to(model.device), use_cache=False)
+
+
+def _decode_seconds(model: nn.Module, ids: Tensor, new_tokens: int) -> float:
+    """Seconds a token takes while one sequence grows by new_tokens (fewer where positions end), after its prompt."""
+    limit = positions(model)
+    steps = new_tokens if limit is None else max(1, min(new_tokens, limit - ids.shape[1]))
+    said = model(input_ids=ids.to(model.device), use_cache=True)
+
+    def grow(said=said):
+        for _ in range(steps):
+            token = said.logits[:, -1:].argmax(-1)
+            said = model(input_ids=token, past_key_values=said.past_key_values, use_cache=True)
+
+    return _timed(model, grow) / steps
+
+
+def _timed(model: nn.Module, work: Callable[[], None]) -> float:
+    wait = torch.cuda.synchronize if model.device.type == "cuda" else lambda: None
+    wait()
+    start = time.perf_counter()
+    work()
+    wait()
+    return time.perf_counter() - start
+
+
+@torch.no_grad()
+def peak_memory_mb(model: nn.Module, ids: Tensor) -> float:
+    """Megabytes (10^6 bytes) that running the model takes; MEMORY_IS says what is counted on which device."""
+    tensors = [*model.parameters(), *model.buffers()]
+    held = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    if model.device.type != "cuda":
+        return held / 1e6
+    with eval_mode(model):
+        before = torch.cuda.memory_allocated(model.device)
+        torch.cuda.reset_peak_memory_stats(model.device)
+        _forward(model, ids)
+        torch.cuda.synchronize(model.device)
+    return (held + torch.cuda.max_memory_allocated(model.device) - before) / 1e6
+
+
+def bytes_on_disk(folder: str | Path | None) -> int | None:
+    """Bytes of the weight files in a folder, of the adapter alone in an adapter's; None if there are none."""
+    files = [file for kind in WEIGHT_FILES for file in Path(folder).glob(kind)] if folder else []
+    return sum(file.stat().st_size for file in files) or None
+
+
+def parameters(model: nn.Module) -> int:
+    """Weights of the model: tied ones once, those packed in 4 bits each."""
+    return model.num_parameters()
+
+
+def multiplying_parameters(model: nn.Module) -> int:
+    """Weights that multiply a token: all but the tables that are only looked up. One tied to the head counts, once.
+
+    Known weakness: in a mixture of experts those that a token does not visit are counted too.
+    """
+    tables = {id(m.weight): m.weight.numel() for m in model.modules() if isinstance(m, nn.Embedding)}
+    tables.pop(id(model.get_output_embeddings().weight), None)
+    return parameters(model) - sum(tables.values())
+
+
+def cost_ratio(student: nn.Module, teacher: nn.Module) -> float:
+    """Compute of a distillation step over a cross-entropy step: 1 + forward(teacher) / (3 x forward(student)).
+
+    forward = 2 x multiplying parameters, floating point operations a token; a backward pass costs twice a forward
+    pass (Kaplan et al. 2020, arXiv 2001.08361). Attention's share, which grows with the length, is left out, and
+    so is what a student with frozen weights saves.
+    """
+    return 1 + multiplying_parameters(teacher) / (3 * multiplying_parameters(student))
