@@ -26,11 +26,19 @@ def open_source(source: Any, config: str | None, split: str, files: str | Sequen
     if not isinstance(source, str | Path):
         return _live(source, split)
     text = str(source).strip()
-    path = Path(text).expanduser()
     if not text:
         raise DataError("the source of the data is empty", "give a file, a folder, a glob or a hub name")
+    try:
+        return _named(text, Path(text).expanduser(), config, split, files)
+    except (OSError, RuntimeError) as error:  # a folder we may not enter, a name too long, ~ of nobody
+        raise DataError(
+            f"{text[:200]} cannot be read: {error}", "check the path and its permissions"
+        ) from error
+
+
+def _named(text: str, path: Path, config: str | None, split: str, files: str | Sequence[str] | None) -> Any:
     if path.is_dir():
-        if any((path / mark).is_file() for mark in ("state.json", "dataset_dict.json")):
+        if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
             return _saved(path, split)
         return _records(_files_in(path, split, files))
     if path.is_file():
@@ -97,7 +105,8 @@ def _synonyms(split: str) -> set[str]:
 def _files_in(folder: Path, split: str, files: str | Sequence[str] | None) -> list[Path]:
     if files:
         patterns = [files] if isinstance(files, str) else list(files)
-        named = [match for pattern in patterns for match in sorted(folder.glob(pattern)) if match.is_file()]
+        matches = (m for p in patterns for m in sorted(glob.glob(p, root_dir=folder, recursive=True)))
+        named = [folder / match for match in matches if (folder / match).is_file()]
         if not named:
             raise DataError(
                 f"{folder}: no file matches {', '.join(patterns)}", "names and globs count from the folder"

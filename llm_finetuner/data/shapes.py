@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from llm_finetuner.errors import DataError
 
+SAMPLE = 100  # rows from which a shape is recognised
 CHAT_COLUMNS = ("messages", "conversations")
 TEXT_COLUMNS = ("text", "content", "document", "sentence")
 # kind, optional column, needed columns with their synonyms (the last one is learned)

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     import datasets
 
 logger = logging.getLogger(__name__)
-SAMPLE = 100  # rows from which a shape is recognised
 SKIP = "mend the row, or leave bad rows out: --on-bad-row skip (on_bad_row='skip')"
 
 
@@ -101,7 +100,7 @@ def _usable_rows(
     samples: int | None,
     gate: _Gate,
 ) -> tuple[list[dict], Shape | None]:
-    head = list(itertools.islice(found, SAMPLE))
+    head = list(itertools.islice(found, shapes.SAMPLE))
     shape = _shape([record.row for _, record in head if record.row is not None], text_columns)
     rows: list[dict] = []
     for file, record in itertools.chain(head, found):
@@ -123,7 +122,7 @@ def _usable_part(
     gate: _Gate,
 ) -> tuple["datasets.Dataset", Shape | None]:
     """The same for rows that already are a dataset: only the shape's columns are looked at."""
-    shape = _shape(dataset.select(range(min(SAMPLE, len(dataset)))).to_list(), text_columns)
+    shape = _shape(dataset.select(range(min(shapes.SAMPLE, len(dataset)))).to_list(), text_columns)
     if shape is None:
         return dataset.select(range(min(samples or len(dataset), len(dataset)))), None
     good: list[int] = []

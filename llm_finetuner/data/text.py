@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     import datasets
 
 BATCH = 1000  # rows tokenised at once
-SAMPLE = 100  # rows from which a shape is recognised
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ def prepare(
     if "input_ids" in dataset.column_names:
         _take_ready(dataset, builder)
         return Prepared(builder.dataset(), None, ["input_ids"], builder.stats())
-    head = dataset.select(range(min(SAMPLE, len(dataset)))).to_list()
+    head = dataset.select(range(min(shapes.SAMPLE, len(dataset)))).to_list()
     shape = shapes.recognise(dataset.column_names, head, text_columns)
     special = _special(tokenizer)
     for rows in _good_batches(dataset, shape, on_bad_row, builder):
@@ -109,7 +108,7 @@ def prompts(
 
     A chat's prompt is all before the assistant's last turn, in the template. Tokenise with `prompt_ids`.
     """
-    head = dataset.select(range(min(SAMPLE, len(dataset)))).to_list()
+    head = dataset.select(range(min(shapes.SAMPLE, len(dataset)))).to_list()
     shape = shapes.recognise(dataset.column_names, head, text_columns)
     pairs = []
     for row in dataset.select_columns(list(shape.columns)).with_format(None):
@@ -179,7 +178,7 @@ def _encode_parts(
             ids.extend(piece)
             counted.extend([learned or loss_on == "all"] * len(piece))
             lead += 0 if learned else len(piece)
-        if eos is not None:
+        if eos is not None and ids[-1:] != [eos]:  # data may have written it already
             ids.append(eos)
             counted.append(True)
         yield ids, counted, lead
