@@ -17,6 +17,7 @@ from llm_finetuner.errors import DataError
 from llm_finetuner.registry import TASKS, resolve
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
+FROM_TEACHER = "the teacher's greedy continuation of each prompt"
 ROUGE_FLOOR = 1e-4  # what `benchmark` reports for "no overlap at all"
 
 
@@ -178,7 +179,7 @@ def choose_references(
         tokens = [found for found, _ended in said]
         if any(tokens):
             texts = [decode(tokenizer, found) for found in tokens]
-            return References(ids, tokens, texts, "the teacher's greedy continuation of each prompt")
+            return References(ids, tokens, texts, FROM_TEACHER)
     halves = [(part[: (len(part) + 1) // 2], part[(len(part) + 1) // 2 :][:max_new_tokens]) for part in ids]
     if not any(second for _first, second in halves):
         raise DataError("every prompt is a single token, which has no second half", "pass references")

@@ -1,0 +1,158 @@
+"""From numbers to words: did distilling pay, and what to beware of.
+
+"Better" and "worse" are said only of differences that are larger than their uncertainty: the 95 % interval of the
+paired difference leaves out 0, and it rests on at least 30 examples. `paid` is the hardest of the comparisons there
+are: "yes" if the distilled student is better than cross-entropy alone at equal steps and at equal compute, "no" if it
+is worse at one of them, "unclear" otherwise, "unknown" if no baseline was trained ("no" also then, if it is worse than
+the untouched student).
+"""
+
+import math
+from typing import Any
+
+ENOUGH = 30  # examples; a bootstrap interval over fewer is too narrow
+MUCH = 0.05  # a rise of the calibration error that is worth a warning
+SAID = {"yes": "paid", "no": "did not pay", "unclear": "made no difference that can be told"}
+BASELINES = {  # role -> where the comparison is fair, and what has been compared
+    "baseline_steps": ("at equal steps", "for as many steps"),
+    "baseline_compute": ("at equal compute, the teacher's passes counted,", "for as much compute"),
+}
+
+
+def answer(pair: dict[str, Any] | None, examples: int) -> str | None:
+    """yes: the first model of the pair is better; no: it is worse; unclear; None: there is no such pair."""
+    if pair is None:
+        return None
+    if examples < ENOUGH or not pair["significant"]:
+        return "unclear"
+    return "yes" if pair["difference"] < 0 else "no"
+
+
+def finding(line: dict, lines: list[dict], differences: list[dict], examples: int) -> dict[str, Any]:
+    """The answer for one distilled model: name, sentence, paid, paid_at_equal_steps, paid_at_equal_compute."""
+    pairs = {role: _pair(differences, line["name"], role) for role in (*BASELINES, "untouched")}
+    answers = {role: answer(pairs[role], examples) for role in BASELINES}
+    given = [said for said in answers.values() if said]
+    if given:
+        paid = next((said for said in ("no", "unclear") if said in given), "yes")
+        sentence = _against_baselines(line, lines, pairs, answers, examples)
+    else:
+        paid = "no" if answer(pairs["untouched"], examples) == "no" else "unknown"
+        sentence = _against_untouched(line, lines, pairs["untouched"], paid, examples)
+    return {
+        "name": line["name"],
+        "sentence": sentence,
+        "paid": paid,
+        "paid_at_equal_steps": answers["baseline_steps"],
+        "paid_at_equal_compute": answers["baseline_compute"],
+    }
+
+
+def _pair(differences: list[dict], name: str, role: str) -> dict[str, Any] | None:
+    return next((pair for pair in differences if pair["name"] == name and pair["role"] == role), None)
+
+
+def _against_baselines(line: dict, lines: list[dict], pairs: dict, answers: dict, examples: int) -> str:
+    clauses = []
+    for role, (where, alike) in BASELINES.items():
+        if pairs[role]:
+            who = "the same student trained on cross-entropy alone" if not clauses else "cross-entropy alone"
+            verb = f"distilling {SAID[answers[role]]}" if not clauses else f"it {SAID[answers[role]]}"
+            said = _compared(
+                line, _called(lines, pairs[role]["other"]), f"{who} {alike}", pairs[role], examples
+            )
+            clauses.append(f"{where} {verb}: {said}")
+    sentence = "; ".join(clauses)
+    return sentence[0].upper() + sentence[1:] + "."
+
+
+def _against_untouched(line: dict, lines: list[dict], pair: dict | None, paid: str, examples: int) -> str:
+    nothing = "no baseline was trained, so nothing can be said about distilling against plain training"
+    if pair is None:
+        return f"Whether distilling paid is not known: {nothing}, and the untouched student was not measured."
+    said = _compared(line, _called(lines, pair["other"]), "the untouched student", pair, examples)
+    if paid == "no":
+        return f"Distilling did not pay: {said}."
+    return f"Whether distilling paid is not known: {said}, but {nothing}."
+
+
+def _called(lines: list[dict], name: str) -> dict:
+    return next(line for line in lines if line["name"] == name)
+
+
+def _compared(line: dict, other: dict, who: str, pair: dict, examples: int) -> str:
+    """In words: both perplexities, their difference in %, its interval, and whether it is larger than that."""
+    change = percent(pair["difference"])
+    way = f"{abs(change):.1f} % {'lower' if change < 0 else 'higher'}"
+    text = f"{line['name']} has a perplexity of {number(line['perplexity'])}, {who} {number(other['perplexity'])}"
+    if examples < ENOUGH or pair["low"] is None:
+        return f"{text}, {way}, but {examples} examples are too few to tell the difference from chance"
+    low, high = percent(pair["low"]), percent(pair["high"])
+    if pair["significant"]:
+        near, far = sorted((abs(low), abs(high)))
+        return f"{text}, {way} (95 % interval {near:.1f} to {far:.1f} %), a difference larger than its uncertainty"
+    interval = f"95 % interval {low:+.1f} to {high:+.1f} %"
+    return f"{text}, {way} ({interval}), a difference not larger than its uncertainty"
+
+
+def percent(difference: float) -> float:
+    """Change of the perplexity in % that belongs to a difference of the loss in nats."""
+    return 100 * math.expm1(min(difference, 100))
+
+
+def number(value: float | None) -> str:
+    if value is None or not math.isfinite(value):
+        return "beyond measure"
+    return f"{value:,.0f}" if value >= 10_000 else f"{value:.1f}" if value >= 100 else f"{value:.2f}"
+
+
+def warnings(lines: list[dict], differences: list[dict], examples: int) -> list[str]:
+    """What to beware of, most important first."""
+    found = []
+    for line in lines:
+        if line["role"] == "distilled":
+            found += _of_distilled(line, lines, differences, examples)
+    for pair in differences:
+        if pair["role"] in ("untouched", *BASELINES) and _called(lines, pair["name"])["role"] == "teacher":
+            if _not_better(pair, examples):
+                found.append(
+                    f"The teacher ({pair['name']}) is {_how(pair)} than {pair['other']}: there was nothing "
+                    "to compress. Take a better teacher before drawing a conclusion about distilling."
+                )
+    if examples < ENOUGH:
+        found.append(
+            f"Only {examples} examples were scored: too few (below {ENOUGH}) for an interval that can be trusted."
+        )
+    return found
+
+
+def _of_distilled(line: dict, lines: list[dict], differences: list[dict], examples: int) -> list[str]:
+    name, found = line["name"], []
+    untouched = _pair(differences, name, "untouched")
+    if untouched and answer(untouched, examples) == "no":
+        found.append(f"Distilling made things worse: {name} is worse than the untouched student.")
+    elif untouched and _not_better(untouched, examples):
+        found.append(f"{name} is {_how(untouched)} than the untouched student.")
+    for role, (_where, alike) in BASELINES.items():
+        if answer(_pair(differences, name, role), examples) == "no":
+            found.append(f"{name} is worse than the same student trained on cross-entropy alone {alike}.")
+    if answer(_pair(differences, name, "teacher"), examples) == "yes":
+        found.append(f"{name} is better than its teacher on this text: a better teacher could teach it more.")
+    before = next(
+        (other for role in ("baseline_steps", "untouched") for other in lines if other["role"] == role), None
+    )
+    if before and line["calibration_error"] - before["calibration_error"] > MUCH:
+        found.append(
+            f"The probabilities of {name} are less to be trusted: its calibration error is "
+            f"{line['calibration_error']:.3f}, that of {before['name']} {before['calibration_error']:.3f}."
+        )
+    return found
+
+
+def _not_better(pair: dict, examples: int) -> bool:
+    """The first is not better, or, where there are enough examples to tell, not measurably."""
+    return pair["difference"] >= 0 or (examples >= ENOUGH and not pair["significant"])
+
+
+def _how(pair: dict) -> str:
+    return "not better" if pair["difference"] >= 0 else "not measurably better"

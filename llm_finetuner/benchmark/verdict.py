@@ -1,0 +1,226 @@
+"""The verdict on a distillation: every model measured alike, and one plain sentence that says whether it paid.
+
+Keys of the verdict (plain JSON; what is not known is None):
+
+sentence, paid          "yes" | "no" | "unclear" | "unknown": the answer of judge.py for the first distilled model
+paid_at_equal_steps, paid_at_equal_compute
+                        the two answers that it is made of, None without such a baseline
+warnings                sentences
+models                  one dict a model: name, role, steps, seconds, all of Quality.summary(), rouge1, rouge2, rougeL,
+                        parameters, bytes, tokens_per_second, latency_ms, peak_memory_mb, retained (%)
+differences             loss of `name` minus loss of `other`, whose role is `role`: difference, low, high, significant
+findings                one dict a distilled model: name, sentence, paid, paid_at_equal_steps, paid_at_equal_compute
+compression             how many times the first distilled model is smaller or faster than the teacher: parameters,
+                        bytes, speed
+cost                    compute of a distillation step in cross-entropy steps: ratio
+samples                 prompt, reference, completions {name: text}
+examples, tokens, seed  what was scored, and the seed of the resampling
+references, memory, formulas    in words: what completions were held against, what memory means, how numbers were made
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from llm_finetuner.benchmark import judge, speed, text
+from llm_finetuner.benchmark.quality import RESAMPLES, Quality, evaluate_all, paired_difference
+from llm_finetuner.errors import DataError
+
+SAMPLES = 2
+FORMULAS = {
+    "loss": "mean negative log-likelihood of a counted token, in nats: the sum over all tokens by their number",
+    "perplexity": f"exp(loss); its 95 % interval is a bootstrap over examples ({RESAMPLES} resamples)",
+    "differences": "loss of one model minus loss of another, 95 % interval by a paired bootstrap: both models are "
+    "resampled with the same examples",
+    "uncertainty": "intervals tell how the result would vary with other test examples; how it would vary with "
+    "another training seed takes further runs",
+    "retained": "100 x exp(loss of the teacher - loss of the model) = 100 x perplexity of the teacher / perplexity "
+    "of the model",
+    "agreement": "share of counted positions where the model and the teacher put the same token first",
+    "kl_to_teacher": "mean KL(teacher || model) a counted token in nats, at temperature 1",
+    "calibration_error": "expected calibration error of the most probable token, 15 bins of equal width",
+    "rouge": "mean F-measure of ROUGE-1, -2 and -L (words stemmed) of greedy completions",
+    "bytes": "weight files on disk",
+    "speed": "medians of runs in which the models take turns; tokens/s reads a fixed batch in one forward pass, "
+    "latency is one more token of one sequence with the KV cache; models of one architecture differ by chance only",
+    "cost": "compute of one distillation step = 1 + forward(teacher) / (3 x forward(student)) cross-entropy steps, "
+    "forward = 2 x parameters that multiply",
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model to be compared. steps and seconds are those of its training, None where it was not trained here."""
+
+    name: str
+    role: Literal["teacher", "untouched", "distilled", "baseline_steps", "baseline_compute"]
+    model: nn.Module
+    tokenizer: Any
+    folder: str | Path | None = None
+    steps: int | None = None
+    seconds: float | None = None
+
+
+def verdict(
+    entries: Sequence[Entry],
+    task: Any,
+    rows: Sequence[dict],
+    prompts: Sequence[str] | None = None,
+    references: Sequence[str] | None = None,
+    *,
+    seed: int = 0,
+    batch_size: int = 8,
+    vocabulary: int | None = None,
+    max_new_tokens: int = 64,
+) -> dict[str, Any]:
+    """Measure every entry on the same rows and prompts and judge; the keys are described above.
+
+    Without prompts there are no completions and no ROUGE. Raises DataError when the names are not all different, no
+    entry is distilled, there is more than one teacher, or the rows hold nothing to score.
+    """
+    teacher = _check(entries)
+    models = {entry.name: entry.model for entry in entries}
+    options = {"batch_size": batch_size, "teacher": teacher and teacher.model, "vocabulary": vocabulary}
+    qualities = evaluate_all(task, models, rows, **options)
+    differences = _differences(entries, qualities, seed)
+    lines = _sizes_and_speeds(entries, rows)
+    for entry, line in zip(entries, lines, strict=True):
+        line |= _quality_columns(entry, qualities, teacher, seed)
+    said = _completions(entries, lines, teacher, prompts, references, batch_size, max_new_tokens)
+    examples = int((qualities[entries[0].name].tokens > 0).sum())
+    findings = [judge.finding(line, lines, differences, examples) for line in _of(lines, "distilled")]
+    first = next(entry for entry in entries if entry.role == "distilled")
+    cost = speed.cost_ratio(first.model, teacher.model) if teacher else None
+    result = {
+        **{key: value for key, value in findings[0].items() if key != "name"},
+        "warnings": judge.warnings(lines, differences, examples),
+        "models": lines,
+        "differences": differences,
+        "findings": findings,
+        "compression": _compression(lines),
+        "cost": {"ratio": cost},
+        **said,
+        "examples": examples,
+        "tokens": lines[0]["tokens"],
+        "seed": seed,
+        "memory": speed.MEMORY_IS["cuda" if first.model.device.type == "cuda" else "cpu"],
+        "formulas": FORMULAS,
+    }
+    return finite(result)
+
+
+def _check(entries: Sequence[Entry]) -> Entry | None:
+    """The teacher's entry, if there is one."""
+    names, roles = [entry.name for entry in entries], [entry.role for entry in entries]
+    if len(set(names)) < len(names):
+        raise DataError(f"models to compare need different names, got {', '.join(names)}")
+    if "distilled" not in roles:
+        raise DataError("none of the models to compare is a distilled one", "give one the role 'distilled'")
+    if roles.count("teacher") > 1:
+        raise DataError("there can be one teacher in a comparison")
+    return next((entry for entry in entries if entry.role == "teacher"), None)
+
+
+def _of(lines: list[dict], role: str) -> list[dict]:
+    return [line for line in lines if line["role"] == role]
+
+
+def _differences(entries: Sequence[Entry], qualities: dict[str, Quality], seed: int) -> list[dict]:
+    """Every distilled model against every other model, and the teacher against every student that it did not teach."""
+    found = []
+    for entry in entries:
+        for other in entries:
+            taught = entry.role == "teacher" and other.role not in ("teacher", "distilled")
+            if other is not entry and (entry.role == "distilled" or taught):
+                pair = paired_difference(qualities[entry.name], qualities[other.name], seed=seed)
+                found.append({"name": entry.name, "other": other.name, "role": other.role, **pair})
+    return found
+
+
+def _quality_columns(
+    entry: Entry, qualities: dict[str, Quality], teacher: Entry | None, seed: int
+) -> dict[str, Any]:
+    columns = qualities[entry.name].summary(seed=seed)
+    if entry is teacher:  # of itself this says nothing
+        columns |= {"agreement": None, "kl_to_teacher": None}
+    gap = qualities[teacher.name].loss - columns["loss"] if teacher else None
+    return {**columns, "retained": None if gap is None else 100 * math.exp(min(gap, 700))}
+
+
+def _sizes_and_speeds(entries: Sequence[Entry], rows: Sequence[dict]) -> list[dict[str, Any]]:
+    ids = speed.speed_batch(rows, [entry.model for entry in entries])
+    speeds = speed.measure({entry.name: entry.model for entry in entries}, ids)
+    return [
+        {
+            "name": entry.name,
+            "role": entry.role,
+            "steps": entry.steps,
+            "seconds": entry.seconds,
+            "parameters": speed.parameters(entry.model),
+            "bytes": speed.bytes_on_disk(entry.folder),
+            **speeds[entry.name],
+            "peak_memory_mb": speed.peak_memory_mb(entry.model, ids),
+            **dict.fromkeys(text.ROUGE),
+        }
+        for entry in entries
+    ]
+
+
+def _completions(
+    entries: Sequence[Entry],
+    lines: list[dict],
+    teacher: Entry | None,
+    prompts: Sequence[str] | None,
+    references: Sequence[str] | None,
+    batch_size: int,
+    max_new_tokens: int,
+) -> dict[str, Any]:
+    """Fill in the ROUGE columns; returns the keys references and samples."""
+    if not prompts:
+        return {"references": None, "samples": []}
+    options = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
+    tokenizer = (teacher or entries[0]).tokenizer
+    chosen = text.choose_references(tokenizer, prompts, references, teacher and teacher.model, **options)
+    asked = [text.decode(tokenizer, ids) for ids in chosen.prompts]
+    completions = {}
+    for entry, line in zip(entries, lines, strict=True):
+        found = text.continuations(entry.model, entry.tokenizer, chosen.prompts, **options)
+        completions[entry.name] = [text.decode(entry.tokenizer, tokens) for tokens, _ended in found]
+        if entry is not teacher or chosen.against != text.FROM_TEACHER:  # held against itself it says nothing
+            line |= text.rouge(completions[entry.name], chosen.texts)
+    samples = [
+        {
+            "prompt": asked[index],
+            "reference": chosen.texts[index],
+            "completions": {name: said[index] for name, said in completions.items()},
+        }
+        for index in range(min(SAMPLES, len(asked)))
+    ]
+    return {"references": chosen.against, "samples": samples}
+
+
+def _compression(lines: list[dict]) -> dict[str, float | None]:
+    """How many times smaller, and faster, the first distilled model is than the teacher."""
+    teachers, student = _of(lines, "teacher"), _of(lines, "distilled")[0]
+    if not teachers:
+        return {"parameters": None, "bytes": None, "speed": None}
+    teacher = teachers[0]
+    known = teacher["bytes"] and student["bytes"]
+    return {
+        "parameters": teacher["parameters"] / student["parameters"],
+        "bytes": teacher["bytes"] / student["bytes"] if known else None,
+        "speed": student["tokens_per_second"] / teacher["tokens_per_second"],
+    }
+
+
+def finite(value: Any) -> Any:
+    """The same plain data with None for numbers that JSON does not have (NaN, infinity)."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
