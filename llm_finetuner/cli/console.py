@@ -1,0 +1,149 @@
+"""What is shown in a terminal, by rich. Nothing a user or a file wrote is read as markup or as a control sequence."""
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from llm_finetuner.cli.plain import clean, count, shorten, size
+from llm_finetuner.errors import FinetunerError
+
+NARROW = 60  # columns; below this, tables become lines
+METRICS = (  # key of a model's figures, label, how it is spelled
+    ("perplexity", "perplexity", "{:.3f}".format),
+    ("rouge1", "ROUGE-1", "{:.3f}".format),
+    ("rouge2", "ROUGE-2", "{:.3f}".format),
+    ("rougeL", "ROUGE-L", "{:.3f}".format),
+    ("agreement", "agreement", "{:.1%}".format),
+    ("calibration_error", "calibration error", "{:.3f}".format),
+    ("parameters", "parameters", count),
+    ("bytes", "on disk", size),
+    ("tokens_per_second", "tokens/s", "{:,.0f}".format),
+    ("latency_ms", "latency, ms", "{:.1f}".format),
+    ("peak_memory_mb", "peak memory, MB", "{:,.0f}".format),
+)
+
+
+def text(words: object, style: str = "") -> Text:
+    """Text as it is: no markup, no control sequences."""
+    return Text(clean(words), style=style)
+
+
+class Screen:
+    """Where a command writes: results to stdout, or to stdout as one JSON value with all else on stderr."""
+
+    def __init__(self, as_json: bool = False, quiet: bool = False):
+        self.as_json, self.quiet = as_json, quiet
+        self.console = Console(stderr=as_json, highlight=False, markup=False, emoji=False)
+
+    def result(self, value: Any) -> None:
+        """The machine-readable result; nothing without --json."""
+        if self.as_json:
+            print(json.dumps(value, indent=2, default=str))
+
+    def say(self, words: object = "", style: str = "") -> None:
+        """A line for people; --quiet leaves it out."""
+        if not self.quiet:
+            self.console.print(text(words, style))
+
+    def show(self, words: object, style: str = "") -> None:
+        """A line that --quiet keeps."""
+        self.console.print(text(words, style))
+
+    def warn(self, words: object) -> None:
+        self.console.print(text(f"warning: {words}", "yellow"))
+
+    def error(self, error: FinetunerError) -> None:
+        self.console.print(text(f"error: {error.what}", "red"))
+        if error.hint:
+            self.console.print(text(f"  {error.hint}"))
+
+    def heading(self, words: str) -> None:
+        self.say()
+        self.say(words, "bold")
+
+    def facts(self, rows: Iterable[tuple[str, object]]) -> None:
+        """Names and values in two columns."""
+        if not self.quiet:
+            self.console.print(facts_table(rows))
+
+    def preview(self, rows: list[list[tuple[str, bool]]]) -> None:
+        """Rows as the model sees them: what is learned in green, what is only read dim."""
+        for number, parts in enumerate(rows, 1):
+            line = Text(f"row {number}  ", style="bold")
+            for words, counted in parts:
+                line.append(clean(words), style="green" if counted else "dim")
+            self.console.print(line)
+        colours = self.console.color_system is not None and not self.console.no_color
+        learned = "".join(clean(words) for parts in rows[:1] for words, counted in parts if counted)
+        self.say(
+            "green is learned, dim is only read" if colours else f"learned in row 1: {shorten(learned, 200)}"
+        )
+
+    def verdict(self, verdict: dict[str, Any]) -> None:
+        """The table of models, what was retained, two samples, warnings and the one sentence."""
+        models = verdict.get("models", [])
+        if models and not self.quiet:
+            self.console.print(models_table(models, self.console.width))
+        for name, share in (verdict.get("retained") or {}).items():
+            self.say(f"retained, {name}: {share if not isinstance(share, float) else format(share, '.3g')}")
+        if not self.quiet:
+            self.samples(verdict.get("samples", [])[:2])
+        for words in verdict.get("warnings", []):
+            self.warn(words)
+        self.show(verdict.get("sentence", ""), "bold")
+
+    def samples(self, samples: list[Any]) -> None:
+        """Completions side by side, one block a prompt."""
+        for sample in samples:
+            pairs = sample.items() if isinstance(sample, dict) else [("sample", sample)]
+            flat = [
+                (k, w)
+                for key, words in pairs
+                for k, w in (words.items() if isinstance(words, dict) else [(key, words)])
+            ]
+            self.say()
+            self.console.print(facts_table((name, shorten(words, 400)) for name, words in flat))
+
+
+def facts_table(rows: Iterable[tuple[str, object]]) -> Table:
+    """Names and values in two columns, without lines."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=False, ratio=None)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(text(name), text(value))
+    return table
+
+
+def models_table(models: list[dict[str, Any]], width: int) -> Table | Group:
+    """Models as columns and figures as rows; one block a model where that does not fit."""
+    rows = [(label, [figure(m, key, spell) for m in models]) for key, label, spell in METRICS]
+    rows = [(label, cells) for label, cells in rows if any(cell != "-" for cell in cells)]
+    names = [str(model.get("name", "?")) for model in models]
+    if width < 20 + 13 * len(models):
+        blocks = []
+        for index, name in enumerate(names):
+            blocks += [text(name, "bold"), facts_table((label, cells[index]) for label, cells in rows)]
+        return Group(*blocks)
+    table = Table(show_edge=False, pad_edge=False)
+    table.add_column("")
+    for name in names:
+        table.add_column(text(name), justify="right", overflow="fold")
+    for label, cells in rows:
+        table.add_row(text(label), *map(text, cells))
+    return table
+
+
+def figure(model: dict[str, Any], key: str, spell) -> str:
+    """One cell; perplexity with its 95 % interval."""
+    value = model.get(key)
+    if value is None:
+        return "-"
+    interval = model.get(f"{key}_low") is not None
+    return spell(value) + (
+        f" ({spell(model[key + '_low'])}-{spell(model[key + '_high'])})" if interval else ""
+    )

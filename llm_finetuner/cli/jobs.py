@@ -1,0 +1,203 @@
+"""The entries of the menu. Each returns an exit code, or BACK for the menu again."""
+
+import shlex
+import webbrowser
+from pathlib import Path
+from typing import Any
+
+from llm_finetuner.cli import commands, prompts
+from llm_finetuner.cli.app import OK, program
+from llm_finetuner.cli.confirm import confirm_screen
+from llm_finetuner.cli.console import Screen
+from llm_finetuner.cli.listing import runs_in
+from llm_finetuner.cli.prompts import BACK, Ask, Pick
+from llm_finetuner.cli.settings import words_of
+from llm_finetuner.cli.walk import Walk
+from llm_finetuner.errors import FinetunerError, RecipeError
+from llm_finetuner.recipe import Recipe
+
+OTHER = "another folder ..."
+
+
+def distil_or_finetune(method: str) -> Any:
+    """The walk through the questions, the confirmation, the run."""
+    screen = Screen()
+    walk = Walk(method, screen)
+    while True:
+        recipe = walk.forward()
+        if recipe is BACK:
+            return BACK
+        done = decide(recipe, screen)
+        if done is not BACK:
+            return done
+        walk.back()
+
+
+def decide(recipe: Recipe, screen: Screen) -> Any:
+    """Show what would be run; start it, save it, go back or leave."""
+    fits = confirm_screen(recipe, screen)
+    choices = [
+        ("start", "Start", "", None),
+        ("back", "Go back and change something", "", None),
+        ("save", "Save the recipe only", "", None),
+        ("quit", "Leave", "", None),
+    ]
+    answer = prompts.ask("Start?", "", Pick(choices, "start" if fits else "back"))
+    if answer in (BACK, "back"):
+        return BACK
+    if answer == "save":
+        return save(recipe, screen)
+    if answer == "quit":
+        screen.say("Nothing was changed.")
+        return OK
+    baseline = ask_baseline() if recipe.needs_teacher else False
+    return BACK if baseline is BACK else carry_out(recipe, screen, baseline)
+
+
+def ask_baseline() -> Any:
+    """Whether the comparison trains the baselines too."""
+    yes = (
+        True,
+        "Yes",
+        "The same student on the data alone: for the same steps, and for the same compute",
+        None,
+    )
+    no = (False, "No", "Teacher, untouched student and distilled student only", None)
+    why = "They tell whether the teacher helped, and take about twice the training time again."
+    return prompts.ask("Train baselines for the comparison?", why, Pick([no, yes], False))
+
+
+def carry_out(recipe: Recipe, screen: Screen, baseline: bool) -> int:
+    """Train, compare, and print the command that does the same."""
+    screen.say()
+    commands.train_and_compare(recipe, screen, recipe.needs_teacher, baseline)
+    screen.say()
+    screen.say(f"model and recipe: {recipe.output}")
+    screen.say(f"the same by command:\n{command_of(recipe, baseline)}")
+    return OK
+
+
+def command_of(recipe: Recipe, baseline: bool = False) -> str:
+    """The shell command that gives this recipe again."""
+    words = [*words_of(recipe), *(["--baseline"] if baseline else [])]
+    return f"{program()} {shlex.join(words)}"
+
+
+def save(recipe: Recipe, screen: Screen) -> Any:
+    """Write the recipe without running it."""
+    from llm_finetuner import recipe_file
+
+    def free(typed: str) -> str:
+        if Path(typed.strip()).exists():
+            raise RecipeError(f"{typed.strip()} exists already", "choose another name")
+        return typed.strip()
+
+    path = prompts.ask("Save as", "", Ask(f"{recipe.output}.yaml", free, is_path=True))
+    if path is BACK:
+        return BACK
+    recipe_file.save(recipe, path)
+    screen.say(f"saved: {path}\nrun it with: {program()} run {shlex.quote(path)}")
+    screen.say(f"the same by command:\n{command_of(recipe)}")
+    return OK
+
+
+# ---- the other entries
+
+
+def run_recipe() -> Any:
+    """Choose a recipe, show it, run it."""
+    from llm_finetuner import recipe_file
+
+    screen = Screen()
+
+    def load(typed: str) -> Recipe:
+        recipe = recipe_file.load(Path(typed.strip()).expanduser())
+        commands.check_complete(recipe)
+        commands.check_output(recipe.output, overwrite=False)
+        return recipe
+
+    found = sorted(map(str, Path("recipes").glob("*.yaml"))) or ["recipe.yaml"]
+    recipe = prompts.ask("Recipe", "A .yaml file (Tab completes).", Ask(found[0], load, is_path=True))
+    return BACK if recipe is BACK else decide(recipe, screen)
+
+
+def choose_run(title: str, needs: str) -> Any:
+    """One of the runs in outputs/ that has the file or folder `needs`, or a typed folder."""
+    found = [run for run in runs_in("outputs") if (Path(run.folder) / needs).exists()]
+
+    def check(typed: str) -> str:
+        folder = typed.strip()
+        if not (Path(folder) / needs).exists():
+            raise RecipeError(f"{folder} has no {needs}", "give the folder of a run")
+        return folder
+
+    if found:
+        choices = [(run.folder, run.folder, run.summary, None) for run in found[:30]]
+        answer = prompts.ask(title, "", Pick([*choices, (OTHER, OTHER, "", None)], found[0].folder))
+        if answer != OTHER:
+            return answer
+    return prompts.ask(title, f"A folder with {needs} in it.", Ask("outputs/run", check, is_path=True))
+
+
+def resume() -> Any:
+    """Go on with a run."""
+    folder = choose_run("Which run?", "checkpoints")
+    if folder is BACK:
+        return BACK
+    commands.resume({"run": folder}, Screen())
+    return OK
+
+
+def compare() -> Any:
+    """Compare the models of a run, or score completions."""
+    choices = [
+        ("compare", "Compare", "Teacher, untouched student and distilled student of a run", None),
+        ("benchmark", "Benchmark", "Score a model's completions of a file of prompts", None),
+    ]
+    what = prompts.ask("Compare or benchmark?", "", Pick(choices, "compare"))
+    folder = BACK if what is BACK else choose_run("Which run?", "recipe.yaml")
+    if folder is BACK:
+        return BACK
+    screen = Screen()
+    if what == "compare":
+        distilled = commands.recipe_in(folder).needs_teacher
+        baseline = ask_baseline() if distilled else False
+        if baseline is BACK:
+            return BACK
+        commands.compare({"run": folder, "baseline": baseline}, screen)
+        return OK
+    why = 'One prompt a line, or .jsonl with "prompt".'
+    path = prompts.ask("Prompts", why, Ask("prompts.txt", existing_prompts, is_path=True))
+    if path is BACK:
+        return BACK
+    commands.benchmark({"model": folder, "prompts": path}, screen)
+    return OK
+
+
+def existing_prompts(typed: str) -> str:
+    """A file of prompts as typed. Raises RecipeError."""
+    try:
+        commands.read_lines(typed.strip(), "prompt")
+    except FinetunerError as error:
+        raise RecipeError(error.what, error.hint) from error
+    return typed.strip()
+
+
+def open_report() -> Any:
+    """Open a run's report in the browser."""
+    folder = choose_run("Which report?", "report.html")
+    if folder is BACK:
+        return BACK
+    path = (Path(folder) / "report.html").resolve()
+    opened = webbrowser.open(path.as_uri())
+    Screen().say(f"{'opened' if opened else 'no browser here; open'} {path}")
+    return BACK
+
+
+def doctor() -> Any:
+    """Show what this machine has."""
+    commands.doctor({}, Screen())
+    return BACK
+
+
+OTHERS = {"r": run_recipe, "s": resume, "c": compare, "o": open_report, "d": doctor}

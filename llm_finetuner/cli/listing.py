@@ -1,0 +1,92 @@
+"""Tables of what can be chosen, from the registry, and of the runs on disk."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from llm_finetuner import registry
+from llm_finetuner.cli.plain import first_line
+from llm_finetuner.registry import options_of, resolve
+
+TABLES = {
+    "methods": registry.METHODS,
+    "tunings": registry.TUNINGS,
+    "objectives": registry.OBJECTIVES,
+    "teachers": registry.TEACHERS,
+    "tasks": registry.TASKS,
+    "optimizers": registry.OPTIMIZERS,
+    "schedules": registry.SCHEDULES,
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run on disk, newest first in lists."""
+
+    folder: str
+    method: str
+    student: str
+    steps: int
+    perplexity: float | None
+    finished: bool
+
+    @property
+    def summary(self) -> str:
+        quality = f", perplexity {self.perplexity:.3f}" if self.perplexity is not None else ""
+        return f"{self.method} of {self.student}, {self.steps} steps{'' if self.finished else ' so far'}{quality}"
+
+
+def show(what: str | None, folder: str, screen: Any) -> Any:
+    """Show one table, or all but the runs; returns it as plain data."""
+    if what == "runs":
+        runs = runs_in(folder)
+        screen.facts((run.folder, run.summary) for run in runs)
+        if not runs:
+            screen.say(f"no runs in {folder}")
+        return [asdict(run) for run in runs]
+    found = {name: entries(TABLES[name]) for name in ([what] if what else TABLES)}
+    for name, rows in found.items():
+        screen.heading(name)
+        screen.facts((row["name"], described(row)) for row in rows)
+    return found
+
+
+def entries(table: dict[str, str]) -> list[dict[str, Any]]:
+    """Name, first docstring line and options of each."""
+    rows = []
+    for name in table:
+        entry = resolve(table, name)
+        options = {} if isinstance(entry, type) else options_of(entry)
+        rows.append({"name": name, "says": first_line(entry), "options": options})
+    return rows
+
+
+def described(row: dict[str, Any]) -> str:
+    options = ", ".join(f"{name}={value}" for name, value in row["options"].items())
+    return f"{row['says']}{f' [{options}]' if options else ''}"
+
+
+def runs_in(folder: str) -> list[Run]:
+    """The runs below a folder, newest first."""
+    recipes = sorted(Path(folder).glob("**/recipe.yaml"), key=lambda path: path.stat().st_mtime, reverse=True)
+    return [run for path in recipes if (run := read_run(path.parent))]
+
+
+def read_run(folder: Path) -> Run | None:
+    """What is known of a run; None where the recipe cannot be read."""
+    from llm_finetuner.errors import FinetunerError
+    from llm_finetuner.recipe_file import load
+
+    try:
+        recipe = load(folder / "recipe.yaml")
+    except FinetunerError:
+        return None
+    training, log = folder / "training.json", folder / "log.jsonl"
+    if training.exists():
+        done = json.loads(training.read_text(encoding="utf-8"))
+        return Run(
+            str(folder), recipe.method, recipe.student.name, done["steps"], done["eval_perplexity"], True
+        )
+    steps = sum(1 for _ in log.open(encoding="utf-8")) if log.exists() else 0
+    return Run(str(folder), recipe.method, recipe.student.name, steps, None, False)

@@ -1,0 +1,64 @@
+"""How the rows of a recipe will be read: their shape in a sentence, two of them, how many and how long they are."""
+
+import functools
+from dataclasses import dataclass
+
+from llm_finetuner.recipe import Recipe
+
+SAMPLE = 200  # rows that are tokenised to learn their length
+
+
+@dataclass(frozen=True)
+class Sight:
+    """rows: [(text, counted)] a row. examples and length (tokens, on average) are what training will see."""
+
+    sentence: str
+    rows: list[list[tuple[str, bool]]]
+    examples: int
+    length: float
+
+
+def look(recipe: Recipe) -> Sight:
+    """Read the data of a recipe, with the tokenizer of its student. Raises FinetunerError."""
+    data = recipe.data
+    lists = tuple(tuple(x) if isinstance(x, list) else x for x in (data.files, data.text_columns))
+    return _look(
+        recipe.student.name, data.source, data.config, data.split, data.samples, data.max_length,
+        data.loss_on, data.on_bad_row, *lists,
+    )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=4)
+def _look(student, source, config, split, samples, max_length, loss_on, on_bad_row, files, columns) -> Sight:
+    from llm_finetuner.data import shapes, sources, text
+    from llm_finetuner.models.loading import load_tokenizer
+
+    tokenizer = load_tokenizer(student)
+    read = sources.read(
+        source,
+        config=config,
+        split=split,
+        files=files,
+        samples=samples,
+        text_columns=columns,
+        on_bad_row=on_bad_row,
+    )
+    options = {
+        "text_columns": columns,
+        "max_length": max_length,
+        "loss_on": loss_on,
+        "on_bad_row": on_bad_row,
+    }
+    rows = len(read.dataset)
+    head = read.dataset.select(range(min(SAMPLE, rows)))
+    shown = text.preview(head, tokenizer, n=2, **options)
+    stats = text.prepare(head, tokenizer, **options).stats
+    examples = max(1, round(rows * stats["examples"] / len(head)))
+    sentence = f"{rows:,} rows, {shapes.describe(read.shape)}" if read.shape else f"{rows:,} prepared rows"
+    skipped = f", {read.skipped} bad rows left out" if read.skipped else ""
+    return Sight(
+        f"{sentence}{skipped}, {stats['mean_length']:.0f} tokens on average",
+        shown,
+        examples,
+        stats["mean_length"],
+    )

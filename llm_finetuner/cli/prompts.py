@@ -1,0 +1,161 @@
+"""Questions on the terminal, by questionary: Enter takes the default, Esc or Ctrl-B goes back, Ctrl-C leaves.
+
+An answered question shrinks to one line. Raises KeyboardInterrupt for Ctrl-C and Ctrl-D.
+"""
+
+import shutil
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import questionary
+from prompt_toolkit import print_formatted_text
+from prompt_toolkit.completion import PathCompleter
+from prompt_toolkit.formatted_text import FormattedText
+from prompt_toolkit.key_binding import KeyBindings, merge_key_bindings
+
+from llm_finetuner.errors import RecipeError
+
+BACK = object()  # the answer of someone who wants the question before
+STYLE = questionary.Style(
+    [("instruction", "fg:ansibrightblack"), ("answer", "fg:ansicyan bold"), ("pointer", "fg:ansicyan bold")]
+)
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A line to type. `parse` turns it into the value, and raises RecipeError for the message at the prompt."""
+
+    default: str
+    parse: Callable[[str], Any] = str
+    is_path: bool = False
+
+
+@dataclass(frozen=True)
+class Pick:
+    """One of several: (value, title, what it means, shortcut key or None)."""
+
+    choices: list[tuple[Any, str, str, str | None]]
+    default: Any = None
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Any number of: (value, title)."""
+
+    choices: list[tuple[str, str]]
+    default: tuple[str, ...] = ()
+
+
+def ask(title: str, why: str, prompt: Ask | Pick | Mark) -> Any:
+    """Ask until the answer is valid; the value, or BACK."""
+    answer = ask_plain(title, why, prompt)
+    return prompt.parse(answer) if isinstance(prompt, Ask) and answer is not BACK else answer
+
+
+def ask_plain(title: str, why: str, prompt: Ask | Pick | Mark) -> Any:
+    """The answer as it was typed or picked (what may be a default again), or BACK."""
+    draw = {Ask: _line, Pick: _pick, Mark: _mark}[type(prompt)]
+    question = draw(title, why, prompt)
+    app = question.application
+    app.key_bindings = merge_key_bindings([app.key_bindings, _keys(prompt)])
+    app.erase_when_done = True
+    app.ttimeoutlen, app.timeoutlen = 0.05, 0.1  # a lone Esc is answered at once
+    try:
+        answer = question.unsafe_ask()
+    except EOFError:
+        raise KeyboardInterrupt from None
+    if answer is BACK:
+        return BACK
+    print_formatted_text(
+        FormattedText([("bold", f"? {title}  "), ("fg:ansicyan", _spell(answer, prompt))]), style=STYLE
+    )
+    return answer
+
+
+def note(words: str) -> None:
+    """A plain line between questions."""
+    print_formatted_text(words)
+
+
+def _keys(prompt: Ask | Pick | Mark) -> KeyBindings:
+    keys = KeyBindings()
+
+    @keys.add("escape", eager=True)
+    @keys.add("c-b", eager=True)
+    def _back(event) -> None:
+        event.app.exit(result=BACK)
+
+    if isinstance(prompt, Ask):
+
+        @keys.add("enter", eager=True)
+        def _accept(event) -> None:
+            if not event.current_buffer.text.strip():
+                event.current_buffer.text = prompt.default
+            event.current_buffer.validate_and_handle()
+
+        @keys.add("right", filter=_empty(), eager=True)
+        def _edit_default(event) -> None:
+            event.current_buffer.insert_text(prompt.default)
+
+    return keys
+
+
+def _empty():
+    from prompt_toolkit.application import get_app
+    from prompt_toolkit.filters import Condition
+
+    return Condition(lambda: not get_app().current_buffer.text)
+
+
+def _wrapped(title: str, why: str) -> str:
+    """The explanation, folded to the terminal: questionary cuts long lines."""
+    width = max(shutil.get_terminal_size().columns - 4, 20)
+    first = max(width - len(title) - 4, 0)
+    if len(why) <= first:
+        return why
+    return "\n  " + "\n  ".join(textwrap.wrap(why, width))
+
+
+def _line(title: str, why: str, prompt: Ask):
+    def message(typed: str) -> bool | str:
+        try:
+            prompt.parse(typed)
+        except RecipeError as error:
+            return f"{error.what}. {error.hint}" if error.hint else error.what
+        return True
+
+    return questionary.text(
+        title, instruction=f"{_wrapped(title, why)}\n >", validate=message, style=STYLE,
+        placeholder=FormattedText([("fg:ansibrightblack", prompt.default)]),
+        completer=PathCompleter(expanduser=True) if prompt.is_path else None, complete_while_typing=False,
+        validate_while_typing=False,
+    )  # fmt: skip
+
+
+def _pick(title: str, why: str, prompt: Pick):
+    choices = [
+        questionary.Choice(label, value, shortcut_key=key or False, description=told or None)
+        for value, label, told, key in prompt.choices
+    ]
+    shortcuts = any(key for *_, key in prompt.choices)
+    return questionary.select(
+        title, choices, default=prompt.default, use_shortcuts=shortcuts, use_jk_keys=False, style=STYLE,
+        instruction=_wrapped(title, why) or " ",
+    )  # fmt: skip
+
+
+def _mark(title: str, why: str, prompt: Mark):
+    choices = [
+        questionary.Choice(label, value, checked=value in prompt.default) for value, label in prompt.choices
+    ]
+    return questionary.checkbox(
+        title, choices, use_jk_keys=False, style=STYLE, instruction=_wrapped(title, why)
+    )
+
+
+def _spell(answer: Any, prompt: Ask | Pick | Mark) -> str:
+    if isinstance(prompt, Pick):
+        return next(label for value, label, *_ in prompt.choices if value == answer)
+    return ", ".join(answer) or "none" if isinstance(answer, list) else str(answer)

@@ -1,0 +1,180 @@
+"""The wizard's questions as data: key (a path in the recipe), title, explanation, what to draw."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llm_finetuner.cli.plain import first_line
+from llm_finetuner.cli.prompts import Ask, Mark, Pick
+from llm_finetuner.cli.settings import Setting, fields_of, options_in
+from llm_finetuner.cli.wording import EXAMPLE_STUDENT, EXAMPLE_TEACHER, TITLES, WHY
+from llm_finetuner.errors import RecipeError
+from llm_finetuner.recipe import Data, Model, Teacher, Train
+from llm_finetuner.registry import METHODS, TUNINGS, menu_entry, resolve
+
+Answers = dict[str, Any]
+ASKED = ("train.epochs", "train.batch_size", "train.learning_rate", "data.max_length", "data.samples")
+ELSEWHERE = (  # asked with the models and the data
+    "student.name", "teacher.name", "data.source", "data.config", "data.split", "data.text_columns",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Question:
+    """One step. `make` returns what to draw, or None where the question makes no sense for these answers."""
+
+    key: str
+    make: Callable[[Answers], Ask | Pick | Mark | None]
+
+    @property
+    def title(self) -> str:
+        return TITLES.get(self.key, self.key.rsplit(".", 1)[-1].replace("_", " ").capitalize())
+
+    def why(self, setting_help: str = "") -> str:
+        return WHY.get(self.key, setting_help)
+
+
+def questions(answers: Answers) -> list[tuple[Question, str]]:
+    """All questions for the answers so far, each with its one-line explanation."""
+    method, _ = method_of(answers)
+    steps: list[tuple[Question, str]] = [
+        (Question("student.name", lambda a: Ask(EXAMPLE_STUDENT, model_name, is_path=True)), ""),
+    ]
+    if method != "fine_tuning":
+        steps.append((Question("teacher.name", lambda a: Ask(EXAMPLE_TEACHER, model_name, is_path=True)), ""))
+        steps.append((Question("tuning.kind", pick_tuning), ""))
+    steps += [
+        (Question("data.source", lambda a: Ask("train.jsonl", data_source, is_path=True)), ""),
+        (Question("data.config", pick_config), ""),
+        (Question("data.split", pick_split), ""),
+        (Question("data.look", lambda a: None), ""),
+    ]
+    steps += [from_setting(s) for s in options_in(METHODS, method, "options")]
+    known = {s.path: s for s in (*fields_of(Train, "train"), *fields_of(Data, "data"))}
+    steps += [from_setting(known[path]) for path in ASKED]
+    more = further(answers)
+    steps.append((Question("more", lambda a: Mark([(s.path, describe(s)) for s in more])), ""))
+    steps += [from_setting(s) for s in more if s.path in answers.get("more", ())]
+    steps.append((Question("output", lambda a: Ask(free_folder(a), output_folder, is_path=True)), ""))
+    return [(question, question.why(told)) for question, told in steps]
+
+
+def method_of(answers: Answers) -> tuple[str, str]:
+    """(method, tuning) of the answers."""
+    _, method, tuning, _ = menu_entry(answers["method"])
+    return method, answers.get("tuning.kind", tuning)
+
+
+def further(answers: Answers) -> list[Setting]:
+    """The settings that are asked for on request only."""
+    method, tuning = method_of(answers)
+    teacher = fields_of(Teacher, "teacher") if method != "fine_tuning" else []
+    settings = [
+        *options_in(TUNINGS, tuning, "tuning.options"), *fields_of(Train, "train"), *fields_of(Data, "data"),
+        *fields_of(Model, "student"), *teacher,
+    ]  # fmt: skip
+    return [s for s in settings if s.path not in ASKED + ELSEWHERE]
+
+
+def describe(setting: Setting) -> str:
+    return f"{setting.name} = {setting.spell(setting.default)}: {setting.help}"
+
+
+def from_setting(setting: Setting) -> tuple[Question, str]:
+    """A question made from a field or an option: its type says how to ask, the recipe's own check is the validation."""
+    return Question(setting.path, lambda answers: prompt_for(setting, answers)), setting.help
+
+
+def prompt_for(setting: Setting, answers: Answers) -> Ask | Pick:
+    """Choices become a list, yes or no too; all else is typed."""
+    if bool in setting.kinds:
+        return Pick([(True, "yes", "", None), (False, "no", "", None)], setting.default)
+    if setting.choices:
+        return Pick([(name, name, "", None) for name in setting.choices], setting.default)
+
+    def parse(typed: str) -> Any:
+        value = setting.parse(typed)
+        check(setting, value, answers)
+        return value
+
+    return Ask(setting.spell(setting.default), parse)
+
+
+def check(setting: Setting, value: Any, answers: Answers) -> None:
+    """Hold the value against the section or the method it belongs to. Raises RecipeError."""
+    section, name = setting.path.rsplit(".", 1)
+    if section in ("train", "data"):
+        {"train": Train, "data": Data}[section](**{name: value})
+    elif section == "options":
+        resolve(METHODS, setting.owner)(**{name: value})
+
+
+# ---- the questions that no field can make
+
+
+def model_name(typed: str) -> str:
+    """A model folder or hub name as typed. Raises RecipeError."""
+    name = typed.strip()
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not any((path / file).exists() for file in ("config.json", "adapter_config.json")):
+            raise RecipeError(f"{name} holds no config.json", "give the folder of a Hugging Face model")
+        return str(path)
+    if path.exists() or name.startswith((".", "/", "~")):
+        raise RecipeError(f"{name} is not a folder", "give a model's folder, or a hub name such as gpt2")
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+        raise RecipeError(
+            f"{name!r} is neither a folder nor a hub name", "hub names look like gpt2 or org/model"
+        )
+    return name
+
+
+def is_on_hub(source: str) -> bool:
+    """Whether the source can only be a hub name: nothing local is called that, and it looks like none."""
+    return not Path(source).expanduser().exists() and bool(re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source))
+
+
+def data_source(typed: str) -> str:
+    """A file, folder, glob or hub name as typed. Raises RecipeError."""
+    name = typed.strip()
+    path = Path(name).expanduser()
+    if path.exists() or any(mark in name for mark in "*?["):
+        return str(path)
+    suffixes = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
+    if name.startswith((".", "/", "~")) or name.endswith(suffixes) or not is_on_hub(name):
+        raise RecipeError(
+            f"there is no file or folder {name!r}", "Tab completes paths; a hub name is org/data"
+        )
+    return name
+
+
+def pick_tuning(answers: Answers) -> Pick:
+    described = [(name, name, first_line(resolve(TUNINGS, name)), None) for name in TUNINGS]
+    return Pick(described, menu_entry(answers["method"])[2])
+
+
+def pick_config(answers: Answers) -> Ask | None:
+    setting = next(s for s in fields_of(Data, "data") if s.path == "data.config")
+    return Ask(setting.nothing, setting.parse) if is_on_hub(answers["data.source"]) else None
+
+
+def pick_split(answers: Answers) -> Ask | None:
+    return Ask(Data.split) if is_on_hub(answers["data.source"]) else None
+
+
+def free_folder(answers: Answers) -> str:
+    """outputs/<student>-<method>, or the first number after it that is free."""
+    student = Path(answers["student.name"]).name or "student"
+    first = f"outputs/{student}-{answers['method']}"
+    names = [first, *(f"{first}-{number}" for number in range(2, 1000))]
+    return next(name for name in names if not Path(name).exists())
+
+
+def output_folder(typed: str) -> str:
+    """The folder of the run as typed. Raises RecipeError where a run or a file is in the way."""
+    from llm_finetuner.cli.commands import check_output
+
+    check_output(typed.strip(), overwrite=False)
+    return typed.strip()

@@ -1,0 +1,127 @@
+"""Walks through the questions, forwards and back. Answers given once stay as defaults."""
+
+import dataclasses
+from typing import Any
+
+from llm_finetuner.cli import prompts
+from llm_finetuner.cli.plain import clean
+from llm_finetuner.cli.prompts import BACK, Ask, Pick
+from llm_finetuner.cli.questions import Question, questions
+from llm_finetuner.cli.settings import Setting, build, fields_of
+from llm_finetuner.errors import FinetunerError, RecipeError
+from llm_finetuner.recipe import Data, Recipe
+
+
+class Walk:
+    """One way through the questions of a method. `forward()` asks what is not answered; `back()` takes one back."""
+
+    def __init__(self, method: str, screen: Any):
+        self.answers: dict[str, Any] = {"method": method}
+        self.typed: dict[
+            str, Any
+        ] = {}  # answers that differ from what was offered: defaults when asked again
+        self.done: list[str] = []
+        self.screen = screen
+
+    def forward(self) -> Recipe | object:
+        """Ask until nothing is left to ask; the recipe, or BACK from the first question."""
+        while True:
+            step = self._next()
+            if step is None:
+                try:
+                    return self.recipe()
+                except RecipeError as error:  # settings that are wrong together only
+                    self.screen.error(error)
+                    self.back()
+                    continue
+            question, why = step
+            answer = self._look() if question.key == "data.look" else self._ask(question, why)
+            if answer is BACK:
+                if not self.back():
+                    return BACK
+            else:
+                self.answers[question.key] = answer
+                self.done.append(question.key)
+
+    def back(self) -> bool:
+        """Take the last answer back; False where there is none."""
+        if self.done:
+            self.answers.pop(self.done.pop(), None)
+            return True
+        return False
+
+    def recipe(self) -> Recipe:
+        """The recipe of the answers. Raises RecipeError."""
+        left_out = ("method", "more", "data.look")
+        return build(self.answers["method"], {k: v for k, v in self.answers.items() if k not in left_out})
+
+    def _next(self) -> tuple[Question, str] | None:
+        for question, why in questions(self.answers):
+            asked = question.key in self.done
+            if not asked and (question.key == "data.look" or question.make(self.answers) is not None):
+                return question, why
+        return None
+
+    def _ask(self, question: Question, why: str) -> Any:
+        prompt = question.make(self.answers)
+        offered = prompt.default
+        if question.key in self.typed:
+            prompt = dataclasses.replace(prompt, default=self.typed[question.key])
+        answer = prompts.ask_plain(question.title, why, prompt)
+        if answer is BACK:
+            return BACK
+        self.typed.pop(question.key, None)
+        if answer != offered:
+            self.typed[question.key] = answer
+        return prompt.parse(answer) if isinstance(prompt, Ask) else answer
+
+    # ---- data
+
+    def _look(self) -> Any:
+        """Show how the data are read; go on, go back, name the columns, or leave bad rows out."""
+        while True:
+            choices = [("columns", "Name the columns", "Which are read; the last one is learned", None)]
+            choices.append(("back", "Other data", "Back to the question for the data", None))
+            default, failed = "columns", self._show()
+            if failed is None:
+                choices.insert(0, ("yes", "Yes, go on", "", None))
+                default = "yes"
+            else:
+                self.screen.error(failed)
+                if "on-bad-row" in failed.hint:
+                    choices.insert(0, ("skip", "Leave bad rows out", "They are counted and listed", None))
+                    default = "skip"
+                else:
+                    default = "back"
+            title = "Are the data read as you mean them?" if failed is None else "What now?"
+            answer = prompts.ask(title, "", Pick(choices, default))
+            if answer in (BACK, "back"):
+                self.answers.pop("data.text_columns", None)
+                self.answers.pop("data.on_bad_row", None)
+                return BACK
+            if answer == "yes":
+                return answer
+            if answer == "skip":
+                self.answers["data.on_bad_row"] = "skip"
+            elif answer == "columns":
+                columns = next(s for s in fields_of(Data, "data") if s.path == "data.text_columns")
+                named = self._columns(columns)
+                if named is not BACK:
+                    self.answers["data.text_columns"] = named
+
+    def _columns(self, setting: Setting) -> Any:
+        given = setting.spell(self.answers.get(setting.path))
+        return prompts.ask("Columns", "Separated by commas; auto: recognise them.", Ask(given, setting.parse))
+
+    def _show(self) -> FinetunerError | None:
+        """Print the preview; what went wrong, if something did."""
+        from llm_finetuner.cli.preview import look
+
+        prompts.note("Reading the data ...")
+        try:
+            sight = look(self.recipe())
+        except FinetunerError as error:
+            return error
+        self.screen.say(clean(sight.sentence))
+        self.screen.preview(sight.rows)
+        return None

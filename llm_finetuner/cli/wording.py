@@ -1,0 +1,132 @@
+"""What users read about each setting: its flag, its choices, the word for None, and one line of help."""
+
+from llm_finetuner.methods.feature import FEATURE_LOSSES
+from llm_finetuner.registry import OPTIMIZERS, SCHEDULES, TEACHERS, TUNINGS
+
+FLAGS = {  # where the flag is not simply the field's name
+    "student.name": "--student",
+    "teacher.name": "--teacher",
+    "teacher.load_in_4bit": "--teacher-4bit",
+    "teacher.load_in_8bit": "--teacher-8bit",
+    "tuning.kind": "--adapter",
+    "data.source": "--data",
+    "data.config": "--data-config",
+    "data.files": "--data-files",
+    "data.samples": "--num-samples",
+    "data.eval_source": "--eval-data",
+    "options.feature_layers": "--layers",
+    "train.trackers": "--tracker",
+}
+CHOICES = {
+    "tuning.kind": TUNINGS,
+    "teacher.kind": TEACHERS,
+    "train.optimizer": OPTIMIZERS,
+    "train.schedule": SCHEDULES,
+    "options.feature_loss": FEATURE_LOSSES,
+}
+NOTHING = {  # the word for None, where it is not "auto"
+    "data.source": "none",
+    "data.config": "none",
+    "data.files": "none",
+    "data.samples": "all",
+    "data.eval_source": "none",
+    "data.eval_split": "none",
+    "train.steps": "none",
+}
+HELP = {
+    "student.name": "the model to train: a folder, or a name on the hub",
+    "student.load_in_4bit": "hold the student in 4 bits (needs an adapter)",
+    "student.load_in_8bit": "hold the student in 8 bits (needs an adapter)",
+    "student.dtype": "number format the student is loaded in",
+    "student.from_scratch": "read the configuration only and draw new weights from the seed",
+    "teacher.name": "the model to learn from: a folder or hub name; it must share the student's tokenizer",
+    "teacher.load_in_4bit": "hold the teacher in 4 bits: least memory, slightly worse answers",
+    "teacher.load_in_8bit": "hold the teacher in 8 bits: half the memory of 16",
+    "teacher.dtype": "number format the teacher is loaded in",
+    "teacher.from_scratch": "draw the teacher's weights from the seed (for tests)",
+    "teacher.kind": "what provides the teacher's answers",
+    "tuning.kind": "which weights move: all of them, or an adapter's",
+    "data.source": "a file (.jsonl .json .csv .tsv .parquet .txt), folder, glob, or data set on the hub",
+    "data.config": "configuration of a data set on the hub, such as wikitext-2-raw-v1",
+    "data.split": "which split to train on",
+    "data.files": "files inside the folder or hub data set",
+    "data.samples": "use only the first N rows",
+    "data.text_columns": "columns to read, where the automatic choice is wrong",
+    "data.max_length": "tokens an example may have; what is longer is cut",
+    "data.loss_on": "learn the completion only, or all tokens; plain text is always learned in full",
+    "data.on_bad_row": "what to do with a row that cannot be read",
+    "data.eval_source": "held-out data for the evaluations",
+    "data.eval_split": "split of the data set to evaluate on",
+    "data.eval_fraction": "share of the rows held out when no evaluation data are given",
+    "train.epochs": "how often every example is seen",
+    "train.steps": "stop after this many optimizer steps; overrides epochs",
+    "train.batch_size": "examples in one forward pass; lower it when memory is short",
+    "train.gradient_accumulation_steps": "forward passes whose gradients make one optimizer step",
+    "train.learning_rate": "size of a step; auto: 2e-4 adapters, 5e-5 full tuning, 1e-3 from scratch",
+    "train.schedule": "how the learning rate falls",
+    "train.warmup": "below 1 a share of the steps, from 1 on a number of steps",
+    "train.optimizer": "adamw, or adamw_8bit for less memory on a GPU",
+    "train.weight_decay": "pull of the weights towards zero",
+    "train.max_grad_norm": "gradients longer than this are shortened; 0: never",
+    "train.precision": "number format of the computation; auto chooses by the hardware",
+    "train.gradient_checkpointing": "less memory for about a third more time",
+    "train.eval_every": "optimizer steps between evaluations; auto: ten a run, 0: only at the end",
+    "train.save_every": "optimizer steps between checkpoints; auto: with every evaluation, 0: never",
+    "train.keep_best": "keep the weights of the best evaluation instead of the last",
+    "train.patience": "stop after this many evaluations without a better loss; 0: never",
+    "train.seed": "the same seed gives the same run",
+    "train.trackers": "also write to tensorboard, wandb",
+    "options.temperature": "softens both models' probabilities, 1-10",
+    "options.alpha": "weight of the ground truth, 0-1; the teacher has the rest",
+    "options.feature_layers": "student blocks from 0 (0,3,6) or student:teacher pairs (0:1,3:7); auto: four",
+    "options.output_weight": "weight of the teacher's probabilities beside its hidden states; 0: unused",
+    "options.feature_loss": "distance of hidden states: mean squared error, or cosine",
+    "tuning.options.r": "rank of the adapter's matrices: more learns more and costs more",
+    "tuning.options.target_r": "average rank AdaLoRA ends with",
+    "tuning.options.init_r": "rank AdaLoRA starts with",
+    "tuning.options.lora_alpha": "scale of the adapter: it is multiplied by lora_alpha / rank",
+    "tuning.options.lora_dropout": "share of the adapter's inputs dropped while training",
+    "tuning.options.target_modules": "layers to adapt, such as q_proj,v_proj; auto: the attention layers",
+    "output": "folder of the run",
+}
+
+# ---- the wizard
+
+EXAMPLE_STUDENT, EXAMPLE_TEACHER = "gpt2", "gpt2-medium"
+TITLES = {
+    "student.name": "Student model",
+    "teacher.name": "Teacher model",
+    "tuning.kind": "Which weights of the student move?",
+    "data.source": "Training data",
+    "data.config": "Configuration of the data set",
+    "data.split": "Split",
+    "data.samples": "How many rows?",
+    "data.max_length": "Longest example, in tokens",
+    "options.feature_layers": "Layers to match",
+    "more": "Other settings to change",
+    "output": "Output folder",
+}
+WHY = {  # where the help of the flag is too short for someone who sees it for the first time
+    "student.name": "The model to train: a folder (Tab completes), or a name on the hub.",
+    "teacher.name": "The bigger model to learn from. Its tokenizer must be the student's.",
+    "tuning.kind": "All of them learn most; an adapter needs far less memory.",
+    "data.source": "A .jsonl .json .csv .tsv .parquet .txt file, a folder, a glob, or a data set on the hub.",
+    "data.config": "Hub data sets may come in several, such as wikitext-2-raw-v1.",
+    "data.split": "The part of the data set to train on.",
+    "options.temperature": "1 to 10. How much of the teacher's doubt the student sees. 1: probabilities as they are; "
+    "2: the usual softening; 5: unlikely tokens count clearly; 10: nearly their ranking only.",
+    "options.alpha": "0 to 1: the weight of the ground truth; the teacher has the rest. 0: the teacher only; "
+    "0.5: half and half; 1: the data only, the teacher is unused.",
+    "options.feature_layers": "Student blocks from 0 (0,3,6), or student:teacher pairs (0:1,3:7). "
+    "auto: four, spread evenly, each with the teacher block at the same depth.",
+    "options.output_weight": "0: hidden states only. Above 0: the teacher's output probabilities too, so weighted; "
+    "only then does the temperature matter.",
+    "options.feature_loss": "How hidden states are compared.",
+    "train.epochs": "How often every example is seen. 3 is usual; more may memorise a small data set.",
+    "train.batch_size": "Examples in one forward pass. Lower it when memory is short.",
+    "train.learning_rate": "The size of a step. auto: 2e-4 for adapters, 5e-5 for full tuning, 1e-3 from scratch.",
+    "data.max_length": "Longer examples are cut. Memory and time grow with it.",
+    "data.samples": "A number takes the first N rows only: good for a trial.",
+    "more": "Space marks, Enter goes on. Nothing marked: all as shown.",
+    "output": "The model, its log and its report go here.",
+}
