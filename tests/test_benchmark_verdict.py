@@ -104,6 +104,15 @@ def test_worse_than_the_untouched_student(models, tokenizer, rows):
     assert "Distilling made things worse: distilled is worse than the untouched student." in found["warnings"]
 
 
+def test_plain_tuning_is_held_against_the_untouched_model(models, tokenizer, rows):
+    found = judged(models, tokenizer, rows, tuned=40, untouched=0)
+    assert found["paid"] == "yes" and found["cost"]["ratio"] is None
+    assert found["sentence"].startswith("Fine-tuning paid: tuned has a perplexity of ")
+    assert found["warnings"] == [] or all("calibration" in warning for warning in found["warnings"])
+    assert judged(models, tokenizer, rows, tuned=12, untouched=40)["paid"] == "no"
+    assert judged(models, tokenizer, rows, tuned=12)["paid"] == "unknown"
+
+
 def test_a_teacher_that_is_not_better(models, tokenizer, rows):
     found = judged(models, tokenizer, rows, teacher=12, untouched=0, distilled=20, baseline_steps=40)
     text = " ".join(found["warnings"])

@@ -4,7 +4,7 @@
 paired difference leaves out 0, and it rests on at least 30 examples. `paid` is the hardest of the comparisons there
 are: "yes" if the distilled student is better than cross-entropy alone at equal steps and at equal compute, "no" if it
 is worse at one of them, "unclear" otherwise, "unknown" if no baseline was trained ("no" also then, if it is worse than
-the untouched student).
+the untouched student). A model that was tuned without a teacher is held against the untouched student alone.
 """
 
 import math
@@ -12,6 +12,7 @@ from typing import Any
 
 ENOUGH = 30  # examples; a bootstrap interval over fewer is too narrow
 MUCH = 0.05  # a rise of the calibration error that is worth a warning
+JUDGED = ("distilled", "tuned")  # roles that a sentence is said about
 SAID = {"yes": "paid", "no": "did not pay", "unclear": "made no difference that can be told"}
 BASELINES = {  # role -> where the comparison is fair, and what has been compared
     "baseline_steps": ("at equal steps", "for as many steps"),
@@ -29,11 +30,14 @@ def answer(pair: dict[str, Any] | None, examples: int) -> str | None:
 
 
 def finding(line: dict, lines: list[dict], differences: list[dict], examples: int) -> dict[str, Any]:
-    """The answer for one distilled model: name, sentence, paid, paid_at_equal_steps, paid_at_equal_compute."""
+    """The answer for one distilled or tuned model: name, sentence, paid, paid_at_equal_steps, paid_at_equal_compute."""
     pairs = {role: _pair(differences, line["name"], role) for role in (*BASELINES, "untouched")}
     answers = {role: answer(pairs[role], examples) for role in BASELINES}
     given = [said for said in answers.values() if said]
-    if given:
+    if line["role"] == "tuned":
+        paid = answer(pairs["untouched"], examples) or "unknown"
+        sentence = _of_tuned(line, lines, pairs["untouched"], paid, examples)
+    elif given:
         paid = next((said for said in ("no", "unclear") if said in given), "yes")
         sentence = _against_baselines(line, lines, pairs, answers, examples)
     else:
@@ -64,6 +68,13 @@ def _against_baselines(line: dict, lines: list[dict], pairs: dict, answers: dict
             clauses.append(f"{where} {verb}: {said}")
     sentence = "; ".join(clauses)
     return sentence[0].upper() + sentence[1:] + "."
+
+
+def _of_tuned(line: dict, lines: list[dict], pair: dict | None, paid: str, examples: int) -> str:
+    if pair is None:
+        return "Whether fine-tuning paid is not known: the untouched model was not measured."
+    said = _compared(line, _called(lines, pair["other"]), "the untouched model", pair, examples)
+    return f"Fine-tuning {SAID[paid]}: {said}."
 
 
 def _against_untouched(line: dict, lines: list[dict], pair: dict | None, paid: str, examples: int) -> str:
@@ -110,8 +121,8 @@ def warnings(lines: list[dict], differences: list[dict], examples: int) -> list[
     """What to beware of, most important first."""
     found = []
     for line in lines:
-        if line["role"] == "distilled":
-            found += _of_distilled(line, lines, differences, examples)
+        if line["role"] in JUDGED:
+            found += _of_judged(line, lines, differences, examples)
     for pair in differences:
         if pair["role"] in ("untouched", *BASELINES) and _called(lines, pair["name"])["role"] == "teacher":
             if _not_better(pair, examples):
@@ -126,17 +137,18 @@ def warnings(lines: list[dict], differences: list[dict], examples: int) -> list[
     return found
 
 
-def _of_distilled(line: dict, lines: list[dict], differences: list[dict], examples: int) -> list[str]:
+def _of_judged(line: dict, lines: list[dict], differences: list[dict], examples: int) -> list[str]:
     name, found = line["name"], []
     untouched = _pair(differences, name, "untouched")
     if untouched and answer(untouched, examples) == "no":
-        found.append(f"Distilling made things worse: {name} is worse than the untouched student.")
+        doing = "Distilling" if line["role"] == "distilled" else "Fine-tuning"
+        found.append(f"{doing} made things worse: {name} is worse than the untouched student.")
     elif untouched and _not_better(untouched, examples):
         found.append(f"{name} is {_how(untouched)} than the untouched student.")
     for role, (_where, alike) in BASELINES.items():
         if answer(_pair(differences, name, role), examples) == "no":
             found.append(f"{name} is worse than the same student trained on cross-entropy alone {alike}.")
-    if answer(_pair(differences, name, "teacher"), examples) == "yes":
+    if line["role"] == "distilled" and answer(_pair(differences, name, "teacher"), examples) == "yes":
         found.append(f"{name} is better than its teacher on this text: a better teacher could teach it more.")
     before = next(
         (other for role in ("baseline_steps", "untouched") for other in lines if other["role"] == role), None

@@ -1,17 +1,17 @@
-"""The verdict on a distillation: every model measured alike, and one plain sentence that says whether it paid.
+"""The verdict on a distillation or a plain tuning: models measured alike, and one sentence that says whether it paid.
 
 Keys of the verdict (plain JSON; what is not known is None):
 
-sentence, paid          "yes" | "no" | "unclear" | "unknown": the answer of judge.py for the first distilled model
+sentence, paid          "yes" | "no" | "unclear" | "unknown": judge.py's answer for the first distilled or tuned model
 paid_at_equal_steps, paid_at_equal_compute
                         the two answers that it is made of, None without such a baseline
 warnings                sentences
 models                  one dict a model: name, role, steps, seconds, all of Quality.summary(), rouge1, rouge2, rougeL,
                         parameters, bytes, tokens_per_second, latency_ms, peak_memory_mb, retained (%)
 differences             loss of `name` minus loss of `other`, whose role is `role`: difference, low, high, significant
-findings                one dict a distilled model: name, sentence, paid, paid_at_equal_steps, paid_at_equal_compute
-compression             how many times the first distilled model is smaller or faster than the teacher: parameters,
-                        bytes, speed
+findings                one dict a distilled or tuned model: name, sentence, paid, paid_at_equal_steps,
+                        paid_at_equal_compute
+compression             how many times the first of them is smaller or faster than the teacher: parameters, bytes, speed
 cost                    compute of a distillation step in cross-entropy steps: ratio
 samples                 prompt, reference, completions {name: text}
 examples, tokens, seed  what was scored, and the seed of the resampling
@@ -57,7 +57,7 @@ class Entry:
     """A model to be compared. steps and seconds are those of its training, None where it was not trained here."""
 
     name: str
-    role: Literal["teacher", "untouched", "distilled", "baseline_steps", "baseline_compute"]
+    role: Literal["teacher", "untouched", "distilled", "tuned", "baseline_steps", "baseline_compute"]
     model: nn.Module
     tokenizer: Any
     folder: str | Path | None = None
@@ -80,7 +80,7 @@ def verdict(
     """Measure every entry on the same rows and prompts and judge; the keys are described above.
 
     Without prompts there are no completions and no ROUGE. Raises DataError when the names are not all different, no
-    entry is distilled, there is more than one teacher, or the rows hold nothing to score.
+    entry is distilled or tuned, there is more than one teacher, or the rows hold nothing to score.
     """
     teacher = _check(entries)
     models = {entry.name: entry.model for entry in entries}
@@ -92,8 +92,8 @@ def verdict(
         line |= _quality_columns(entry, qualities, teacher, seed)
     said = _completions(entries, lines, teacher, prompts, references, batch_size, max_new_tokens)
     examples = int((qualities[entries[0].name].tokens > 0).sum())
-    findings = [judge.finding(line, lines, differences, examples) for line in _of(lines, "distilled")]
-    first = next(entry for entry in entries if entry.role == "distilled")
+    findings = [judge.finding(line, lines, differences, examples) for line in _judged(lines)]
+    first = next(entry for entry in entries if entry.role in judge.JUDGED)
     cost = speed.cost_ratio(first.model, teacher.model) if teacher else None
     result = {
         **{key: value for key, value in findings[0].items() if key != "name"},
@@ -118,24 +118,26 @@ def _check(entries: Sequence[Entry]) -> Entry | None:
     names, roles = [entry.name for entry in entries], [entry.role for entry in entries]
     if len(set(names)) < len(names):
         raise DataError(f"models to compare need different names, got {', '.join(names)}")
-    if "distilled" not in roles:
-        raise DataError("none of the models to compare is a distilled one", "give one the role 'distilled'")
+    if not set(roles) & set(judge.JUDGED):
+        raise DataError(
+            f"none of {', '.join(names)} is to be judged", "give one the role 'distilled' or 'tuned'"
+        )
     if roles.count("teacher") > 1:
         raise DataError("there can be one teacher in a comparison")
     return next((entry for entry in entries if entry.role == "teacher"), None)
 
 
-def _of(lines: list[dict], role: str) -> list[dict]:
-    return [line for line in lines if line["role"] == role]
+def _judged(lines: list[dict]) -> list[dict]:
+    return [line for line in lines if line["role"] in judge.JUDGED]
 
 
 def _differences(entries: Sequence[Entry], qualities: dict[str, Quality], seed: int) -> list[dict]:
-    """Every distilled model against every other model, and the teacher against every student that it did not teach."""
+    """Every judged model against every other model, and the teacher against every student that it did not teach."""
     found = []
     for entry in entries:
         for other in entries:
-            taught = entry.role == "teacher" and other.role not in ("teacher", "distilled")
-            if other is not entry and (entry.role == "distilled" or taught):
+            untaught = entry.role == "teacher" and other.role not in ("teacher", *judge.JUDGED)
+            if other is not entry and (entry.role in judge.JUDGED or untaught):
                 pair = paired_difference(qualities[entry.name], qualities[other.name], seed=seed)
                 found.append({"name": entry.name, "other": other.name, "role": other.role, **pair})
     return found
@@ -205,10 +207,9 @@ def _completions(
 
 def _compression(lines: list[dict]) -> dict[str, float | None]:
     """How many times smaller, and faster, the first distilled model is than the teacher."""
-    teachers, student = _of(lines, "teacher"), _of(lines, "distilled")[0]
-    if not teachers:
+    teacher, student = next((line for line in lines if line["role"] == "teacher"), None), _judged(lines)[0]
+    if teacher is None:
         return {"parameters": None, "bytes": None, "speed": None}
-    teacher = teachers[0]
     known = teacher["bytes"] and student["bytes"]
     return {
         "parameters": teacher["parameters"] / student["parameters"],
