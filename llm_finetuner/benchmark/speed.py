@@ -3,6 +3,8 @@
 Shapes: B sequences, T tokens.
 """
 
+import datetime
+import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -96,6 +98,16 @@ def _timed(model: nn.Module, work: Callable[[], None]) -> float:
     work()
     wait()
     return time.perf_counter() - start
+
+
+def conditions(model: nn.Module) -> str:
+    """On what speeds were measured, and when: a speed means nothing without it."""
+    threads = f"{torch.get_num_threads()} threads" if torch.get_num_threads() > 1 else "1 thread"
+    where = f"{platform.machine()} CPU, {threads}"
+    if model.device.type == "cuda":
+        where = torch.cuda.get_device_name(model.device)
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    return f"on {where}, torch {torch.__version__}, {str(model.dtype).removeprefix('torch.')}, {today}"
 
 
 @torch.no_grad()

@@ -15,7 +15,9 @@ compression             how many times the first of them is smaller or faster th
 cost                    compute of a distillation step in cross-entropy steps: ratio
 samples                 prompt, reference, completions {name: text}
 examples, tokens, seed  what was scored, and the seed of the resampling
-references, memory, formulas    in words: what completions were held against, what memory means, how numbers were made
+references, memory, measured, formulas
+                        in words: what completions were held against, what memory means, on what machine and which day
+                        the speeds were measured, how the numbers were made
 """
 
 import math
@@ -107,6 +109,7 @@ def verdict(
         "examples": examples,
         "tokens": lines[0]["tokens"],
         "seed": seed,
+        "measured": speed.conditions(first.model),
         "memory": speed.MEMORY_IS["cuda" if first.model.device.type == "cuda" else "cpu"],
         "formulas": FORMULAS,
     }

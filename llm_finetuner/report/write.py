@@ -1,0 +1,116 @@
+"""Writes a verdict down three times: report.html and report.md for people, metrics.json for programs."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, FileSystemLoader
+from markupsafe import Markup
+
+from llm_finetuner.benchmark.verdict import finite
+from llm_finetuner.recipe import Recipe
+from llm_finetuner.report import charts, table
+
+TEMPLATES = Path(__file__).parent / "templates"
+SHOWN = (
+    "teacher",
+    "untouched",
+    "baseline_steps",
+    "distilled",
+    "tuned",
+)  # roles whose completions stand side by side
+PAID = {"yes": "It paid", "no": "It did not pay", "unclear": "It is unclear", "unknown": "It is not known"}
+
+
+def write(
+    verdict: dict[str, Any],
+    histories: dict[str, list[dict[str, Any]]],
+    folder: str | Path,
+    recipe: Recipe | None = None,
+) -> Path:
+    """Write report.html, report.md and metrics.json (the verdict itself) into folder; returns the path of the first.
+
+    histories: {name of the run: its records}, drawn in the colour of the model of that name. The page needs no network
+    and no other file; every text in it is escaped.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    verdict = finite(verdict)
+    content = _content(verdict, histories, recipe)
+    for name, escaped in (("report.html", True), ("report.md", False)):
+        page = Environment(
+            loader=FileSystemLoader(TEMPLATES), autoescape=escaped, trim_blocks=True, lstrip_blocks=True
+        )
+        page.filters |= {"md": markdown, "fenced": fenced}
+        (folder / name).write_text(page.get_template(f"{name}.j2").render(content), encoding="utf-8")
+    (folder / "metrics.json").write_text(
+        json.dumps(verdict, indent=2, allow_nan=False) + "\n", encoding="utf-8"
+    )
+    return folder / "report.html"
+
+
+def _content(
+    verdict: dict[str, Any], histories: dict[str, list[dict]], recipe: Recipe | None
+) -> dict[str, Any]:
+    colour = charts.colours(verdict, histories)
+    losses = charts.loss_charts(histories, colour)
+    tradeoffs = charts.tradeoff_charts(verdict, colour)
+    shown = [model["name"] for model in verdict["models"] if model["role"] in SHOWN]
+    return {
+        "verdict": verdict,
+        "paid": PAID[verdict["paid"]],
+        "others": verdict["findings"][1:],
+        "compared": compared(verdict),
+        "roles": table.ROLES,
+        "groups": table.groups(verdict["models"]),
+        "dash": table.DASH,
+        "differences": table.differences(verdict),
+        "colour": colour,
+        "runs": [name for name, history in histories.items() if history],
+        "losses": [
+            (chart, Markup(chart.svg)) for chart in losses
+        ],  # our own drawing, its texts escaped in svg.py
+        "tradeoffs": [(chart, Markup(chart.svg)) for chart in tradeoffs],
+        "samples": [
+            (sample, [(name, sample["completions"][name]) for name in shown]) for sample in verdict["samples"]
+        ],
+        "settings": recipe and yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True),
+    }
+
+
+def compared(verdict: dict[str, Any]) -> str:
+    """What the judged student is beside its teacher, in one or two sentences; empty without a teacher."""
+    said, ratio = [], verdict["compression"]
+    for key, few, many in (
+        ("parameters", "{:.2g} times as many parameters", "{:.1f} times fewer parameters"),
+        ("bytes", "{:.2g} times the bytes on disk", "{:.1f} times fewer bytes on disk"),
+        ("speed", "{:.2g} times the speed", "{:.1f} times the speed"),
+    ):
+        value = ratio[key]
+        if value is not None:
+            form, size = (many, value) if value >= 1 or key == "speed" else (few, 1 / value)
+            said.append(form.format(size))
+    judged = next(model for model in verdict["models"] if model["name"] == verdict["findings"][0]["name"])
+    if judged["retained"] is not None:
+        said.append(f"{judged['retained']:.1f} % of its performance")
+    if not said:
+        return ""
+    text = f"Beside the teacher, {judged['name']} has {', '.join(said[:-1])} and {said[-1]}."
+    if verdict["cost"]["ratio"] is not None:
+        text += f" A step of distillation takes the compute of {verdict['cost']['ratio']:.1f} steps of cross-entropy."
+    return text
+
+
+def markdown(text: str) -> str:
+    """Text that Markdown shows as it is, also in a cell of a table."""
+    text = re.sub(r"([\\`*_\[\]|#~])", r"\\\1", str(text))
+    return " ".join(text.replace("&", "&amp;").replace("<", "&lt;").split())
+
+
+def fenced(text: str) -> str:
+    """A code block, its fence longer than any within."""
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}text\n{text}\n{fence}"
