@@ -12,60 +12,82 @@ from llm_finetuner.errors import FinetunerError
 from llm_finetuner.recipe import Recipe, Train
 
 Rows = list[tuple[str, str]]
+Sized = dict[str, Sizes | None]
 
 
 def confirm_screen(recipe: Recipe, screen: Screen) -> bool:
     """Show all of it; False where something will stop the run."""
     screen.say("Looking ahead ...", "dim")
-    warnings, ahead, fits = list(recipe.warnings()), [], True
+    warnings, fits, sizes, sight, guess = list(recipe.warnings()), True, {}, None, None
+    tokenizers: Rows = []
     try:
         sight = preview.look(recipe)
         sizes, guess = look_ahead(recipe, sight.examples, sight.length)
-        ahead = [("rows", sight.sentence), *size_rows(sizes), *estimate_rows(guess)]
         warnings += memory_warnings(guess)
         if recipe.teacher:
-            same, words = vocabularies(recipe)
-            ahead.append(("tokenizers", words if same else "different"))
-            fits = same
-            if not same:
-                warnings.append(f"the run will be refused: {words}")
+            fits, words = vocabularies(recipe)
+            tokenizers = [("tokenizers", words if fits else f"different: {words}")]
+            warnings += [] if fits else ["the run will be refused, because the tokenizers differ"]
     except FinetunerError as error:
         screen.error(error)
         fits = False
     screen.heading("Settings")
-    screen.facts(setting_rows(recipe))
-    if ahead:
-        screen.heading("What to expect (estimates)")
-        screen.facts(ahead)
+    rows = [*method_rows(recipe), *model_rows(recipe, sizes), *tokenizers]
+    screen.facts([*rows, *data_rows(recipe, sight), *training_rows(recipe), ("output", recipe.output)])
+    if guess:
+        screen.heading("Estimates")
+        screen.facts(estimate_rows(guess))
     for words in warnings:
         screen.warn(words)
     screen.say()
     return fits
 
 
-def setting_rows(recipe: Recipe) -> Rows:
-    """The settings that matter, and of the rest those that are not as usual."""
-    plan, data = recipe.train, recipe.data
-    rows = [("method", recipe.method), ("student", held(recipe.student))]
-    if recipe.teacher:
-        rows.append(("teacher", held(recipe.teacher)))
-    options = {
-        **recipe.options,
-        **{f"{recipe.tuning.kind}: {k}": v for k, v in recipe.tuning.options.items()},
-    }
-    rows += [(name, "auto" if value is None else str(value)) for name, value in options.items()]
-    rows.append(("weights that move", recipe.tuning.kind))
-    rows.append(("data", f"{data.source}{f', first {data.samples} rows' if data.samples else ''}"))
-    rate = plan.learning_rate or "auto"
-    length = f"{plan.steps} steps" if plan.steps else f"{plan.epochs:g} epochs"
+def method_rows(recipe: Recipe) -> Rows:
+    """What is learned and which weights move, each with its options."""
+    rows = [("method", recipe.method), ("weights that move", recipe.tuning.kind)]
+    for index, options in enumerate((recipe.options, recipe.tuning.options)):
+        if options:
+            told = ", ".join(f"{name} {'auto' if v is None else v}" for name, v in options.items())
+            rows[index] = (rows[index][0], f"{rows[index][1]}: {told}")
+    return rows
+
+
+def model_rows(recipe: Recipe, sizes: Sized) -> Rows:
+    """The models, their parameters, and how much smaller the student is."""
+    student, teacher = sizes.get("student"), sizes.get("teacher")
+    told = {"student": "", "teacher": ""}
+    if student:
+        part = (
+            "" if student.trainable >= student.parameters else f", {count(student.trainable)} of them trained"
+        )
+        told["student"] = f": {count(student.parameters)} parameters{part}"
+    if student and teacher:
+        ratio = teacher.parameters / student.parameters
+        told["teacher"] = f": {count(teacher.parameters)} parameters, compression {ratio:.1f} times"
+    models = [("student", recipe.student), ("teacher", recipe.teacher)]
+    return [(name, held(model) + told[name]) for name, model in models if model]
+
+
+def data_rows(recipe: Recipe, sight: preview.Sight | None) -> Rows:
+    data = recipe.data
+    first = f", first {data.samples} rows" if data.samples else ""
+    return [("data", f"{data.source}{first}{f': {sight.sentence}' if sight else ''}")]
+
+
+def training_rows(recipe: Recipe) -> Rows:
+    """The usual settings in one line; of the rest those that are not as usual."""
+    plan = recipe.train
+    length = f"{plan.steps} steps" if plan.steps else f"epochs {plan.epochs:g}"
     a_step = f"{plan.batch_size} x {plan.gradient_accumulation_steps} examples a step"
-    rows.append(("training", f"{length}, {a_step}, rate {rate}, at most {data.max_length} tokens"))
-    told = ("epochs", "steps", "batch_size", "gradient_accumulation_steps", "learning_rate")
+    rate = f"learning rate {plan.learning_rate or 'auto'}"
+    told = [length, a_step, rate, f"at most {recipe.data.max_length} tokens"]
+    shown = ("epochs", "steps", "batch_size", "gradient_accumulation_steps", "learning_rate")
     for setting in fields_of(Train, "train"):
         value = vars(plan)[setting.name]
-        if setting.name not in told and value != setting.default:
-            rows.append((setting.name, setting.spell(value)))
-    return [*rows, ("output", recipe.output)]
+        if setting.name not in shown and value != setting.default:
+            told.append(f"{setting.name} {setting.spell(value)}")
+    return [("training", ", ".join(told))]
 
 
 def held(model: Any) -> str:
@@ -76,18 +98,6 @@ def held(model: Any) -> str:
         ("new weights", model.from_scratch),
     ]
     return ", ".join([model.name, *(words for words, on in how if on)])
-
-
-def size_rows(sizes: dict[str, Sizes | None]) -> Rows:
-    """Parameters, and how much smaller the student is."""
-    student, teacher = sizes["student"], sizes["teacher"]
-    part = "" if student.trainable >= student.parameters else f", {count(student.trainable)} of them trained"
-    rows = [("student", f"{count(student.parameters)} parameters{part}")]
-    if teacher:
-        ratio = teacher.parameters / student.parameters
-        rows.append(("teacher", f"{count(teacher.parameters)} parameters"))
-        rows.append(("compression", f"{ratio:.1f} times fewer parameters" if ratio > 1 else "none"))
-    return rows
 
 
 def estimate_rows(guess: Estimate) -> Rows:

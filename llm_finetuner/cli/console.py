@@ -47,19 +47,23 @@ class Screen:
     def say(self, words: object = "", style: str = "") -> None:
         """A line for people; --quiet leaves it out."""
         if not self.quiet:
-            self.console.print(text(words, style))
+            self.show(words, style)
 
     def show(self, words: object, style: str = "") -> None:
-        """A line that --quiet keeps."""
-        self.console.print(text(words, style))
+        """A line that --quiet keeps; folded at the width of a terminal only."""
+        self.console.print(text(words, style), soft_wrap=not self.console.is_terminal)
+
+    def unfolded(self, words: str) -> None:
+        """A line that can be copied: the terminal breaks it, not we."""
+        self.console.print(text(words), soft_wrap=True)
 
     def warn(self, words: object) -> None:
-        self.console.print(text(f"warning: {words}", "yellow"))
+        self.show(f"warning: {words}", "yellow")
 
     def error(self, error: FinetunerError) -> None:
-        self.console.print(text(f"error: {error.what}", "red"))
+        self.show(f"error: {error.what}", "red")
         if error.hint:
-            self.console.print(text(f"  {error.hint}"))
+            self.show(f"  {error.hint}")
 
     def heading(self, words: str) -> None:
         self.say()
@@ -67,8 +71,13 @@ class Screen:
 
     def facts(self, rows: Iterable[tuple[str, object]]) -> None:
         """Names and values in two columns."""
-        if not self.quiet:
+        if self.quiet:
+            return
+        if self.console.is_terminal:
             self.console.print(facts_table(rows))
+            return
+        for name, value in rows:
+            self.show(f"{name}: {value}")
 
     def preview(self, rows: list[list[tuple[str, bool]]]) -> None:
         """Rows as the model sees them: what is learned in green, what is only read dim."""

@@ -110,7 +110,9 @@ def _doctor(child: argparse.ArgumentParser) -> None:
 
 
 def _list(child: argparse.ArgumentParser) -> None:
-    child.add_argument("what", nargs="?", choices=LISTS, help="one table; without it all but the runs")
+    child.add_argument(
+        "what", nargs="?", default=None, choices=LISTS, help="one table; without it all but the runs"
+    )
     child.add_argument("--folder", metavar="FOLDER", help="where to look for runs (default: outputs)")
 
 

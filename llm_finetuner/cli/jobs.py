@@ -73,7 +73,8 @@ def carry_out(recipe: Recipe, screen: Screen, baseline: bool) -> int:
     commands.train_and_compare(recipe, screen, recipe.needs_teacher, baseline)
     screen.say()
     screen.say(f"model and recipe: {recipe.output}")
-    screen.say(f"the same by command:\n{command_of(recipe, baseline)}")
+    screen.say("the same by command:")
+    screen.unfolded(command_of(recipe, baseline))
     return OK
 
 
@@ -97,7 +98,8 @@ def save(recipe: Recipe, screen: Screen) -> Any:
         return BACK
     recipe_file.save(recipe, path)
     screen.say(f"saved: {path}\nrun it with: {program()} run {shlex.quote(path)}")
-    screen.say(f"the same by command:\n{command_of(recipe)}")
+    screen.say("the same by command:")
+    screen.unfolded(command_of(recipe))
     return OK
 
 

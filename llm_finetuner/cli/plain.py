@@ -51,5 +51,5 @@ def duration(seconds: float | None) -> str:
 
 
 def first_line(function: object) -> str:
-    """The first line of a docstring."""
-    return (function.__doc__ or "").strip().split("\n")[0]
+    """The first line of a docstring, for users: without what it raises."""
+    return (function.__doc__ or "").strip().split("\n")[0].split(" Raises ")[0]

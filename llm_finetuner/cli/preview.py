@@ -30,9 +30,11 @@ def look(recipe: Recipe) -> Sight:
 
 @functools.lru_cache(maxsize=4)
 def _look(student, source, config, split, samples, max_length, loss_on, on_bad_row, files, columns) -> Sight:
+    from llm_finetuner.cli.progress import quiet_libraries
     from llm_finetuner.data import shapes, sources, text
     from llm_finetuner.models.loading import load_tokenizer
 
+    quiet_libraries()
     tokenizer = load_tokenizer(student)
     read = sources.read(
         source,

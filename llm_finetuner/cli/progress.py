@@ -51,6 +51,18 @@ def memory() -> str:
     return used
 
 
+def quiet_libraries() -> None:
+    """No bars for reading files that are on this disk; the hub's bars for downloads stay."""
+    import datasets
+    import transformers
+    from huggingface_hub.utils import enable_progress_bars
+
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+    enable_progress_bars()
+
+
 class View:
     """`on_event` of a run. Use as a context manager; `checkpoint` is the newest one written."""
 
@@ -62,14 +74,22 @@ class View:
         self._reset({})
 
     def __enter__(self) -> "View":
+        quiet_libraries()
+        self.screen.say("Loading ...", "dim")
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._stop()
+
+    def _start(self) -> None:
+        """From the first step on: while models are loaded, the hub's own bars need the terminal."""
         if self.screen.console.is_terminal and not self.screen.quiet and not self.screen.as_json:
             self.live = Live(
                 console=self.screen.console, get_renderable=self.draw, refresh_per_second=4, transient=True
             )
             self.live.start()
-        return self
 
-    def __exit__(self, *_) -> None:
+    def _stop(self) -> None:
         if self.live:
             self.live.stop()
             self.live = None
@@ -92,6 +112,7 @@ class View:
         self.resumed_from = plan.get("resumed_from") or 0
 
     def _plan(self, plan: dict[str, Any]) -> None:
+        self._stop()
         self._reset(plan)
         for words in plan.get("warnings", []):
             self.screen.warn(words)
@@ -106,6 +127,7 @@ class View:
         )
         if self.resumed_from:
             self.screen.say(f"resumed from step {self.resumed_from}")
+        self._start()
 
     def _step(self, record: dict[str, Any]) -> None:
         self.record = record
@@ -128,6 +150,7 @@ class View:
 
     def _done(self, record: dict[str, Any]) -> None:
         if self.live:
+            self._stop()
             for evaluation in self.evaluations[-3:]:
                 self.screen.say(evaluation_line(evaluation))
         best = f", best at step {record['best_step']}" if record.get("best_step") else ""
@@ -163,8 +186,7 @@ class View:
     def draw(self) -> Group:
         """The live view: progress, one line a term with its sparkline, the newest evaluations."""
         if not self.record:
-            waiting = "Preparing: " if self.plan else "Loading: "
-            return Group(text(f"{waiting}{duration(time.monotonic() - self.started)}", "dim"))
+            return Group(text(f"first step: {duration(time.monotonic() - self.started)}", "dim"))
         width = self.screen.console.width
         step, steps = self.record["step"], self.plan.get("steps") or self.record["step"]
         speed = count(self.record.get("tokens_per_second"))

@@ -123,7 +123,7 @@ def _line(title: str, why: str, prompt: Ask):
         try:
             prompt.parse(typed)
         except RecipeError as error:
-            return f"{error.what}. {error.hint}" if error.hint else error.what
+            return f"{error.what}; {error.hint}" if error.hint else error.what
         return True
 
     return questionary.text(

@@ -55,7 +55,8 @@ def questions(answers: Answers) -> list[tuple[Question, str]]:
     known = {s.path: s for s in (*fields_of(Train, "train"), *fields_of(Data, "data"))}
     steps += [from_setting(known[path]) for path in ASKED]
     more = further(answers)
-    steps.append((Question("more", lambda a: Mark([(s.path, describe(s)) for s in more])), ""))
+    steps.append((Question("advanced", pick_advanced), ""))
+    steps.append((Question("more", lambda a: mark_more(a, more)), ""))
     steps += [from_setting(s) for s in more if s.path in answers.get("more", ())]
     steps.append((Question("output", lambda a: Ask(free_folder(a), output_folder, is_path=True)), ""))
     return [(question, question.why(told)) for question, told in steps]
@@ -76,6 +77,15 @@ def further(answers: Answers) -> list[Setting]:
         *fields_of(Model, "student"), *teacher,
     ]  # fmt: skip
     return [s for s in settings if s.path not in ASKED + ELSEWHERE]
+
+
+def pick_advanced(answers: Answers) -> Pick:
+    """The gate before the settings that few people change."""
+    return Pick([("no", "No, they are fine", "", None), ("yes", "Yes, show them", "", None)], "no")
+
+
+def mark_more(answers: Answers, more: list[Setting]) -> Mark | None:
+    return Mark([(s.path, describe(s)) for s in more]) if answers.get("advanced") == "yes" else None
 
 
 def describe(setting: Setting) -> str:

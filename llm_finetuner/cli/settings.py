@@ -72,6 +72,8 @@ class Setting:
             return None
         if self.path == "options.feature_layers":
             return parse_layers(text)
+        if self.is_list and text.lower() in ("", "none"):
+            return []
         if self.is_list:
             return [word.strip() for word in text.split(",") if word.strip()]
         for kind, wanted in ((int, "a whole number"), (float, "a number")):
@@ -88,7 +90,9 @@ class Setting:
             return self.nothing
         if self.path == "options.feature_layers":
             return ",".join(":".join(map(str, x)) if isinstance(x, list) else str(x) for x in value)
-        return ",".join(value) if isinstance(value, list) else str(value)
+        if isinstance(value, bool):
+            return "yes" if value else "no"
+        return (",".join(value) or "none") if isinstance(value, list) else str(value)
 
 
 def parse_layers(text: str) -> list:

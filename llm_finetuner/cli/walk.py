@@ -52,7 +52,7 @@ class Walk:
 
     def recipe(self) -> Recipe:
         """The recipe of the answers. Raises RecipeError."""
-        left_out = ("method", "more", "data.look")
+        left_out = ("method", "advanced", "more", "data.look")
         return build(self.answers["method"], {k: v for k, v in self.answers.items() if k not in left_out})
 
     def _next(self) -> tuple[Question, str] | None:

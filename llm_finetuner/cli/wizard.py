@@ -1,8 +1,8 @@
 """The menu and the walk through the questions. It only builds a Recipe; commands.py runs it."""
 
-import os
+import subprocess
 import sys
-import threading
+from collections.abc import Callable
 from typing import Any
 
 from llm_finetuner import __version__
@@ -20,7 +20,7 @@ OTHER_JOBS = (  # key, title, what it means
     ("d", "Doctor", "What this machine has, and what is missing"),
     ("q", "Quit", ""),
 )
-HEAVY = ("torch", "transformers", "datasets")  # what training needs, imported while the user reads
+HEAVY = ("torch", "transformers", "datasets")
 
 
 def start() -> int:
@@ -31,33 +31,42 @@ def start() -> int:
             f"use flags: {program()} distill --student S --teacher T --data D, or see {program()} --help",
         )
     prompts.note(f"LLM Finetuner {__version__}   Enter accepts, Esc or Ctrl-B goes back, Ctrl-C leaves.\n")
-    warm = threading.Thread(target=import_training_path, daemon=True)
-    code = guarded(lambda: menu(warm), as_json=False)
-    if warm.is_alive():  # an interpreter that is shut down in the middle of an import of torch may crash
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    return code
+    warm = WarmUp()
+    try:
+        return guarded(lambda: menu(warm.start), as_json=False)
+    finally:
+        warm.stop()
 
 
-def import_training_path() -> None:
-    """Import what the preview and the run will need; a failure is reported where it is needed."""
-    for name in HEAVY:
-        try:
-            __import__(name)
-        except ImportError:
-            return
+class WarmUp:
+    """Has another process import what training needs while the user reads, so that the files are in memory by then.
+
+    A thread would save more, but holds the interpreter: keys and Ctrl-C were answered up to two seconds late.
+    """
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen | None = None
+
+    def start(self) -> None:
+        if self.process is None:
+            nothing = subprocess.DEVNULL
+            command = [sys.executable, "-c", f"import {', '.join(HEAVY)}"]
+            self.process = subprocess.Popen(command, stdin=nothing, stdout=nothing, stderr=nothing)
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
 
 
-def menu(warm: threading.Thread | None = None) -> int:
-    """The first screen, again after each job that is not a run."""
+def menu(on_choice: Callable[[], None] = lambda: None) -> int:
+    """The first screen, again after each job that is not a run. `on_choice` is called when a job was chosen."""
     choice: Any = 1
     while True:
         choice = prompts.ask("What do you want to do?", "", first_screen(choice))
         if choice is BACK or choice == "q":
             return OK
-        if warm is not None and not warm.ident:
-            warm.start()
+        on_choice()
         from llm_finetuner.cli import jobs
 
         done = jobs.distil_or_finetune(MENU[choice][0]) if choice in MENU else jobs.OTHERS[choice]()

@@ -103,7 +103,8 @@ TITLES = {
     "data.samples": "How many rows?",
     "data.max_length": "Longest example, in tokens",
     "options.feature_layers": "Layers to match",
-    "more": "Other settings to change",
+    "advanced": "Change other settings?",
+    "more": "Settings to change",
     "output": "Output folder",
 }
 WHY = {  # where the help of the flag is too short for someone who sees it for the first time
@@ -127,6 +128,7 @@ WHY = {  # where the help of the flag is too short for someone who sees it for t
     "train.learning_rate": "The size of a step. auto: 2e-4 for adapters, 5e-5 for full tuning, 1e-3 from scratch.",
     "data.max_length": "Longer examples are cut. Memory and time grow with it.",
     "data.samples": "A number takes the first N rows only: good for a trial.",
-    "more": "Space marks, Enter goes on. Nothing marked: all as shown.",
+    "advanced": "Schedule, precision, evaluation, checkpoints, quantisation, seed and so on.",
+    "more": "Space marks, Enter goes on.",
     "output": "The model, its log and its report go here.",
 }
