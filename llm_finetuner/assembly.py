@@ -21,7 +21,10 @@ Note = Callable[[str], None]
 
 @dataclass
 class Parts:
-    """Live objects that stand in for what the recipe names: None where it should be loaded."""
+    """Live objects that stand in for what the recipe names: None where it should be loaded.
+
+    A run leaves its tuned student here, so that a next phase goes on with it.
+    """
 
     student: nn.Module | None = None
     tuned: Tuned | None = None  # the student of an earlier phase, adapter and all
@@ -126,14 +129,16 @@ def assemble(recipe: Recipe, parts: Parts, device: torch.device, note: Note) -> 
         train, held_out = load_rows(data, tokenizer, recipe.train.seed, recipe.output, note)
     else:
         train, held_out = parts.train, parts.held_out
-    if recipe.student.from_scratch and parts.student is None and parts.tuned is None:
+    if recipe.student.from_scratch and parts.tuned is None:
         loading.start_head_bias(student, train)
     check_rows(train, student)
     per_epoch = -(-len(train) // (recipe.train.batch_size * recipe.train.gradient_accumulation_steps))
     steps = recipe.train.steps or max(1, round(recipe.train.epochs * per_epoch))
     student.to(device) if not loading.is_quantised(student) else None
     loading.check_head(student, recipe.student.name or "the student")
-    tuned = parts.tuned or resolve(TUNINGS, recipe.tuning.kind)(student, steps, **recipe.tuning.options)
+    parts.tuned = tuned = parts.tuned or resolve(TUNINGS, recipe.tuning.kind)(
+        student, steps, **recipe.tuning.options
+    )
     if recipe.train.gradient_checkpointing:
         student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     teacher, extras = (

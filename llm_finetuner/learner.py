@@ -48,8 +48,9 @@ class Learner(nn.Module):
         self.projections = nn.ModuleDict()
         width = task.width(student)
         if pairs and teacher_width != width:
+            dtype = torch.promote_types(student.get_input_embeddings().weight.dtype, torch.float32)
             self.projections.update(
-                {str(s): nn.Linear(width, teacher_width, bias=False) for s in self.want.layers}
+                {str(s): nn.Linear(width, teacher_width, bias=False).to(dtype) for s in self.want.layers}
             )
 
     def forward(
@@ -79,7 +80,9 @@ class Learner(nn.Module):
         values = []
         for s, t in self.pairs:
             own = student.features[s]
-            own = self.projections[str(s)](own) if str(s) in self.projections else own
+            if str(s) in self.projections:
+                projection = self.projections[str(s)]
+                own = projection(own.to(projection.weight.dtype))
             values.append(fn(own, teacher.features[t], **options).sum())
         return torch.stack(values).mean()
 

@@ -92,7 +92,7 @@ class Data:
     eval_fraction: float = 0.1  # held out when there is no eval_source and no eval_split
 
     def __post_init__(self):
-        check_range("data.max_length", self.max_length, 2, None)
+        check_range("data.max_length", self.max_length, 4, None)
         check_range("data.eval_fraction", self.eval_fraction, 0, 0.9)
         if self.samples is not None:
             check_range("data.samples", self.samples, 1, None)
@@ -161,6 +161,7 @@ class Recipe:
         object.__setattr__(self, "options", fill_options(self.method, method, self.options))
         filled = fill_options(self.tuning.kind, tuning, self.tuning.options)
         object.__setattr__(self, "tuning", Tuning(self.tuning.kind, filled))
+        _check_adapter(filled)
         method(**self.options)  # raises now what would be wrong later
 
     @property
@@ -190,6 +191,18 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
+
+
+def _check_adapter(options: dict[str, Any]) -> None:
+    for name in ("r", "init_r", "target_r"):
+        if name in options:
+            check_range(f"tuning.options.{name}", options[name], 1, None)
+    if "lora_alpha" in options:
+        check_range("tuning.options.lora_alpha", options["lora_alpha"], 0, None, open_low=True)
+        check_range("tuning.options.lora_dropout", options["lora_dropout"], 0, 0.99)
+    if "init_r" in options and options["init_r"] <= options["target_r"]:
+        given = f"init_r={options['init_r']} and target_r={options['target_r']}"
+        raise RecipeError(f"adalora prunes from init_r down to target_r, got {given}")
 
 
 def with_method(recipe: Recipe, method: str, **options) -> Recipe:

@@ -21,6 +21,7 @@ from llm_finetuner.optim import default_rate, rate
 from llm_finetuner.recipe import Recipe
 from llm_finetuner.registry import OPTIMIZERS, SCHEDULES, resolve
 from llm_finetuner.run import Log, Signals
+from llm_finetuner.tuning.tuned import Tuned
 
 OnEvent = Callable[[str, dict], None]
 EVALUATIONS = 10  # a run, where eval_every is not given
@@ -28,10 +29,14 @@ EVALUATIONS = 10  # a run, where eval_every is not given
 
 @dataclass
 class TrainResult:
-    """metrics: figures of the whole run. history: one record an optimizer step, with the evaluations made after it."""
+    """metrics: figures of the whole run. history: one record an optimizer step, with the evaluation made after it.
+
+    tuned: the trained student, and the adapter it carries.
+    """
 
     metrics: dict[str, Any]
     history: list[dict[str, Any]] = field(repr=False)
+    tuned: Tuned = field(repr=False)
 
 
 def fit(
@@ -242,7 +247,7 @@ class _Run:
         self.engine.wait()
         self.engine.end()
         self.say("done", {**metrics, "output": str(self.folder)})
-        return TrainResult(metrics, history)
+        return TrainResult(metrics, history, built.tuned)
 
     def _note(self, text: str) -> None:
         self.say("note", {"text": text})

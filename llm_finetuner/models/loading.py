@@ -55,7 +55,23 @@ def load_causal_lm(
         )
         options["device_map"] = {"": device}
     model = _load(lambda auto: auto.from_pretrained(name, **options), "AutoModelForCausalLM", name)
-    return model if "device_map" in options else model.to(device)
+    if "device_map" not in options:
+        return model.to(device)
+    if load_in_4bit and device.type == "cpu":
+        _keep_unpacked(model)
+    return model
+
+
+def _keep_unpacked(model: nn.Module) -> None:
+    """Keep bitsandbytes from repacking 4-bit weights for bfloat16 kernels at the first evaluation on some CPUs.
+
+    That rounds their scales for good, fails for widths that 32 does not divide, and training then goes on with them.
+    """
+    from bitsandbytes.nn import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
 
 
 def load_tokenizer(name: str):
@@ -63,15 +79,15 @@ def load_tokenizer(name: str):
     return _load(lambda auto: auto.from_pretrained(name, trust_remote_code=False), "AutoTokenizer", name)
 
 
-def load_adapter(folder: str | Path, device: torch.device | str = "cpu") -> nn.Module:
-    """Load what `train` wrote: a whole model, or an adapter on the model it names. Raises ModelError."""
+def load_trained(folder: str | Path, device: torch.device | str = "cpu") -> nn.Module:
+    """Load what `train` wrote: a whole model, or an adapter injected into the model it names. Raises ModelError."""
     if not (Path(folder) / "adapter_config.json").exists():
         return load_causal_lm(str(folder), device=device)
     from peft import PeftConfig, PeftModel
 
     config = PeftConfig.from_pretrained(str(folder))
     base = load_causal_lm(config.base_model_name_or_path, device=device)
-    return PeftModel.from_pretrained(base, str(folder)).to(device)
+    return PeftModel.from_pretrained(base, str(folder)).to(device).get_base_model()
 
 
 def same_vocabulary(a, b) -> tuple[bool, str]:

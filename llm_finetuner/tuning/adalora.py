@@ -1,6 +1,5 @@
 """AdaLoRA (arXiv 2303.10512): adapters whose rank moves to the layers where it helps."""
 
-from llm_finetuner.errors import RecipeError
 from llm_finetuner.tuning.lora import find_targets, inject
 
 WARM, FINAL = 0.1, 0.3  # shares of the run before pruning starts and after the ranks are fixed
@@ -22,8 +21,6 @@ def adalora(
     """
     from peft import AdaLoraConfig
 
-    if not init_r > target_r >= 1:
-        raise RecipeError(f"adalora needs init_r above target_r, got init_r={init_r} and target_r={target_r}")
     steps = max(total_steps, 4)  # peft wants room for warm-up, pruning and the fixed rest
     config = AdaLoraConfig(
         target_r=target_r, init_r=init_r, lora_alpha=lora_alpha, lora_dropout=lora_dropout, total_step=steps,

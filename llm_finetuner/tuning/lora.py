@@ -24,10 +24,14 @@ def lora(
 
 def inject(model, config):
     """Put the adapter into `model` in place and return it as Tuned."""
-    from peft import get_peft_model
+    from peft import get_peft_model, prepare_model_for_kbit_training
     from transformers.pytorch_utils import Conv1D
 
+    from llm_finetuner.models.loading import is_quantised
     from llm_finetuner.tuning.tuned import Tuned
+
+    if is_quantised(model):
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
 
     config.fan_in_fan_out = any(
         isinstance(module, Conv1D) for module in model.modules()

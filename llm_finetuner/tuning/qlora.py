@@ -14,8 +14,6 @@ def qlora(
     target_modules: list[str] | None = None,
 ):
     """Add LoRA to a quantised model. Raises ModelError when it is not quantised."""
-    from peft import prepare_model_for_kbit_training
-
     from llm_finetuner.models.loading import is_quantised
 
     if not is_quantised(model):
@@ -23,7 +21,6 @@ def qlora(
             "QLoRA needs a model held in 4 or 8 bits, this one is not",
             "load it with load_in_4bit=True, or use lora",
         )
-    model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     return lora(
         model,
         total_steps,

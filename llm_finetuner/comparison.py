@@ -1,0 +1,166 @@
+"""Did it pay? Trains the baselines, gathers the models that a verdict compares, and writes the report."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from llm_finetuner import recipe_file
+from llm_finetuner.assembly import Parts, load_rows, load_student, load_teacher
+from llm_finetuner.benchmark.speed import cost_ratio
+from llm_finetuner.benchmark.verdict import Entry, verdict
+from llm_finetuner.engine import default_device
+from llm_finetuner.errors import OrderError
+from llm_finetuner.models import loading
+from llm_finetuner.recipe import Recipe, with_method
+from llm_finetuner.registry import TASKS, resolve
+from llm_finetuner.report.write import write
+from llm_finetuner.run import read_log
+from llm_finetuner.trainer import OnEvent, fit
+from llm_finetuner.tuning.tuned import Tuned
+
+SAMPLES = 32  # prompts that completions are generated for
+
+
+@dataclass
+class Subject:
+    """A finished run and what it is compared on."""
+
+    recipe: Recipe
+    parts: Parts  # the trained student, the teacher, and the rows it was trained on
+    tokenizer: Any
+    untouched: Callable[[], nn.Module]
+    rows: Any  # held-out rows, prepared
+    history: list[dict]
+
+
+def compare(
+    subject: Subject,
+    prompts: Sequence[str],
+    references: Sequence[str] | None,
+    *,
+    baseline: bool = False,
+    on_event: OnEvent | None = None,
+    others: Sequence[tuple[Entry, list[dict]]] = (),
+) -> dict[str, Any]:
+    """Judge the run and write report.html, report.md and metrics.json into its folder.
+
+    baseline: also train the student by cross-entropy alone, for the same steps and for the same compute.
+    others: further entries of the table with their histories. Returns the verdict (see benchmark/verdict.py).
+    """
+    recipe, parts = subject.recipe, subject.parts
+    task = resolve(TASKS, recipe.task)()
+    folder, steps = Path(recipe.output), subject.history[-1]["step"]
+    seconds = sum(record["seconds"] for record in subject.history)
+    role = "distilled" if recipe.needs_teacher else "tuned"
+    entries = [Entry(recipe.method, role, parts.tuned.model, subject.tokenizer, folder, steps, seconds)]
+    histories = {recipe.method: subject.history}
+    if parts.teacher is not None:
+        name = recipe.teacher.name if recipe.teacher else "teacher"
+        entries.append(
+            Entry("teacher", "teacher", parts.teacher, subject.tokenizer, _folder(name), None, None)
+        )
+    untouched = subject.untouched()
+    entries.append(Entry("untouched student", "untouched", untouched, subject.tokenizer, None, None, None))
+    if baseline and parts.teacher is not None:
+        ratio = cost_ratio(parts.tuned.model, parts.teacher)
+        for name, how_long in (("baseline_steps", steps), ("baseline_compute", round(steps * ratio))):
+            entry, history = _train_baseline(subject, name, how_long, on_event)
+            entries.append(entry)
+            histories[entry.name] = history
+    for entry, history in others:
+        entries.append(entry)
+        histories[entry.name] = history
+    said = verdict(entries, task, subject.rows, list(prompts), references, seed=recipe.train.seed)
+    said["report"] = str(write(said, histories, folder, recipe=recipe))
+    return said
+
+
+def _train_baseline(
+    subject: Subject, role: str, steps: int, on_event: OnEvent | None
+) -> tuple[Entry, list[dict]]:
+    """The same student from the same start on the same rows in the same order, by cross-entropy alone."""
+    recipe = with_method(subject.recipe, "fine_tuning")
+    folder = Path(recipe.output) / role
+    recipe = replace(
+        recipe, output=str(folder), train=replace(recipe.train, steps=steps, save_every=0, patience=0)
+    )
+    parts = replace(
+        subject.parts, student=subject.untouched(), tuned=None, teacher=None, tokenizer=subject.tokenizer
+    )
+    result = fit(recipe, parts, on_event=on_event)
+    name = "cross-entropy, same steps" if role == "baseline_steps" else "cross-entropy, same compute"
+    seconds = result.metrics["seconds"]
+    return Entry(name, role, result.tuned.model, subject.tokenizer, folder, steps, seconds), result.history
+
+
+def load_untouched(recipe: Recipe, device: torch.device, train_rows: Any) -> nn.Module:
+    """The student as it was before training. Raises OrderError when it was given as an object."""
+    if not recipe.student.name:
+        raise OrderError(
+            "the untouched student was an object and is gone", "compare with LLMFineTuner.compare"
+        )
+    model = load_student(recipe.student, device, recipe.train.seed)
+    if recipe.student.from_scratch and train_rows is not None:
+        loading.start_head_bias(model, train_rows)
+    return model
+
+
+def pairs_of(
+    rows: Any, tokenizer: Any, prompts: Sequence[str] | None = None, references: Sequence[str] | None = None
+) -> tuple[list[str], list[str] | None]:
+    """Prompts and references: those given, else of evenly spaced prepared rows what does not count and what does.
+
+    Where all of a row counts, its first half is the prompt.
+    """
+    if prompts is not None:
+        return list(prompts), None if references is None else list(references)
+    picked = rows.select(sorted({i * len(rows) // SAMPLES for i in range(SAMPLES)})).to_list()
+    pairs = [_pair(row, tokenizer) for row in picked]
+    return [prompt for prompt, _ in pairs], [reference for _, reference in pairs]
+
+
+def _pair(row: dict, tokenizer: Any) -> tuple[str, str]:
+    ids, labels = row["input_ids"], row["labels"]
+    cut = next(i for i, label in enumerate(labels) if label != -100 and i > 0)
+    cut = len(ids) // 2 if cut <= 1 else cut
+    start = 1 if ids[0] == tokenizer.bos_token_id else 0  # generation puts it in front again
+    return tokenizer.decode(ids[start:cut]), tokenizer.decode(ids[cut:], skip_special_tokens=True)
+
+
+def compare_run(
+    run: str | Path,
+    *,
+    baseline: bool = False,
+    prompts: Sequence[str] | None = None,
+    device: str | None = None,
+    on_event: OnEvent | None = None,
+) -> dict[str, Any]:
+    """Compare a run from its folder alone. Raises FinetunerError."""
+    run = Path(run)
+    if not (run / "training.json").exists():
+        raise OrderError(f"{run} holds no finished run", "train it, or resume it: finetune_cli.py resume RUN")
+    recipe = replace(recipe_file.load(run / "recipe.yaml"), output=str(run))
+    say = on_event or (lambda kind, record: None)
+    where, tokenizer = default_device(device), loading.load_tokenizer(str(run))
+    train, held_out = load_rows(
+        recipe.data, tokenizer, recipe.train.seed, str(run), lambda text: say("note", {"text": text})
+    )
+    model = loading.load_trained(run, where)
+    teacher = load_teacher(recipe.teacher, where) if recipe.teacher else None
+    subject = Subject(
+        recipe=recipe,
+        parts=Parts(tuned=Tuned(model), teacher=teacher, train=train, held_out=held_out, device=device),
+        tokenizer=tokenizer,
+        untouched=lambda: load_untouched(recipe, where, train),
+        rows=held_out if held_out is not None else train,
+        history=read_log(run),
+    )
+    return compare(subject, *pairs_of(subject.rows, tokenizer, prompts), baseline=baseline, on_event=on_event)
+
+
+def _folder(name: str) -> Path | None:
+    return Path(name) if Path(name).is_dir() else None

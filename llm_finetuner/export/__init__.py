@@ -1,0 +1,1 @@
+"""What leaves a run: the hub, and later other formats."""

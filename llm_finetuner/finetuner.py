@@ -1,0 +1,241 @@
+"""LLMFineTuner: the whole tool as one object. Each call edits one Recipe; train() hands it to the engine."""
+
+import copy
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from llm_finetuner import recipe_file
+from llm_finetuner.assembly import (
+    Parts,
+    check_rows,
+    common_vocabulary,
+    load_student,
+    load_teacher,
+)
+from llm_finetuner.data import sources, text
+from llm_finetuner.engine import default_device
+from llm_finetuner.errors import ModelError, OrderError, RecipeError
+from llm_finetuner.judging import Judging
+from llm_finetuner.learner import layer_pairs
+from llm_finetuner.models import loading
+from llm_finetuner.recipe import Data, Model, Recipe, Teacher, Train, Tuning
+from llm_finetuner.registry import menu_entry
+from llm_finetuner.setup_methods import setup_method
+from llm_finetuner.trainer import OnEvent, TrainResult, fit
+
+
+class LLMFineTuner(Judging):
+    """Fine-tune or distil a language model and find out whether it paid.
+
+    model_name: a folder, a hub name, or a transformers model (then give its tokenizer too).
+    output_dir: the run's folder; train() writes a plain Hugging Face folder there. device: None takes a GPU where
+    there is one. The settings are in `.recipe`.
+    """
+
+    def __init__(
+        self,
+        model_name: str | nn.Module,
+        output_dir: str | Path = Recipe.output,
+        *,
+        tokenizer: Any = None,
+        seed: int = 0,
+        device: str | None = None,
+    ):
+        live = isinstance(model_name, nn.Module)
+        name = model_name.name_or_path if live else str(model_name)
+        self.recipe = Recipe(student=Model(name), train=Train(seed=seed), output=str(output_dir))
+        self.device = default_device(device)
+        self._given = model_name if live else None
+        self._parts = Parts(tokenizer=tokenizer, device=device)
+
+    # ---- models
+
+    def load_model(
+        self,
+        method: str | int = "lora",
+        adapter: str | None = None,
+        load_in_4bit: bool = False,
+        load_in_8bit: bool = False,
+        from_scratch: bool = False,
+    ) -> None:
+        """Load the student for a method: its name or menu number. adapter: how a distillation student is tuned.
+
+        from_scratch takes the configuration only and draws the weights from the seed. Raises RecipeError, ModelError.
+        """
+        _, learned, tuning, _ = menu_entry(method)
+        if adapter is not None and learned == "fine_tuning" and adapter != tuning:
+            raise RecipeError(
+                f"method {method!r} and adapter {adapter!r} contradict each other", "give one of them"
+            )
+        tuning = adapter or tuning
+        four = load_in_4bit or (tuning == "qlora" and not load_in_8bit)
+        student = replace(
+            self.recipe.student, load_in_4bit=four, load_in_8bit=load_in_8bit, from_scratch=from_scratch
+        )
+        self.recipe = replace(self.recipe, method=learned, options={}, student=student, tuning=Tuning(tuning))
+        if self._given is not None:
+            if tuning == "qlora" and not loading.is_quantised(self._given):
+                raise ModelError(
+                    "QLoRA needs a model loaded in 4 or 8 bits", "give its name, or load it in 4 bits"
+                )
+            self._parts.student = (
+                self._given.to(self.device) if not loading.is_quantised(self._given) else self._given
+            )
+        else:
+            self._parts.student = load_student(student, self.device, self.recipe.train.seed)
+            self.tokenizer  # noqa: B018  a folder without tokenizer should fail now, not after training
+        self._parts.tuned, self._untouched, self._last = None, None, None
+
+    def load_teacher_model(
+        self, teacher_model_name: str | nn.Module, load_in_4bit: bool = False, load_in_8bit: bool = False,
+        *, tokenizer: Any = None,
+    ) -> None:  # fmt: skip
+        """Load a frozen teacher: a folder, a hub name, or a model. Raises ModelError, also when the tokens differ."""
+        live = isinstance(teacher_model_name, nn.Module)
+        name = teacher_model_name.name_or_path if live else str(teacher_model_name)
+        spec = Teacher(name, load_in_4bit=load_in_4bit, load_in_8bit=load_in_8bit)
+        if live:
+            model = teacher_model_name.eval().requires_grad_(False)
+            model = model if loading.is_quantised(model) else model.to(self.device)
+        else:
+            model, tokenizer = load_teacher(spec, self.device), tokenizer or loading.load_tokenizer(name)
+        if self.model is not None:
+            ours = self._parts.tokenizer if self._given is not None else self.tokenizer
+            common_vocabulary(self._task, self.model, model, ours, tokenizer)
+        self._parts.teacher, self._parts.teacher_tokenizer = model, tokenizer
+        self.recipe = replace(self.recipe, teacher=spec)
+
+    # ---- data
+
+    def load_dataset_from_source(
+        self, source: Any, dataset_config: str | None = None, split: str = "train",
+        num_samples: int | None = None, data_files: str | list[str] | None = None,
+        on_bad_row: str = Data.on_bad_row,
+    ):  # fmt: skip
+        """Read a file, folder, glob or hub data set into a datasets.Dataset. Raises DataError with file and line."""
+        if isinstance(source, str | Path):
+            self._set_data(
+                source=str(source), config=dataset_config, split=split, samples=num_samples, files=data_files,
+                on_bad_row=on_bad_row,
+            )  # fmt: skip
+        rows = sources.read(
+            source, config=dataset_config, split=split, files=data_files, samples=num_samples, on_bad_row=on_bad_row,
+            bad_rows_path=Path(self.recipe.output) / "bad_rows.jsonl",
+        )  # fmt: skip
+        return rows.dataset
+
+    def prepare_dataset(
+        self, dataset: Any, text_columns: list[str] | None = None, max_length: int = Data.max_length,
+        *, loss_on: str = Data.loss_on,
+    ) -> tuple[Any, list[str]]:  # fmt: skip
+        """Tokenise: (rows of input_ids, attention_mask and labels with -100 where nothing counts, columns used).
+
+        loss_on "completion" counts completions only, where the data have them. Raises DataError.
+        """
+        self._set_data(text_columns=text_columns, max_length=max_length, loss_on=loss_on)
+        done = self._prepare(dataset)
+        return done.dataset, done.columns
+
+    def _set_data(self, **settings: Any) -> None:
+        self.recipe = replace(self.recipe, data=replace(self.recipe.data, **settings))
+
+    # ---- methods
+
+    setup_lora = setup_method("lora")
+    setup_qlora = setup_method("qlora")
+    setup_adalora = setup_method("adalora")
+    setup_vanilla_distillation = setup_method("vanilla_distillation")
+    setup_feature_distillation = setup_method("feature_distillation")
+
+    def _set_tuning(self, kind: str, options: dict) -> None:
+        self._need_model()
+        if kind == "qlora" and not loading.is_quantised(self.model):
+            raise ModelError("QLoRA needs a model held in 4 or 8 bits", 'load_model(method="qlora")')
+        if self._parts.tuned is not None:
+            raise OrderError(
+                "the model is already trained with an adapter or in full", "call load_model() again first"
+            )
+        self.recipe = replace(self.recipe, tuning=Tuning(kind, options))
+
+    def _set_method(self, method: str, options: dict) -> None:
+        self._need_model()
+        if self._parts.teacher is None:
+            raise OrderError(f"{method} needs a teacher", "call load_teacher_model(...) first")
+        recipe = replace(self.recipe, method=method, options=options)
+        task = self._task
+        for term in recipe.terms:
+            layer_pairs(term.layers, task.depth(self.model), task.depth(self._parts.teacher))
+        self.recipe = recipe
+        for said in self.recipe.warnings():
+            warnings.warn(said, stacklevel=3)
+
+    # ---- training
+
+    def train(
+        self,
+        dataset: Any,
+        num_epochs: float = Train.epochs,
+        batch_size: int = Train.batch_size,
+        learning_rate: float | None = None,
+        gradient_accumulation_steps: int = Train.gradient_accumulation_steps,
+        *,
+        epochs: float | None = None,
+        method: str | None = None,
+        eval_dataset: Any = None,
+        eval_fraction: float | None = None,
+        resume: bool = False,
+        on_event: OnEvent | None = None,
+        **settings: Any,
+    ) -> TrainResult:
+        """Train the student as it is now and write it to output_dir. Raises FinetunerError.
+
+        dataset: rows, prepared or not. method="standard" trains without the teacher. eval_dataset, or a share of the
+        rows (eval_fraction; 0.1 where eval_every or patience ask for evaluations), picks the best weights. settings:
+        the other fields of `recipe.train`. Each record of .history has step, epoch, loss (the weighted total), every
+        term unweighted in nats a token under its objective's name, teacher_nll, agreement, tokens_per_second,
+        learning_rate, grad_norm and seconds.
+        """
+        self._need_model()
+        recipe = replace(self.recipe, train=self._plan(epochs or num_epochs, batch_size, learning_rate,
+                                                       gradient_accumulation_steps, settings))  # fmt: skip
+        self.recipe = recipe
+        if method == "standard":
+            recipe = replace(recipe, method="fine_tuning", options={})
+        elif method is not None:
+            raise RecipeError(
+                f"train(method={method!r}) is not known", 'only "standard" (without the teacher) is'
+            )
+        if recipe.needs_teacher and self._parts.teacher is None:
+            raise OrderError(f"{recipe.method} needs a teacher", "call load_teacher_model(...) first")
+        rows = self._rows(dataset, eval_dataset, eval_fraction, settings)
+        self._parts.train, self._parts.held_out = rows
+        self._keep_untouched()
+        self._last = fit(recipe, self._parts, resume=resume, on_event=on_event)
+        return self._last
+
+    def _plan(self, epochs, batch_size, learning_rate, accumulation, settings: dict) -> Train:
+        values = {**settings, "epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
+        values["gradient_accumulation_steps"] = accumulation
+        values.setdefault("seed", self.recipe.train.seed)
+        return recipe_file.from_dict({"train": values}).train
+
+    def _rows(self, dataset, eval_dataset, eval_fraction, settings: dict) -> tuple[Any, Any]:
+        train = self._prepare(dataset).dataset
+        held_out = None if eval_dataset is None else self._prepare(eval_dataset).dataset
+        if eval_fraction is None:
+            eval_fraction = (
+                Data.eval_fraction if settings.get("eval_every") or settings.get("patience") else 0
+            )
+        if held_out is None and eval_fraction:
+            train, held_out = text.split(train, eval_fraction, self.recipe.train.seed)
+        check_rows(train, self.model)
+        return train, held_out
+
+    def _keep_untouched(self) -> None:
+        """A student given as an object cannot be loaded again: keep a copy to compare with, while it is untouched."""
+        if self._parts.tuned is None and self._given is not None:
+            self._untouched = copy.deepcopy(self._given)

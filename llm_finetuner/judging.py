@@ -1,0 +1,162 @@
+"""What LLMFineTuner does with a model after (or before) training: evaluate, generate, benchmark, compare, hand over."""
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from llm_finetuner import comparison
+from llm_finetuner.assembly import Parts, check_rows, common_vocabulary, fit_length
+from llm_finetuner.benchmark import text as generation
+from llm_finetuner.benchmark.quality import evaluate
+from llm_finetuner.data import sources, text
+from llm_finetuner.errors import ModelError, OrderError
+from llm_finetuner.export.hub import upload
+from llm_finetuner.models import loading
+from llm_finetuner.recipe import Recipe
+from llm_finetuner.registry import TASKS, resolve
+from llm_finetuner.trainer import OnEvent, TrainResult
+
+
+class Judging:
+    """The half of LLMFineTuner that only reads: it holds the recipe, the live parts and the last result."""
+
+    recipe: Recipe
+    device: torch.device
+    benchmarked_against: str = ""
+    _parts: Parts
+    _untouched: nn.Module | None = None
+    _last: TrainResult | None = None
+
+    @property
+    def model(self) -> nn.Module | None:
+        """The student as it is now; None before load_model()."""
+        return self._parts.tuned.model if self._parts.tuned else self._parts.student
+
+    @property
+    def tokenizer(self) -> Any:
+        """The student's tokenizer, loaded when it is first needed. Raises ModelError."""
+        if self._parts.tokenizer is None:
+            if not self.recipe.student.name:
+                raise ModelError(
+                    "the model came without a tokenizer", "LLMFineTuner(model, ..., tokenizer=...)"
+                )
+            self._parts.tokenizer = loading.load_tokenizer(self.recipe.student.name)
+        return self._parts.tokenizer
+
+    def evaluate(self, dataset: Any, batch_size: int = 8) -> dict[str, Any]:
+        """Loss (nats a token), perplexity with its 95 % interval, tokens, accuracy, calibration error; with a teacher
+        also agreement and KL. Raises OrderError, DataError."""
+        self._need_model()
+        rows = self._prepare(dataset).dataset
+        check_rows(rows, self.model)
+        quality = evaluate(
+            self._task,
+            self.model,
+            rows,
+            batch_size=batch_size,
+            teacher=self._parts.teacher,
+            vocabulary=self._shared(),
+        )
+        return quality.summary()
+
+    def generate(self, prompts: str | Sequence[str], max_new_tokens: int = 64, **options: Any) -> list[str]:
+        """The continuation of each prompt, without the prompt; greedy unless do_sample=True."""
+        self._need_model()
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        return generation.generate(
+            self.model, self.tokenizer, prompts, max_new_tokens=max_new_tokens, **options
+        )
+
+    def benchmark(
+        self,
+        test_prompts: Sequence[str],
+        references: Sequence[str] | None = None,
+        use_finetuned: bool = False,
+    ) -> dict[str, float]:
+        """ROUGE and more of greedy completions: {metric: number}. use_finetuned=False measures the untouched student.
+
+        Scored against the references, or the teacher's greedy continuation, or the second half of each prompt; which
+        one is in `.benchmarked_against`.
+        """
+        self._need_model()
+        if use_finetuned and self._last is None:
+            raise OrderError("nothing has been trained yet", "call train(...) first, or use_finetuned=False")
+        model = self.model if use_finetuned or self._last is None else self._load_untouched()
+        scores, self.benchmarked_against = generation.benchmark(
+            model, self.tokenizer, list(test_prompts), references, teacher=self._parts.teacher
+        )
+        return scores
+
+    def compare(
+        self, dataset: Any, prompts: Sequence[str] | None = None, references: Sequence[str] | None = None,
+        *, baseline: bool = False, on_event: OnEvent | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Did it pay? Compare teacher, untouched and trained student on held-out rows, and write the report.
+
+        baseline=True also trains the student on cross-entropy alone, for the same steps and for the same compute.
+        Returns the verdict; report.html, report.md and metrics.json are in output_dir.
+        """
+        if self._last is None:
+            raise OrderError("nothing has been trained yet", "call train(...) first")
+        rows = self._prepare(dataset).dataset
+        subject = comparison.Subject(
+            recipe=self.recipe, parts=self._parts, tokenizer=self.tokenizer, untouched=self._load_untouched,
+            rows=rows, history=self._last.history,
+        )  # fmt: skip
+        pairs = comparison.pairs_of(rows, self.tokenizer, prompts, references)
+        return comparison.compare(subject, *pairs, baseline=baseline, on_event=on_event)
+
+    def merge(self, folder: str | Path | None = None) -> Path:
+        """Fold the adapter into the weights and write the plain model; default folder: output_dir/merged."""
+        if self._last is None:
+            raise OrderError("nothing has been trained yet", "call train(...) first")
+        target = Path(folder or Path(self.recipe.output) / "merged")
+        merged = copy.deepcopy(self._parts.tuned).merge()
+        merged.save_pretrained(str(target))
+        self.tokenizer.save_pretrained(str(target))
+        return target
+
+    def upload_to_huggingface(
+        self, repo_name: str, token: str | None = None, create_new: bool = False, private: bool = False
+    ) -> str:
+        """Upload the trained model to the hub and return its address. The token is used, never written."""
+        if self._last is None:
+            raise OrderError("nothing has been trained yet", "call train(...) first")
+        return upload(self.recipe.output, repo_name, token=token, create_new=create_new, private=private)
+
+    def _prepare(self, dataset: Any):
+        """Rows as the recipe's data section says; rows that are prepared already pass through."""
+        rows = sources.read(dataset).dataset if isinstance(dataset, list) else dataset
+        tokenizer = None if "input_ids" in rows.column_names else self.tokenizer
+        data = (
+            self.recipe.data
+            if self.model is None
+            else fit_length(self.recipe.data, self.model, lambda note: None)
+        )
+        return text.prepare(
+            rows, tokenizer, text_columns=data.text_columns, max_length=data.max_length, loss_on=data.loss_on
+        )
+
+    @property
+    def _task(self):
+        return resolve(TASKS, self.recipe.task, "task")()
+
+    def _need_model(self) -> None:
+        if self.model is None:
+            raise OrderError("no model is loaded", "call load_model(...) first")
+
+    def _shared(self) -> int | None:
+        if self._parts.teacher is None:
+            return None
+        return common_vocabulary(
+            self._task, self.model, self._parts.teacher, self._parts.tokenizer, self._parts.teacher_tokenizer
+        )
+
+    def _load_untouched(self) -> nn.Module:
+        if self._untouched is not None:
+            return self._untouched
+        return comparison.load_untouched(self.recipe, self.device, self._parts.train)
