@@ -162,6 +162,7 @@ def test_every_column_is_filled_and_agrees_with_the_others(models, tokenizer, ro
     assert found["compression"]["parameters"] == big["parameters"] / kd["parameters"] > 2
     assert found["compression"]["bytes"] == big["bytes"] / kd["bytes"]
     assert found["cost"]["ratio"] > 1
+    assert small["latency_ms"] == kd["latency_ms"] != big["latency_ms"]  # one measurement for one layout
     assert [finding["name"] for finding in found["findings"]] == ["kd", "kd2"]
     assert found["sentence"] == found["findings"][0]["sentence"]
     pairs = {(pair["name"], pair["other"]) for pair in found["differences"]}

@@ -7,7 +7,7 @@ import datetime
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from llm_finetuner.benchmark.text import positions
 from llm_finetuner.errors import DataError
 
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.gguf")
+TURN = 0.05  # seconds of forward passes before it is the next model's turn
 PROMPT = 8  # tokens read before latency is measured
 MEMORY_IS = {
     "cuda": "weights, plus the most that a forward pass of the batch added",
@@ -47,23 +48,26 @@ def speed_batch(
 
 @torch.no_grad()
 def measure(
-    models: dict[str, nn.Module], ids: Tensor, *, repeats: int = 5, new_tokens: int = 32
-) -> dict[str, dict[str, float]]:
+    models: dict[Hashable, nn.Module], ids: Tensor, *, repeats: int = 5, new_tokens: int = 32
+) -> dict[Hashable, dict[str, float]]:
     """{name: {"tokens_per_second", "latency_ms"}}, medians over the repeats, after a warm-up of each model.
 
     tokens_per_second: ids [B, T] through one forward pass, logits of every position included. latency_ms: one
-    more token for a single sequence, with the KV cache. The models take turns within each repeat, so that what
-    else the machine does meanwhile slows all of them alike.
+    more token for a single sequence, with the KV cache. The models take turns within each repeat, in another order
+    each time, so that what else the machine does meanwhile slows all of them alike; small models are run several
+    times a turn.
     """
-    seconds = {name: {"forward": [], "token": []} for name in models}
+    seconds: dict = {name: {"forward": [], "token": []} for name in models}
+    names = list(models)
     with eval_mode(*models.values()):
         for repeat in range(repeats + 1):
-            for name, model in models.items():
-                forward = _timed(model, lambda model=model: _forward(model, ids))
-                token = _decode_seconds(model, ids[:1, :PROMPT], new_tokens)
+            first = repeat % len(names)
+            for name in names[first:] + names[:first]:
+                forward = _forward_seconds(models[name], ids)
+                token = _decode_seconds(models[name], ids[:1, :PROMPT], new_tokens)
                 if repeat:  # the first round warms up
-                    seconds[name]["forward"].append(forward)
-                    seconds[name]["token"].append(token)
+                    seconds[name]["forward"] += forward
+                    seconds[name]["token"] += token
     return {
         name: {
             "tokens_per_second": ids.numel() / statistics.median(taken["forward"]),
@@ -77,27 +81,35 @@ def _forward(model: nn.Module, ids: Tensor) -> None:
     model(input_ids=ids.to(model.device), use_cache=False)
 
 
-def _decode_seconds(model: nn.Module, ids: Tensor, new_tokens: int) -> float:
-    """Seconds a token takes while one sequence grows by new_tokens (fewer where positions end), after its prompt."""
+def _forward_seconds(model: nn.Module, ids: Tensor) -> list[float]:
+    """Seconds of each forward pass that fits into TURN, of one at least."""
+    taken: list[float] = []
+    while sum(taken) < TURN:
+        start = _now(model)
+        _forward(model, ids)
+        taken.append(_now(model) - start)
+    return taken
+
+
+def _decode_seconds(model: nn.Module, ids: Tensor, new_tokens: int) -> list[float]:
+    """Seconds of each of new_tokens steps (fewer where positions end) that one sequence grows by, after its prompt."""
     limit = positions(model)
     steps = new_tokens if limit is None else max(1, min(new_tokens, limit - ids.shape[1]))
     said = model(input_ids=ids.to(model.device), use_cache=True)
+    taken = []
+    for _ in range(steps):
+        start = _now(model)
+        token = said.logits[:, -1:].argmax(-1)
+        said = model(input_ids=token, past_key_values=said.past_key_values, use_cache=True)
+        taken.append(_now(model) - start)
+    return taken
 
-    def grow(said=said):
-        for _ in range(steps):
-            token = said.logits[:, -1:].argmax(-1)
-            said = model(input_ids=token, past_key_values=said.past_key_values, use_cache=True)
 
-    return _timed(model, grow) / steps
-
-
-def _timed(model: nn.Module, work: Callable[[], None]) -> float:
-    wait = torch.cuda.synchronize if model.device.type == "cuda" else lambda: None
-    wait()
-    start = time.perf_counter()
-    work()
-    wait()
-    return time.perf_counter() - start
+def _now(model: nn.Module) -> float:
+    """The clock, once the model's device has finished what it was given."""
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
+    return time.perf_counter()
 
 
 def conditions(model: nn.Module) -> str:
@@ -123,6 +135,12 @@ def peak_memory_mb(model: nn.Module, ids: Tensor) -> float:
         _forward(model, ids)
         torch.cuda.synchronize(model.device)
     return (held + torch.cuda.max_memory_allocated(model.device) - before) / 1e6
+
+
+def layout(model: nn.Module) -> tuple:
+    """Equal for two models that can only differ in speed by chance: same class, same tensors but for their values."""
+    shapes = ((name, tuple(weight.shape), weight.dtype) for name, weight in model.named_parameters())
+    return type(model), model.device.type, *shapes
 
 
 def bytes_on_disk(folder: str | Path | None) -> int | None:

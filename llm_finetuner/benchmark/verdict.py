@@ -48,7 +48,8 @@ FORMULAS = {
     "rouge": "mean F-measure of ROUGE-1, -2 and -L (words stemmed) of greedy completions",
     "bytes": "weight files on disk",
     "speed": "medians of runs in which the models take turns; tokens/s reads a fixed batch in one forward pass, "
-    "latency is one more token of one sequence with the KV cache; models of one architecture differ by chance only",
+    "latency is one more token of one sequence with the KV cache; models that differ in their values alone share one "
+    "measurement",
     "cost": "compute of one distillation step = 1 + forward(teacher) / (3 x forward(student)) cross-entropy steps, "
     "forward = 2 x parameters that multiply",
 }
@@ -157,8 +158,9 @@ def _quality_columns(
 
 
 def _sizes_and_speeds(entries: Sequence[Entry], rows: Sequence[dict]) -> list[dict[str, Any]]:
+    """Models of one layout share one measurement: a difference between them would be chance."""
     ids = speed.speed_batch(rows, [entry.model for entry in entries])
-    speeds = speed.measure({entry.name: entry.model for entry in entries}, ids)
+    speeds = speed.measure({speed.layout(entry.model): entry.model for entry in entries}, ids)
     return [
         {
             "name": entry.name,
@@ -167,7 +169,7 @@ def _sizes_and_speeds(entries: Sequence[Entry], rows: Sequence[dict]) -> list[di
             "seconds": entry.seconds,
             "parameters": speed.parameters(entry.model),
             "bytes": speed.bytes_on_disk(entry.folder),
-            **speeds[entry.name],
+            **speeds[speed.layout(entry.model)],
             "peak_memory_mb": speed.peak_memory_mb(entry.model, ids),
             **dict.fromkeys(text.ROUGE),
         }
