@@ -1,7 +1,6 @@
 """The command line: sub-commands, exit codes, errors in two lines. Without arguments it opens the wizard."""
 
-import argparse
-import json
+import gc
 import os
 import signal
 import sys
@@ -9,90 +8,15 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from llm_finetuner import __version__
 from llm_finetuner.cli.plain import clean
 from llm_finetuner.errors import FinetunerError, RecipeError
 
 OK, FAILED, WRONG_USAGE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
-EXIT_CODES = f"""exit codes:
-  {OK}    all went well
-  {FAILED}    the run failed: data, model, memory, disk, checkpoint
-  {WRONG_USAGE}    wrong usage or wrong settings; nothing was started (also: the menu without a terminal)
-  {INTERRUPTED}  interrupted by Ctrl-C; a running training saves a checkpoint first
-  {TERMINATED}  ended by SIGTERM; likewise
-"""
-EXAMPLES = {
-    "": """  {0}                       the menu, step by step
-  {0} distill --student gpt2 --teacher gpt2-medium --data train.jsonl
-  {0} finetune --method lora --student gpt2 --data train.jsonl --epochs 1
-  {0} quickstart            a small distillation that needs no network
-""",
-    "finetune": """  {0} finetune --method lora --student gpt2 --data train.jsonl
-  {0} finetune --method 6 --student ./model --data 'texts/*.txt' --steps 500 --learning-rate 5e-5
-  {0} finetune --student gpt2 --data wikitext --data-config wikitext-2-raw-v1 --dry-run
-""",
-    "distill": """  {0} distill --student gpt2 --teacher gpt2-medium --data train.jsonl --temperature 2 --alpha 0.5
-  {0} distill --method feature_distillation --student ./small --teacher ./big --data rows.csv --layers 0,3,6
-  {0} distill --student gpt2 --teacher gpt2-large --teacher-4bit --adapter lora --data train.jsonl --baseline
-""",
-    "run": """  {0} run recipe.yaml
-  {0} run recipe.yaml train.steps=50 temperature=4 output=outputs/hot
-""",
-    "compare": """  {0} compare outputs/gpt2-vanilla_distillation --baseline
-""",
-    "benchmark": """  {0} benchmark outputs/run --prompts prompts.txt
-  {0} benchmark gpt2 --prompts prompts.txt --references answers.txt --json
-""",
-    "resume": """  {0} resume outputs/run
-""",
-    "quickstart": """  {0} quickstart
-  {0} quickstart --steps 100 --seed 1
-""",
-    "preview": """  {0} preview --data train.jsonl --student gpt2
-""",
-    "doctor": """  {0} doctor --online
-""",
-    "list": """  {0} list
-  {0} list runs --json
-""",
-}
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse whose mistakes are RecipeErrors, so that they are printed like all others."""
-
-    def error(self, message: str) -> None:
-        raise RecipeError(message, f"{self.prog} --help shows what it takes")
 
 
 def program() -> str:
     """How this program was started, for messages."""
     return "llm-finetuner" if "llm-finetuner" in os.path.basename(sys.argv[0]) else "python finetune_cli.py"
-
-
-def parser() -> Parser:
-    """All sub-commands with their flags."""
-    from llm_finetuner.cli import flags
-
-    shared = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
-    shared.add_argument("--json", action="store_true", help="one JSON value on stdout, all else on stderr")
-    shared.add_argument("--quiet", action="store_true", help="errors, warnings and results only")
-    top = Parser(
-        prog=program(), parents=[shared], formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Fine-tune a language model, or distil a big one into a small one. "
-        "Without a command: the menu.", epilog=f"examples:\n{EXAMPLES[''].format(program())}\n{EXIT_CODES}",
-    )  # fmt: skip
-    top.add_argument("--version", action="version", version=f"llm-finetuner {__version__}")
-    commands = top.add_subparsers(dest="command", metavar="command", parser_class=Parser)
-    for name, (add_flags, words) in flags.COMMANDS.items():
-        epilog = f"examples:\n{EXAMPLES[name].format(program())}\n{EXIT_CODES}"
-        formatter = argparse.RawDescriptionHelpFormatter
-        child = commands.add_parser(
-            name, parents=[shared], help=words, description=f"{words[0].upper()}{words[1:]}.", epilog=epilog,
-            formatter_class=formatter, argument_default=argparse.SUPPRESS, allow_abbrev=False,
-        )  # fmt: skip
-        add_flags(child)
-    return top
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -105,9 +29,12 @@ def main(argv: list[str] | None = None) -> int:
 def dispatch(argv: list[str]) -> int:
     """Run one command."""
     if not argv:
+        gc.disable()  # imports leave nothing to collect, and looking costs 20 ms; the menu switches it on again
         from llm_finetuner.cli import wizard
 
         return wizard.start()
+    from llm_finetuner.cli.parser import parser
+
     args = parser().parse_args(argv)
     if args.command is None:
         raise RecipeError("no command was given", f"{program()} --help lists them")
@@ -125,6 +52,8 @@ def guarded(action: Callable[[], int], as_json: bool) -> int:
         if error.hint:
             print(f"  {clean(error.hint)}", file=sys.stderr)
         if as_json:
+            import json
+
             print(json.dumps({"error": error.what, "hint": error.hint}))
         return WRONG_USAGE if isinstance(error, RecipeError) else FAILED
     except KeyboardInterrupt as stop:

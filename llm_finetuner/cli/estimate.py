@@ -5,7 +5,7 @@
     optimizer    AdamW: 8 bytes a moving weight (two moments); adamw_8bit: 2
     activations  34 bytes x batch x tokens x width x blocks in 16 bits, twice that in 32 (Korthikanti et al. 2022,
                  arXiv 2205.05198, without the attention matrix); with checkpointing 2 (4) bytes, and one block in full
-    logits       one chunk of 64 MiB, four times: logits, log-probabilities and gradients of both models
+    logits       a chunk of at most 64 MiB, four times: logits, log-probabilities and gradients of both models
     time         per token 2 x weights forward and 4 backward (2 where the weights are frozen), 2 for the teacher,
                  at half the speed of a plain matrix product measured here
 
@@ -19,8 +19,8 @@ from typing import Any
 
 from llm_finetuner.recipe import Model, Recipe
 
-FRAMEWORK = 700 * 2**20  # torch, transformers and the interpreter themselves
-LOGITS = 4 * 64 * 2**20
+FRAMEWORK = 450 * 2**20  # torch, transformers and the interpreter themselves
+LOGITS_CHUNK, LOGITS_COPIES = 64 * 2**20, 4
 EFFICIENCY = 0.5  # of the speed of a plain matrix product
 BLOCK_BYTES, SAVED_BYTES = 34, 2  # a token and unit of width, in 16 bits
 
@@ -33,6 +33,7 @@ class Sizes:
     trainable: int
     width: int
     blocks: int
+    vocabulary: int
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def measure(model: Model, recipe: Recipe | None = None) -> Sizes:
         resolve(TUNINGS, kind)(empty, 100, **recipe.tuning.options)
         trainable = sum(p.numel() for p in empty.parameters() if p.requires_grad)
     text = config.get_text_config()
-    return Sizes(parameters, trainable, text.hidden_size, text.num_hidden_layers)
+    return Sizes(parameters, trainable, text.hidden_size, text.num_hidden_layers, text.vocab_size)
 
 
 def matmul_speed() -> float:
@@ -134,6 +135,7 @@ def memory(
     plan = recipe.train
     half = plan.precision in ("bf16", "fp16") or (plan.precision == "auto" and gpu)
     rows = plan.batch_size * length * student.width * (1 if half else 2)
+    logits = LOGITS_COPIES * min(LOGITS_CHUNK, 4 * plan.batch_size * length * student.vocabulary)
     blocks = BLOCK_BYTES * student.blocks
     if plan.gradient_checkpointing:
         blocks = SAVED_BYTES * student.blocks + BLOCK_BYTES
@@ -143,7 +145,7 @@ def memory(
         "student": 4 * student.trainable + frozen * bytes_held(recipe.student, gpu),
         "gradients": 4 * student.trainable,
         "optimizer": moments * student.trainable,
-        "activations": rows * blocks + LOGITS,
+        "activations": rows * blocks + logits,
         "teacher": teacher.parameters * bytes_held(recipe.teacher, gpu) if teacher else 0,
         "software": FRAMEWORK,
     }

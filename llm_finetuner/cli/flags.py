@@ -8,22 +8,37 @@ from llm_finetuner.registry import MENU
 LISTS = ("methods", "tunings", "objectives", "teachers", "tasks", "optimizers", "schedules", "runs")
 
 
+SECTIONS = {  # of the recipe, and what help calls them
+    "student": "student",
+    "teacher": "teacher",
+    "options": "distillation",
+    "tuning": "which weights move",
+    "data": "data",
+    "train": "training",
+    "output": "output",
+}
+
+
 def add_settings(child: argparse.ArgumentParser, distil: bool) -> None:
     """One flag a setting; `args` has those that were given, under their path."""
+    child.usage = f"%(prog)s --student MODEL {'--teacher MODEL ' if distil else ''}--data SOURCE [flags]"
     entries = [f"{n} {e[0]}" for n, e in MENU.items() if (e[1] != "fine_tuning") == distil]
     child.add_argument("--method", help=f"name or menu number: {', '.join(entries)} (default: the first)")
     defaults: dict[str, list[Setting]] = {}
     for setting in settings(distil):
         defaults.setdefault(setting.path, []).append(setting)
-    for same in defaults.values():
-        add_setting(child, same[0], spell_defaults(same))
+    groups = {name: child.add_argument_group(title) for name, title in SECTIONS.items()}
+    for path, same in defaults.items():
+        add_setting(groups[path.split(".")[0]], same[0], spell_defaults(same))
     child.add_argument(
         "--set", action="append", metavar="key=value", help="any other setting, such as train.seed=7"
     )
     add_running(child)
+    if distil:
+        add_comparing(child)
 
 
-def add_setting(child: argparse.ArgumentParser, setting: Setting, default: str) -> None:
+def add_setting(child: argparse._ActionsContainer, setting: Setting, default: str) -> None:
     """The flag of one setting."""
     told = f"{setting.help}{default}".replace("%", "%%")
     if bool in setting.kinds:
@@ -38,7 +53,7 @@ def add_setting(child: argparse.ArgumentParser, setting: Setting, default: str) 
 def spell_defaults(same: list[Setting]) -> str:
     """ " (default: 0.5; feature_distillation 0.3)", from the signatures."""
     first = same[0]
-    if first.default in (None, "", []):
+    if first.default in (None, "", []) or first.default is False:
         return f" (default: {first.nothing})" if first.optional else ""
     others = [f"{s.owner} {s.spell(s.default)}" for s in same[1:] if s.default != first.default]
     return f" (default: {'; '.join([first.spell(first.default), *others])})"
@@ -48,11 +63,15 @@ def add_running(child: argparse.ArgumentParser) -> None:
     """How a run is carried out."""
     child.add_argument("--overwrite", action="store_true", help="replace the run in the output folder")
     child.add_argument("--dry-run", action="store_true", help="print the resolved recipe and stop")
-    add_comparing(child)
-    child.add_argument("--no-compare", action="store_true", help="leave the comparison out")
 
 
 def add_comparing(child: argparse.ArgumentParser) -> None:
+    """The comparison after a distillation."""
+    child.add_argument("--no-compare", action="store_true", help="leave the comparison out")
+    add_baseline(child)
+
+
+def add_baseline(child: argparse.ArgumentParser) -> None:
     child.add_argument(
         "--baseline", action="store_true",
         help="also train the student on the data alone, for the same steps and for the same compute",
@@ -71,12 +90,13 @@ def _run(child: argparse.ArgumentParser) -> None:
     child.add_argument("recipe", help="a recipe.yaml")
     child.add_argument("assignments", nargs="*", metavar="key=value", help="settings that replace the file's")
     add_running(child)
+    add_comparing(child)
 
 
 def _compare(child: argparse.ArgumentParser) -> None:
     child.add_argument("run", help="folder of a run")
-    child.add_argument("--prompts", metavar="FILE", help="complete these too: one prompt a line, or .jsonl")
-    add_comparing(child)
+    child.add_argument("--prompts", metavar="FILE", help="complete these: one prompt a line, or .jsonl")
+    add_baseline(child)
 
 
 def _benchmark(child: argparse.ArgumentParser) -> None:
@@ -88,7 +108,6 @@ def _benchmark(child: argparse.ArgumentParser) -> None:
 def _resume(child: argparse.ArgumentParser) -> None:
     child.add_argument("run", help="folder of a run")
     add_comparing(child)
-    child.add_argument("--no-compare", action="store_true", help="leave the comparison out")
 
 
 def _quickstart(child: argparse.ArgumentParser) -> None:

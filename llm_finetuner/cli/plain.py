@@ -2,14 +2,14 @@
 
 import re
 
-CONTROL = re.compile(
+CONTROL = (
     r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b[@-_]?|[\x00-\x08\x0b-\x1f\x7f-\x9f]"
 )
 
 
 def clean(text: object) -> str:
     """The text without terminal control sequences; newlines and tabs stay."""
-    return CONTROL.sub("", str(text).replace("\r\n", "\n"))
+    return re.sub(CONTROL, "", str(text).replace("\r\n", "\n"))
 
 
 def shorten(text: object, width: int) -> str:

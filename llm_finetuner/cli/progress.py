@@ -1,8 +1,10 @@
 """Training as it happens: a live view in a terminal, a plain line every few seconds elsewhere."""
 
 import collections
+import logging
 import sys
 import time
+import warnings
 from typing import Any
 
 from rich.console import Group
@@ -57,6 +59,8 @@ def quiet_libraries() -> None:
     import transformers
     from huggingface_hub.utils import enable_progress_bars
 
+    warnings.filterwarnings("ignore", category=FutureWarning)  # theirs, to each other
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     datasets.disable_progress_bars()

@@ -1,5 +1,6 @@
 """The menu and the walk through the questions. It only builds a Recipe; commands.py runs it."""
 
+import gc
 import subprocess
 import sys
 from collections.abc import Callable
@@ -64,6 +65,7 @@ def menu(on_choice: Callable[[], None] = lambda: None) -> int:
     choice: Any = 1
     while True:
         choice = prompts.ask("What do you want to do?", "", first_screen(choice))
+        gc.enable()
         if choice is BACK or choice == "q":
             return OK
         on_choice()
