@@ -30,6 +30,7 @@ NOTHING = {  # the word for None, where it is not "auto"
     "data.files": "none",
     "data.samples": "all",
     "data.eval_source": "none",
+    "data.eval_samples": "all",
     "data.eval_split": "none",
     "train.steps": "none",
 }
@@ -57,6 +58,7 @@ HELP = {
     "data.on_bad_row": "what to do with a row that cannot be read",
     "data.eval_source": "held-out data for the evaluations",
     "data.eval_split": "split of the data set to evaluate on",
+    "data.eval_samples": "evaluate on N held-out examples only, evenly spaced",
     "data.eval_fraction": "share of the rows held out when no evaluation data are given",
     "train.epochs": "how often every example is seen",
     "train.steps": "stop after this many optimizer steps; overrides epochs",
