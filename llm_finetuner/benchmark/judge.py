@@ -14,9 +14,9 @@ ENOUGH = 30  # examples; a bootstrap interval over fewer is too narrow
 MUCH = 0.05  # a rise of the calibration error that is worth a warning
 JUDGED = ("distilled", "tuned")  # roles that a sentence is said about
 SAID = {"yes": "paid", "no": "did not pay", "unclear": "made no difference that can be told"}
-BASELINES = {  # role -> where the comparison is fair, and what has been compared
+BASELINES = {  # role -> where the comparison is fair, and how long the baseline was trained
     "baseline_steps": ("at equal steps", "for as many steps"),
-    "baseline_compute": ("at equal compute, the teacher's passes counted,", "for as much compute"),
+    "baseline_compute": ("at equal compute, teacher passes counted,", "for as much compute"),
 }
 
 
@@ -58,14 +58,13 @@ def _pair(differences: list[dict], name: str, role: str) -> dict[str, Any] | Non
 
 def _against_baselines(line: dict, lines: list[dict], pairs: dict, answers: dict, examples: int) -> str:
     clauses = []
-    for role, (where, alike) in BASELINES.items():
+    for role, (where, _alike) in BASELINES.items():
         if pairs[role]:
-            who = "the same student trained on cross-entropy alone" if not clauses else "cross-entropy alone"
-            verb = f"distilling {SAID[answers[role]]}" if not clauses else f"it {SAID[answers[role]]}"
-            said = _compared(
-                line, _called(lines, pairs[role]["other"]), f"{who} {alike}", pairs[role], examples
-            )
-            clauses.append(f"{where} {verb}: {said}")
+            doing = "it" if clauses else "distilling"
+            other = number(_called(lines, pairs[role]["other"])["perplexity"])
+            said = f"{_reaches(line)} against {other} for the same student on cross-entropy alone,"
+            said = f"against {other} it is" if clauses else said  # the second time, briefly
+            clauses.append(f"{where} {doing} {SAID[answers[role]]}: {said} {_change(pairs[role], examples)}")
     sentence = "; ".join(clauses)
     return sentence[0].upper() + sentence[1:] + "."
 
@@ -73,7 +72,7 @@ def _against_baselines(line: dict, lines: list[dict], pairs: dict, answers: dict
 def _of_tuned(line: dict, lines: list[dict], pair: dict | None, paid: str, examples: int) -> str:
     if pair is None:
         return "Whether fine-tuning paid is not known: the untouched model was not measured."
-    said = _compared(line, _called(lines, pair["other"]), "the untouched model", pair, examples)
+    said = _compared(line, lines, pair, "the untouched model", examples)
     return f"Fine-tuning {SAID[paid]}: {said}."
 
 
@@ -81,7 +80,7 @@ def _against_untouched(line: dict, lines: list[dict], pair: dict | None, paid: s
     nothing = "no baseline was trained, so nothing can be said about distilling against plain training"
     if pair is None:
         return f"Whether distilling paid is not known: {nothing}, and the untouched student was not measured."
-    said = _compared(line, _called(lines, pair["other"]), "the untouched student", pair, examples)
+    said = _compared(line, lines, pair, "the untouched student", examples)
     if paid == "no":
         return f"Distilling did not pay: {said}."
     return f"Whether distilling paid is not known: {said}, but {nothing}."
@@ -91,19 +90,26 @@ def _called(lines: list[dict], name: str) -> dict:
     return next(line for line in lines if line["name"] == name)
 
 
-def _compared(line: dict, other: dict, who: str, pair: dict, examples: int) -> str:
-    """In words: both perplexities, their difference in %, its interval, and whether it is larger than that."""
+def _compared(line: dict, lines: list[dict], pair: dict, who: str, examples: int) -> str:
+    other = number(_called(lines, pair["other"])["perplexity"])
+    return f"{_reaches(line)} against {other} for {who}, {_change(pair, examples)}"
+
+
+def _reaches(line: dict) -> str:
+    return f"{line['name']} reaches perplexity {number(line['perplexity'])}"
+
+
+def _change(pair: dict, examples: int) -> str:
+    """The difference of two perplexities in %, its interval, and whether it is more than the uncertainty."""
     change = percent(pair["difference"])
     way = f"{abs(change):.1f} % {'lower' if change < 0 else 'higher'}"
-    text = f"{line['name']} has a perplexity of {number(line['perplexity'])}, {who} {number(other['perplexity'])}"
     if examples < ENOUGH or pair["low"] is None:
-        return f"{text}, {way}, but {examples} examples are too few to tell the difference from chance"
+        return f"{way}, but {examples} examples are too few to tell this from chance"
     low, high = percent(pair["low"]), percent(pair["high"])
     if pair["significant"]:
         near, far = sorted((abs(low), abs(high)))
-        return f"{text}, {way} (95 % interval {near:.1f} to {far:.1f} %), a difference larger than its uncertainty"
-    interval = f"95 % interval {low:+.1f} to {high:+.1f} %"
-    return f"{text}, {way} ({interval}), a difference not larger than its uncertainty"
+        return f"{way} (95 % interval {near:.1f} to {far:.1f} %), more than the uncertainty"
+    return f"{way} (95 % interval {low:+.1f} to {high:+.1f} %), not more than the uncertainty"
 
 
 def percent(difference: float) -> float:

@@ -138,13 +138,18 @@ def _judged(lines: list[dict]) -> list[dict]:
 def _differences(entries: Sequence[Entry], qualities: dict[str, Quality], seed: int) -> list[dict]:
     """Every judged model against every other model, and the teacher against every student that it did not teach."""
     found = []
-    for entry in entries:
-        for other in entries:
-            untaught = entry.role == "teacher" and other.role not in ("teacher", *judge.JUDGED)
-            if other is not entry and (entry.role in judge.JUDGED or untaught):
+    for at, entry in enumerate(entries):
+        for other_at, other in enumerate(entries):
+            if entry.role in judge.JUDGED:
+                wanted = other_at > at or other.role not in judge.JUDGED  # two judged models: once is enough
+            else:
+                wanted = entry.role == "teacher" and other.role not in ("teacher", *judge.JUDGED)
+            if wanted:
                 pair = paired_difference(qualities[entry.name], qualities[other.name], seed=seed)
                 found.append({"name": entry.name, "other": other.name, "role": other.role, **pair})
-    return found
+    return sorted(
+        found, key=lambda pair: pair["name"] not in [e.name for e in entries if e.role in judge.JUDGED]
+    )
 
 
 def _quality_columns(

@@ -6,9 +6,11 @@ from typing import Any
 from llm_finetuner.registry import OBJECTIVES
 from llm_finetuner.report import svg
 
-POINTS = 160  # of a line; where a run has more steps, a point is the mean of several
+POINTS = 60  # of a line; where a run has more steps, a point is the mean of several
 COLOURS = 7  # classes c0 to c6 of the page
 LABEL_HEIGHT = 14
+NAMES = 185  # room on the right of the last point for its name
+LONGEST = 28  # characters of a name
 SHAPES = {
     "teacher": "square",
     "untouched": "ring",
@@ -112,7 +114,7 @@ def _tradeoff(lines: list[dict], key: str, title: str, colour: dict[str, str]) -
         if _known(line, k)
     ]
     floor = svg.HEIGHT - svg.BOTTOM
-    x = svg.scale([line[key] for line in shown], svg.LEFT + 10, svg.WIDTH - svg.RIGHT, log=True, room=0.2)
+    x = svg.scale([line[key] for line in shown], svg.LEFT + 10, svg.WIDTH - NAMES, log=True, room=0.1)
     y = svg.scale(ends, floor, svg.TOP, log=svg.spread(ends, 5), room=0.1)
     parts = svg.frame(x, y, title, "perplexity")
     for line in shown:
@@ -124,24 +126,18 @@ def _tradeoff(lines: list[dict], key: str, title: str, colour: dict[str, str]) -
         said = f"{line['name']}: perplexity {line['perplexity']:.4g}, {title} {svg.label(line[key])}"
         parts.append(svg.marker(SHAPES[line["role"]], f"point {kind}", at, y(line["perplexity"]), 5, said))
     places = [(x(line[key]), y(line["perplexity"]), line["name"]) for line in shown]
-    return svg.drawing(parts + _labels(places, svg.TOP + 4, floor - 4), f"perplexity against {title}")
+    return svg.drawing(parts + _labels(places, svg.TOP + 4, floor - 10), f"perplexity against {title}")
 
 
 def _labels(places: list[tuple[float, float, str]], top: float, floor: float) -> list[str]:
-    """Names beside their points, on the side with more room, moved apart where they would overlap."""
+    """Names on the right of their points, moved up or down where they would overlap."""
     parts = []
-    middle = (svg.LEFT + svg.WIDTH - svg.RIGHT) / 2
-    for left in (True, False):
-        side = sorted((place for place in places if (place[0] > middle) == left), key=lambda place: place[1])
-        heights = apart([y for _x, y, _name in side], top, floor)
-        for (x, y, name), height in zip(side, heights, strict=True):
-            name = name if len(name) <= 30 else name[:28] + ".."
-            end = x - 11 if left else x + 11
-            if abs(height - y) > 5:
-                parts.append(svg.line("leader", x, y, end, height))
-            parts.append(
-                svg.text(end + (-2 if left else 2), height + 4, name, "name", "end" if left else "start")
-            )
+    places = sorted(places, key=lambda place: place[1])
+    for (x, y, name), height in zip(places, apart([y for _x, y, _name in places], top, floor), strict=True):
+        if abs(height - y) > 3:
+            parts.append(svg.line("leader", x + 5, y, x + 13, height))
+        short = name if len(name) <= LONGEST else name[: LONGEST - 2] + ".."
+        parts.append(svg.text(x + 15, height + 4, short, "name"))
     return parts
 
 

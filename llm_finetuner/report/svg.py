@@ -88,7 +88,11 @@ def frame(x: Scale, y: Scale, x_title: str, y_title: str) -> list[str]:
     for value in y.ticks():
         parts.append(line("grid", LEFT, y(value), WIDTH - RIGHT, y(value)))
         parts.append(text(LEFT - 6, y(value) + 4, label(value), "tick", "end"))
+    room = -math.inf
     for value in x.ticks():
+        if x(value) < room:
+            continue  # its number would run into the one before
+        room = x(value) + 36
         parts.append(line("axis", x(value), floor, x(value), floor + 4))
         parts.append(text(x(value), floor + 17, label(value), "tick", "middle"))
     parts.append(line("axis", LEFT, floor, WIDTH - RIGHT, floor))

@@ -10,8 +10,8 @@ ROLES = {
     "untouched": "student, untouched",
     "distilled": "student, distilled",
     "tuned": "student, tuned",
-    "baseline_steps": "student, cross-entropy alone, as many steps",
-    "baseline_compute": "student, cross-entropy alone, as much compute",
+    "baseline_steps": "plain training, equal steps",
+    "baseline_compute": "plain training, equal compute",
 }
 
 

@@ -9,18 +9,13 @@ import yaml
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
+from llm_finetuner.benchmark.judge import JUDGED
 from llm_finetuner.benchmark.verdict import finite
 from llm_finetuner.recipe import Recipe
 from llm_finetuner.report import charts, table
 
 TEMPLATES = Path(__file__).parent / "templates"
-SHOWN = (
-    "teacher",
-    "untouched",
-    "baseline_steps",
-    "distilled",
-    "tuned",
-)  # roles whose completions stand side by side
+BESIDE = ("baseline_steps", "baseline_compute", "untouched")  # the first there is stands beside the student
 PAID = {"yes": "It paid", "no": "It did not pay", "unclear": "It is unclear", "unknown": "It is not known"}
 
 
@@ -57,7 +52,9 @@ def _content(
     colour = charts.colours(verdict, histories)
     losses = charts.loss_charts(histories, colour)
     tradeoffs = charts.tradeoff_charts(verdict, colour)
-    shown = [model["name"] for model in verdict["models"] if model["role"] in SHOWN]
+    roles = {model["role"] for model in verdict["models"]}
+    plain = next((role for role in BESIDE if role in roles), None)
+    shown = [m["name"] for m in verdict["models"] if m["role"] in ("teacher", plain, *JUDGED)]
     return {
         "verdict": verdict,
         "paid": PAID[verdict["paid"]],
