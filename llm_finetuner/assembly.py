@@ -65,16 +65,23 @@ def load_rows(data: Data, tokenizer, seed: int, output: str, note: Note) -> tupl
         return done.dataset
 
     rows = prepared(data.source, data.split, data.samples)
-    if data.eval_source:
-        return rows, prepared(data.eval_source, data.eval_split or data.split, None)
-    if data.eval_split:
-        return rows, prepared(data.source, data.eval_split, None)
-    if not data.eval_fraction:
+    if data.eval_source or data.eval_split:
+        held_out = prepared(data.eval_source or data.source, data.eval_split or data.split, None)
+    elif not data.eval_fraction:
         return rows, None
-    if len(rows) < 2:
+    elif len(rows) < 2:
         note("one row only: nothing is held out for evaluation")
         return rows, None
-    return text.split(rows, data.eval_fraction, seed)
+    else:
+        rows, held_out = text.split(rows, data.eval_fraction, seed)
+    return rows, evenly(held_out, data.eval_samples)
+
+
+def evenly(rows, count: int | None):
+    """`count` rows, evenly spaced over all; None takes all."""
+    if count is None or count >= len(rows):
+        return rows
+    return rows.select([i * len(rows) // count for i in range(count)])
 
 
 def fit_length(data: Data, model: nn.Module, note: Note) -> Data:

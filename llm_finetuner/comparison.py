@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from llm_finetuner import recipe_file
-from llm_finetuner.assembly import Parts, load_rows, load_student, load_teacher
+from llm_finetuner.assembly import Parts, evenly, load_rows, load_student, load_teacher
 from llm_finetuner.benchmark.speed import cost_ratio
 from llm_finetuner.benchmark.verdict import Entry, verdict
 from llm_finetuner.engine import default_device
@@ -118,8 +118,7 @@ def pairs_of(
     """
     if prompts is not None:
         return list(prompts), None if references is None else list(references)
-    picked = rows.select(sorted({i * len(rows) // SAMPLES for i in range(SAMPLES)})).to_list()
-    pairs = [_pair(row, tokenizer) for row in picked]
+    pairs = [_pair(row, tokenizer) for row in evenly(rows, SAMPLES).to_list()]
     return [prompt for prompt, _ in pairs], [reference for _, reference in pairs]
 
 

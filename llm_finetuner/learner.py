@@ -188,9 +188,11 @@ def layer_pairs(layers: list | None, student_depth: int, teacher_depth: int) -> 
         layers = sorted({i * student_depth // 4 for i in range(4)})
     pairs = []
     for layer in layers:
-        student, teacher = (
-            layer if isinstance(layer, list | tuple) else (layer, layer * teacher_depth // student_depth)
-        )
+        if isinstance(layer, list | tuple) and len(layer) == 2:
+            student, teacher = layer
+        else:
+            student = layer
+            teacher = layer * teacher_depth // student_depth if isinstance(layer, int) else layer
         for block, depth, whose in ((student, student_depth, "student"), (teacher, teacher_depth, "teacher")):
             if not isinstance(block, int) or not 0 <= block < depth:
                 raise RecipeError(

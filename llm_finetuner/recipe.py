@@ -90,12 +90,14 @@ class Data:
     eval_source: str | None = None
     eval_split: str | None = None
     eval_fraction: float = 0.1  # held out when there is no eval_source and no eval_split
+    eval_samples: int | None = None  # only this many held-out rows, evenly spaced
 
     def __post_init__(self):
         check_range("data.max_length", self.max_length, 4, None)
         check_range("data.eval_fraction", self.eval_fraction, 0, 0.9)
-        if self.samples is not None:
-            check_range("data.samples", self.samples, 1, None)
+        for name in ("samples", "eval_samples"):
+            if getattr(self, name) is not None:
+                check_range(f"data.{name}", getattr(self, name), 1, None)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ LAYERS = [  # bottom first; a name is a folder, or a file without .py
     {"engine", "data", "tuning", "recipe", "recipe_file", "registry", "optim", "checkpoint", "run", "assets"},
     {"assembly", "learner", "tasks", "teachers", "methods", "benchmark", "report", "export"},
     {"trainer"},
-    {"finetuner", "quickstart"},
+    {"finetuner", "judging", "setup_methods", "comparison", "quickstart"},
     {"cli"},
     {"finetune_cli"},
 ]
