@@ -38,7 +38,7 @@ def write(
         page = Environment(
             loader=FileSystemLoader(TEMPLATES), autoescape=escaped, trim_blocks=True, lstrip_blocks=True
         )
-        page.filters |= {"md": markdown, "fenced": fenced}
+        page.filters |= {"md": markdown, "fenced": fenced, "tight": tight}
         (folder / name).write_text(page.get_template(f"{name}.j2").render(content), encoding="utf-8")
     (folder / "metrics.json").write_text(
         json.dumps(verdict, indent=2, allow_nan=False) + "\n", encoding="utf-8"
@@ -98,6 +98,11 @@ def compared(verdict: dict[str, Any]) -> str:
     if verdict["cost"]["ratio"] is not None:
         text += f" A step of distillation takes the compute of {verdict['cost']['ratio']:.1f} steps of cross-entropy."
     return text
+
+
+def tight(text: str) -> str:
+    """A number and its % stay on one line."""
+    return text.replace(" %", "\N{NO-BREAK SPACE}%")
 
 
 def markdown(text: str) -> str:
