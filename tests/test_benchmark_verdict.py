@@ -56,9 +56,9 @@ def test_it_paid(models, tokenizer, rows):
     }
     found = judged(models, tokenizer, rows, **roles)
     assert found["paid"] == found["paid_at_equal_steps"] == found["paid_at_equal_compute"] == "yes"
-    assert found["sentence"].startswith("At equal steps distilling paid: distilled has a perplexity of ")
-    assert "at equal compute, the teacher's passes counted, it paid" in found["sentence"]
-    assert found["sentence"].count("larger than its uncertainty") == 2 and found["sentence"].count(". ") == 0
+    assert found["sentence"].startswith("At equal steps distilling paid: distilled reaches perplexity ")
+    assert "; at equal compute, teacher passes counted, it paid: " in found["sentence"]
+    assert found["sentence"].count(", more than the uncertainty") == 2 and found["sentence"].count(". ") == 0
     assert "worse" not in " ".join(found["warnings"])
 
 
@@ -76,14 +76,14 @@ def test_it_paid_at_equal_steps_only(models, tokenizer, rows):
     found = judged(models, tokenizer, rows, **roles)
     assert (found["paid_at_equal_steps"], found["paid_at_equal_compute"]) == ("yes", "no")
     assert found["paid"] == "no"
-    assert "; at equal compute, the teacher's passes counted, it did not pay: " in found["sentence"]
+    assert "; at equal compute, teacher passes counted, it did not pay: " in found["sentence"]
 
 
 def test_it_made_no_difference(models, tokenizer, rows):
     found = judged(models, tokenizer, rows, teacher="teacher", untouched=0, distilled=20, baseline_steps=20)
     assert found["paid"] == "unclear"
     assert "made no difference that can be told" in found["sentence"]
-    assert "not larger than its uncertainty" in found["sentence"]
+    assert "not more than the uncertainty" in found["sentence"]
 
 
 def test_without_a_baseline_it_is_not_known(models, tokenizer, rows):
@@ -107,7 +107,7 @@ def test_worse_than_the_untouched_student(models, tokenizer, rows):
 def test_plain_tuning_is_held_against_the_untouched_model(models, tokenizer, rows):
     found = judged(models, tokenizer, rows, tuned=40, untouched=0)
     assert found["paid"] == "yes" and found["cost"]["ratio"] is None
-    assert found["sentence"].startswith("Fine-tuning paid: tuned has a perplexity of ")
+    assert found["sentence"].startswith("Fine-tuning paid: tuned reaches perplexity ")
     assert found["warnings"] == [] or all("calibration" in warning for warning in found["warnings"])
     assert judged(models, tokenizer, rows, tuned=12, untouched=40)["paid"] == "no"
     assert judged(models, tokenizer, rows, tuned=12)["paid"] == "unknown"
