@@ -2,6 +2,7 @@
 
 import functools
 from dataclasses import dataclass
+from pathlib import Path
 
 from llm_finetuner.recipe import Recipe
 
@@ -24,12 +25,20 @@ def look(recipe: Recipe) -> Sight:
     lists = tuple(tuple(x) if isinstance(x, list) else x for x in (data.files, data.text_columns))
     return _look(
         recipe.student.name, data.source, data.config, data.split, data.samples, data.max_length,
-        data.loss_on, data.on_bad_row, *lists,
+        data.loss_on, data.on_bad_row, *lists, stamp(data.source),
     )  # fmt: skip
 
 
+def stamp(source: str) -> tuple:
+    """Changes when the file does, so that a mended file is read again; a folder or glob is known by its name only."""
+    path = Path(source).expanduser()
+    return (path.resolve(), path.stat().st_mtime_ns) if path.exists() else (Path.cwd(),)
+
+
 @functools.lru_cache(maxsize=4)
-def _look(student, source, config, split, samples, max_length, loss_on, on_bad_row, files, columns) -> Sight:
+def _look(
+    student, source, config, split, samples, max_length, loss_on, on_bad_row, files, columns, _stamp
+) -> Sight:
     from llm_finetuner.cli.progress import quiet_libraries
     from llm_finetuner.data import shapes, sources, text
     from llm_finetuner.models.loading import load_tokenizer

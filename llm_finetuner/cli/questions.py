@@ -11,7 +11,7 @@ from llm_finetuner.cli.prompts import Ask, Mark, Pick
 from llm_finetuner.cli.settings import Setting, fields_of, options_in
 from llm_finetuner.cli.wording import EXAMPLE_STUDENT, EXAMPLE_TEACHER, TITLES, WHY
 from llm_finetuner.errors import RecipeError
-from llm_finetuner.recipe import Data, Model, Teacher, Train
+from llm_finetuner.recipe import Data, Model, Recipe, Teacher, Train, Tuning
 from llm_finetuner.registry import METHODS, TUNINGS, menu_entry, resolve
 
 Answers = dict[str, Any]
@@ -46,7 +46,7 @@ def questions(answers: Answers) -> list[tuple[Question, str]]:
         steps.append((Question("teacher.name", lambda a: Ask(EXAMPLE_TEACHER, model_name, is_path=True)), ""))
         steps.append((Question("tuning.kind", pick_tuning), ""))
     steps += [
-        (Question("data.source", lambda a: Ask("train.jsonl", data_source, is_path=True)), ""),
+        (Question("data.source", lambda a: Ask(found_data(), data_source, is_path=True)), ""),
         (Question("data.config", pick_config), ""),
         (Question("data.split", pick_split), ""),
         (Question("data.look", lambda a: None), ""),
@@ -119,6 +119,11 @@ def check(setting: Setting, value: Any, answers: Answers) -> None:
         {"train": Train, "data": Data}[section](**{name: value})
     elif section == "options":
         resolve(METHODS, setting.owner)(**{name: value})
+    elif section == "tuning.options":
+        before = {
+            s.name: answers[s.path] for s in options_in(TUNINGS, setting.owner, section) if s.path in answers
+        }
+        Recipe(tuning=Tuning(setting.owner, {**before, name: value}))
 
 
 # ---- the questions that no field can make
@@ -150,7 +155,7 @@ def data_source(typed: str) -> str:
     """A file, folder, glob or hub name as typed. Raises RecipeError."""
     name = typed.strip()
     path = Path(name).expanduser()
-    if path.exists() or any(mark in name for mark in "*?["):
+    if name and path.exists() or any(mark in name for mark in "*?["):
         return str(path)
     suffixes = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
     if name.startswith((".", "/", "~")) or name.endswith(suffixes) or not is_on_hub(name):
@@ -158,6 +163,12 @@ def data_source(typed: str) -> str:
             f"there is no file or folder {name!r}", "Tab completes paths; a hub name is org/data"
         )
     return name
+
+
+def found_data() -> str:
+    """The first data file here, so that there is something to accept."""
+    patterns = (f"{folder}*{suffix}" for suffix in (".jsonl", ".parquet", ".csv") for folder in ("", "data/"))
+    return next((str(path) for pattern in patterns for path in sorted(Path().glob(pattern))), "train.jsonl")
 
 
 def pick_tuning(answers: Answers) -> Pick:

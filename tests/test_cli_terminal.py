@@ -1,0 +1,103 @@
+"""On a real pseudo-terminal: exit codes, and a terminal that is left as it was found."""
+
+import os
+import signal
+import subprocess
+import sys
+import termios
+import time
+from pathlib import Path
+
+import pytest
+
+pexpect = pytest.importorskip("pexpect")
+
+CLI = str(Path(__file__).resolve().parents[1] / "finetune_cli.py")
+HEAVY = {"yaml", "rich", "torch", "transformers", "datasets", "peft", "numpy"}
+PROBE = """
+import atexit, runpy, sys
+report = sys.argv[1]
+atexit.register(lambda: print(" ".join(sys.modules), file=open(report, "w")))
+sys.path.insert(0, {!r})
+sys.argv = ["finetune_cli.py"]
+runpy.run_module("finetune_cli", run_name="__main__")
+"""
+
+
+def spawn(*words: str, cwd: Path):
+    environment = {**os.environ, "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1", "HF_HUB_OFFLINE": "1"}
+    child = pexpect.spawn(
+        sys.executable, list(words), cwd=str(cwd), env=environment, dimensions=(24, 80), timeout=60
+    )
+    child.expect("Quit")
+    return child
+
+
+def is_sane(child) -> bool:
+    """Line editing, echo and signals are on."""
+    local = termios.tcgetattr(child.child_fd)[3]
+    return all(local & flag for flag in (termios.ICANON, termios.ECHO, termios.ISIG))
+
+
+def cursor_is_shown(written: bytes) -> bool:
+    return written.rfind(b"\x1b[?25h") >= written.rfind(b"\x1b[?25l")
+
+
+@pytest.mark.parametrize("words", [[], ["--quiet"]])
+def test_without_a_terminal_it_names_the_flags(words):
+    began = time.monotonic()
+    run = subprocess.run(
+        [sys.executable, CLI, *words], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30
+    )
+    assert run.returncode == 2 and run.stdout == ""
+    assert run.stderr.startswith("error: ") and "--help" in run.stderr and "Traceback" not in run.stderr
+    assert time.monotonic() - began < 10  # a second on an idle machine
+
+
+@pytest.mark.parametrize("before", ["", "4\r", "4\rgpt2\r"])
+def test_ctrl_c_leaves_with_130(tmp_path, before):
+    child = spawn(CLI, cwd=tmp_path)
+    for line in before.split("\r")[:-1]:
+        child.send(line + "\r")
+        child.expect("model")
+    child.sendintr()
+    child.expect("Nothing was changed")
+    child.expect(pexpect.EOF)
+    sane = is_sane(child)
+    child.close()
+    assert (child.exitstatus, child.signalstatus) == (130, None) and sane
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("before", ["", "4\r"])
+def test_sigterm_leaves_the_terminal_sane(tmp_path, before):
+    child = spawn(CLI, cwd=tmp_path)
+    if before:
+        child.send(before)
+        child.expect("Student model")
+    child.kill(signal.SIGTERM)
+    child.expect(pexpect.EOF)
+    written, sane = child.before, is_sane(child)
+    child.close()
+    assert (child.exitstatus, child.signalstatus) == (143, None)
+    assert sane and cursor_is_shown(written)
+
+
+def test_first_question_is_light(tmp_path):
+    report = tmp_path / "modules"
+    child = spawn("-c", PROBE.format(str(Path(CLI).parent)), str(report), cwd=tmp_path)
+    child.sendintr()
+    child.expect(pexpect.EOF)
+    child.close()
+    loaded = set(report.read_text().split())
+    assert "questionary" in loaded and not loaded & HEAVY
+
+
+def test_no_color_is_honoured(tmp_path, monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "1")
+    child = spawn(CLI, cwd=tmp_path)
+    written = child.before
+    child.sendintr()
+    child.expect(pexpect.EOF)
+    child.close()
+    assert b"\x1b[0;36" not in written and b"[36m" not in written and b"38;5" not in written
