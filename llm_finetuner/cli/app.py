@@ -8,15 +8,9 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from llm_finetuner.cli.exits import FAILED, INTERRUPTED, TERMINATED, WRONG_USAGE, program
 from llm_finetuner.cli.plain import clean
 from llm_finetuner.errors import FinetunerError, RecipeError
-
-OK, FAILED, WRONG_USAGE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
-
-
-def program() -> str:
-    """How this program was started, for messages."""
-    return "llm-finetuner" if "llm-finetuner" in os.path.basename(sys.argv[0]) else "python finetune_cli.py"
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from llm_finetuner.cli.app import OK, TERMINATED, program
+from llm_finetuner.cli.exits import OK, TERMINATED, program
 from llm_finetuner.cli.settings import build, settings
 from llm_finetuner.errors import CheckpointError, DataError, RecipeError
 from llm_finetuner.recipe import Recipe

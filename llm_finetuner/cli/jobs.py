@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from llm_finetuner.cli import commands, prompts
-from llm_finetuner.cli.app import OK, program
 from llm_finetuner.cli.confirm import confirm_screen
 from llm_finetuner.cli.console import Screen
+from llm_finetuner.cli.exits import OK, program
 from llm_finetuner.cli.listing import runs_in
 from llm_finetuner.cli.prompts import BACK, Ask, Pick
 from llm_finetuner.cli.settings import words_of

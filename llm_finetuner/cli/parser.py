@@ -4,7 +4,7 @@ import argparse
 
 from llm_finetuner import __version__
 from llm_finetuner.cli import flags
-from llm_finetuner.cli.app import FAILED, INTERRUPTED, OK, TERMINATED, WRONG_USAGE, program
+from llm_finetuner.cli.exits import FAILED, INTERRUPTED, OK, TERMINATED, WRONG_USAGE, program
 from llm_finetuner.errors import RecipeError
 
 EXIT_CODES = f"""exit codes:

@@ -8,7 +8,7 @@ from typing import Any
 
 from llm_finetuner import __version__
 from llm_finetuner.cli import prompts
-from llm_finetuner.cli.app import OK, guarded, program
+from llm_finetuner.cli.exits import OK, program
 from llm_finetuner.cli.prompts import BACK, Pick
 from llm_finetuner.errors import RecipeError
 from llm_finetuner.registry import MENU
@@ -34,7 +34,7 @@ def start() -> int:
     prompts.note(f"LLM Finetuner {__version__}   Enter accepts, Esc or Ctrl-B goes back, Ctrl-C leaves.\n")
     warm = WarmUp()
     try:
-        return guarded(lambda: menu(warm.start), as_json=False)
+        return menu(warm.start)
     finally:
         warm.stop()
 
