@@ -1,5 +1,6 @@
 """The verdict on real models that were trained for more steps or fewer, so that it is known who is better."""
 
+import copy
 import json
 import math
 
@@ -171,6 +172,17 @@ def test_every_column_is_filled_and_agrees_with_the_others(models, tokenizer, ro
     assert found["samples"][0]["prompt"] == prompts[0]
     assert found["samples"][0]["completions"]["big"] == found["samples"][0]["reference"]
     assert found["examples"] == len(rows) and "retained" in found["formulas"]
+
+
+def test_heads_padded_to_different_widths_are_compared_token_by_token(models, tokenizer, rows):
+    padded = copy.deepcopy(models["teacher"])
+    padded.resize_token_embeddings(len(tokenizer) + 50, mean_resizing=False)
+    padded.lm_head.weight.data[len(tokenizer) :] = 9.0  # the padding would win every position
+    plain = judged(models, tokenizer, rows, teacher="teacher", distilled=40)
+    wide = judged({**models, "padded": padded}, tokenizer, rows, teacher="padded", distilled=40)
+    for key in ("loss", "accuracy", "agreement", "kl_to_teacher"):
+        assert wide["models"][1][key] == plain["models"][1][key]
+    assert wide["models"][0]["loss"] == pytest.approx(plain["models"][0]["loss"], rel=1e-6)
 
 
 def test_what_cannot_be_compared_is_refused(models, tokenizer, rows):

@@ -82,11 +82,14 @@ def verdict(
 ) -> dict[str, Any]:
     """Measure every entry on the same rows and prompts and judge; the keys are described above.
 
-    Without prompts there are no completions and no ROUGE. Raises DataError when the names are not all different, no
-    entry is distilled or tuned, there is more than one teacher, or the rows hold nothing to score.
+    Without prompts there are no completions and no ROUGE. The entries share one tokenizer. Raises DataError when the
+    names are not all different, no entry is distilled or tuned, there is more than one teacher, or the rows hold
+    nothing to score.
     """
     teacher = _check(entries)
     models = {entry.name: entry.model for entry in entries}
+    if vocabulary is None and len({task.vocabulary(model) for model in models.values()}) > 1:
+        vocabulary = len(entries[0].tokenizer)  # heads padded to different widths: the rest names no token
     options = {"batch_size": batch_size, "teacher": teacher and teacher.model, "vocabulary": vocabulary}
     qualities = evaluate_all(task, models, rows, **options)
     differences = _differences(entries, qualities, seed)
