@@ -129,7 +129,7 @@ def test_too_few_examples_settle_nothing(models, tokenizer, rows):
 
 def test_a_calibration_that_got_much_worse_is_said():
     def line(role, error):
-        return {"name": role, "role": role, "calibration_error": error, "perplexity": 9.0}
+        return {"name": role, "role": role, "calibration_error": error, "perplexity": 9.0, "loss": 2.2}
 
     pair = {"name": "distilled", "other": "baseline_steps", "role": "baseline_steps", "difference": 0.0}
     pair |= {"low": 0.0, "high": 0.0, "significant": False}
@@ -137,6 +137,16 @@ def test_a_calibration_that_got_much_worse_is_said():
     (said,) = judge.warnings(lines, [pair], 50)
     assert "calibration error is 0.120, that of baseline_steps 0.040" in said
     assert judge.warnings([line("distilled", 0.08), line("baseline_steps", 0.04)], [pair], 50) == []
+
+
+def test_a_model_that_diverged_is_named(models, tokenizer, rows):
+    broken = copy.deepcopy(models[12])
+    broken.lm_head.weight.data.fill_(math.nan)
+    found = judged({**models, "broken": broken}, tokenizer, rows, distilled="broken", baseline_steps=20)
+    assert found["warnings"][0].startswith("The loss of distilled is not a number")
+    assert "beyond measure" in found["sentence"] and "nan" not in found["sentence"]
+    assert found["models"][0]["loss"] is None and found["differences"][0]["significant"] is False
+    json.dumps(found, allow_nan=False)
 
 
 def test_every_column_is_filled_and_agrees_with_the_others(models, tokenizer, rows, tmp_path):

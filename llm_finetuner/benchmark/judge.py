@@ -101,6 +101,8 @@ def _reaches(line: dict) -> str:
 
 def _change(pair: dict, examples: int) -> str:
     """The difference of two perplexities in %, its interval, and whether it is more than the uncertainty."""
+    if not math.isfinite(pair["difference"]):
+        return "which cannot be compared"
     change = percent(pair["difference"])
     way = f"{abs(change):.1f} % {'lower' if change < 0 else 'higher'}"
     if examples < ENOUGH or pair["low"] is None:
@@ -125,7 +127,11 @@ def number(value: float | None) -> str:
 
 def warnings(lines: list[dict], differences: list[dict], examples: int) -> list[str]:
     """What to beware of, most important first."""
-    found = []
+    found = [
+        f"The loss of {line['name']} is not a number: its weights are damaged, or its training diverged."
+        for line in lines
+        if not math.isfinite(line["loss"])
+    ]
     for line in lines:
         if line["role"] in JUDGED:
             found += _of_judged(line, lines, differences, examples)
