@@ -1,5 +1,6 @@
 """On a real pseudo-terminal: exit codes, and a terminal that is left as it was found."""
 
+import json
 import os
 import signal
 import subprocess
@@ -101,3 +102,60 @@ def test_no_color_is_honoured(tmp_path, monkeypatch):
     child.expect(pexpect.EOF)
     child.close()
     assert b"\x1b[0;36" not in written and b"[36m" not in written and b"38;5" not in written
+
+
+def started_run(student: str, data: str, folder: Path) -> subprocess.Popen:
+    """A training that is under way."""
+    words = [
+        "--method",
+        "full",
+        "--student",
+        student,
+        "--data",
+        data,
+        "--output",
+        str(folder),
+        "--steps",
+        "400",
+    ]
+    words += [
+        "--batch-size",
+        "1",
+        "--gradient-accumulation-steps",
+        "1",
+        "--eval-every",
+        "0",
+        "--save-every",
+        "0",
+    ]
+    run = subprocess.Popen(
+        [sys.executable, CLI, "finetune", *words], stderr=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    log = folder / "log.jsonl"
+    while run.poll() is None and not (log.exists() and len(log.read_text().splitlines()) > 3):
+        time.sleep(0.05)
+    return run
+
+
+@pytest.mark.slow
+def test_an_interrupted_training_says_what_was_saved_and_resumes(student_folder, data_file, tmp_path):
+    run = started_run(student_folder, data_file, tmp_path / "run")
+    run.send_signal(signal.SIGINT)
+    _, err = run.communicate(timeout=60)
+    assert run.returncode == 130, err
+    assert b"Saved: " in err and f"resume {tmp_path / 'run'}".encode() in err and b"Traceback" not in err
+    again = subprocess.run(
+        [sys.executable, CLI, "resume", str(tmp_path / "run"), "--json"], capture_output=True
+    )
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["metrics"]["steps"] == 400
+    assert b"resumed from step" in again.stderr
+
+
+@pytest.mark.slow
+def test_sigterm_in_training_exits_with_143_and_saves(student_folder, data_file, tmp_path):
+    run = started_run(student_folder, data_file, tmp_path / "run")
+    run.send_signal(signal.SIGTERM)
+    out, err = run.communicate(timeout=60)
+    assert run.returncode == 143 and b"Saved: " in out and b"Traceback" not in err
+    assert list((tmp_path / "run" / "checkpoints").iterdir())

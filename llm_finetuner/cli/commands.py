@@ -183,10 +183,14 @@ def comparison(folder: str, screen, baseline: bool, prompts: list[str] | None = 
     from llm_finetuner.cli.progress import View
 
     screen.heading("Comparing")
-    with View(screen) as view:
-        from llm_finetuner.comparison import compare_run
+    try:
+        with View(screen) as view:
+            from llm_finetuner.comparison import compare_run
 
-        verdict = compare_run(folder, baseline=baseline, prompts=prompts, on_event=view)
+            verdict = compare_run(folder, baseline=baseline, prompts=prompts, on_event=view)
+    except KeyboardInterrupt as stop:
+        again = f"{program()} compare {folder}{' --baseline' if baseline else ''}"
+        raise KeyboardInterrupt(f"The trained model is in {folder}. Compare later: {again}") from stop
     screen.verdict(verdict)
     screen.show(f"report: {Path(folder) / 'report.html'}")
     return verdict
@@ -234,10 +238,13 @@ def quickstart(given: dict[str, Any], screen) -> Any:
     from llm_finetuner.cli.progress import View
 
     names = ("steps", "seed", "fresh_teacher", "hub", "output")
-    with View(screen) as view:
-        from llm_finetuner import quickstart as job
+    try:
+        with View(screen) as view:
+            from llm_finetuner import quickstart as job
 
-        verdict = job.run(**{name: given[name] for name in names if name in given}, on_event=view)
+            verdict = job.run(**{name: given[name] for name in names if name in given}, on_event=view)
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt("What was finished is kept in the output folder.") from stop
     screen.verdict(verdict)
     return verdict
 

@@ -21,6 +21,7 @@ OTHER_JOBS = (  # key, title, what it means
     ("d", "Doctor", "What this machine has, and what is missing"),
     ("q", "Quit", ""),
 )
+SHOW_CURSOR = "\x1b[?25h"
 HEAVY = ("torch", "transformers", "datasets")
 
 
@@ -34,9 +35,28 @@ def start() -> int:
     prompts.note(f"LLM Finetuner {__version__}   Enter accepts, Esc or Ctrl-B goes back, Ctrl-C leaves.\n")
     warm = WarmUp()
     try:
-        return menu(warm.start)
+        with KeptTerminal():
+            return menu(warm.start)
     finally:
         warm.stop()
+
+
+class KeptTerminal:
+    """Leaves the terminal as it was, even where a signal came while a prompt was being drawn."""
+
+    def __enter__(self) -> None:
+        if sys.platform != "win32":
+            import termios
+
+            self.mode = termios.tcgetattr(sys.stdin)
+
+    def __exit__(self, *_) -> None:
+        if sys.platform != "win32":
+            import termios
+
+            termios.tcsetattr(sys.stdin, termios.TCSADRAIN, self.mode)
+            sys.stdout.write(SHOW_CURSOR)
+            sys.stdout.flush()
 
 
 class WarmUp:
