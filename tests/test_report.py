@@ -233,6 +233,25 @@ def test_charts_show_each_term_and_each_run():
     assert [chart.title for chart in only] == ["held-out loss", "forward kl", "weighted total"]
 
 
+def test_an_untouched_student_far_off_is_named_not_drawn():
+    def model(name, role, perplexity):
+        ends = {"perplexity_low": perplexity * 0.9, "perplexity_high": perplexity * 1.1}
+        return {
+            "name": name,
+            "role": role,
+            "perplexity": perplexity,
+            "parameters": 9,
+            "tokens_per_second": 5,
+        } | ends
+
+    models = [model("kd", "distilled", 10.0), model("raw", "untouched", 1500.0)]
+    size, _speed = charts.tradeoff_charts({"models": models}, {"kd": "c0", "raw": "c1"})
+    assert "Off the scale: raw, 1,500." in size.note and ">raw<" not in size.svg and ">kd<" in size.svg
+    models[1]["perplexity"] = 25.0
+    size, _speed = charts.tradeoff_charts({"models": models}, {"kd": "c0", "raw": "c1"})
+    assert "Off the scale" not in size.note and ">raw<" in size.svg
+
+
 def test_markdown_and_fences_hold_what_they_are_given():
     assert markdown("a|b <i>\n*c*") == "a\\|b &lt;i> \\*c\\*"
     assert fenced("x ``` y").startswith("````text\n") and fenced("x ``` y").endswith("\n````")

@@ -10,6 +10,7 @@ POINTS = 60  # of a line; where a run has more steps, a point is the mean of sev
 COLOURS = 7  # classes c0 to c6 of the page
 LABEL_HEIGHT = 14
 NAMES = 185  # room on the right of the last point for its name
+FAR = 3  # an untouched student this many times worse than all others would flatten what is of interest
 LONGEST = 28  # characters of a name
 SHAPES = {
     "teacher": "square",
@@ -96,15 +97,21 @@ def thinned(points: list[tuple[float, float]], most: int = POINTS) -> list[tuple
 
 def tradeoff_charts(verdict: dict[str, Any], colour: dict[str, str]) -> list[Chart]:
     """Perplexity of each model against its parameters and against its speed."""
-    size = _tradeoff(verdict["models"], "parameters", "parameters", colour)
-    speed = _tradeoff(verdict["models"], "tokens_per_second", "tokens a second", colour)
+    lines = [line for line in verdict["models"] if _known(line, "perplexity")]
+    worst = max((line["perplexity"] for line in lines if line["role"] != "untouched"), default=0)
+    far = [line for line in lines if line["role"] == "untouched" and line["perplexity"] > FAR * worst > 0]
+    near = [line for line in lines if line not in far]
+    size = _tradeoff(near, "parameters", "parameters", colour)
+    speed = _tradeoff(near, "tokens_per_second", "tokens a second", colour)
     found = [("quality against size", size), ("quality against speed", speed)]
     note = "Perplexity, lower is better; bars are 95 % intervals."
+    for line in far:
+        note += f" Off the scale: {line['name']}, {line['perplexity']:,.0f}."
     return [Chart(title, drawn, note) for title, drawn in found if drawn]
 
 
 def _tradeoff(lines: list[dict], key: str, title: str, colour: dict[str, str]) -> str | None:
-    shown = [line for line in lines if _known(line, key) and _known(line, "perplexity")]
+    shown = [line for line in lines if _known(line, key)]
     if not shown:
         return None
     ends = [
