@@ -50,7 +50,9 @@ def parts_for(**more) -> Parts:
 # ---- order
 
 
-@pytest.mark.parametrize(("size", "batch", "step"), [(37, 4, 16), (16, 4, 8), (5, 8, 8), (7, 2, 6), (1, 4, 4)])
+@pytest.mark.parametrize(
+    ("size", "batch", "step"), [(37, 4, 16), (16, 4, 8), (5, 8, 8), (7, 2, 6), (1, 4, 4)]
+)
 def test_every_example_is_seen_once_an_epoch(size, batch, step):
     order = Order(list(range(3, size + 3)), batch, step, seed=3)
     for epoch in range(3):
@@ -105,7 +107,8 @@ def test_killed_and_resumed_is_bit_identical(tmp_path, tuning, method, kill_at):
             want, got = load_file(whole / name), load_file(cut / name)
             assert want.keys() == got.keys() and all(torch.equal(want[k], got[k]) for k in want)
     records = [
-        [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()] for folder in (whole, cut)
+        [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        for folder in (whole, cut)
     ]
     timing = ("seconds", "tokens_per_second")
     plain = [[{k: v for k, v in r.items() if k not in timing} for r in run] for run in records]

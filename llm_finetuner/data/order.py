@@ -3,7 +3,7 @@
 import numpy as np
 
 SHELF = 8  # steps whose examples are sorted by length together: less padding
-JITTER = 0.1  # relative noise on the lengths sorted by, so that a small data set does not meet in the same batches each epoch
+JITTER = 0.1  # relative noise on the lengths sorted by: a small data set must not meet in the same batches each epoch
 
 
 class Order:
