@@ -7,7 +7,7 @@
                  arXiv 2205.05198, without the attention matrix); with checkpointing 2 (4) bytes, and one block in full
     logits       a chunk of at most 64 MiB, four times: logits, log-probabilities and gradients of both models
     time         per token 2 x weights forward and 4 backward (2 where the weights are frozen), 2 for the teacher,
-                 at half the speed of a plain matrix product measured here
+                 at half the speed of a plain matrix product measured here, plus 20 ms a forward pass
 
 They are estimates: allocators, kernels and short rows make them wrong by a factor of two either way.
 """
@@ -22,6 +22,7 @@ from llm_finetuner.recipe import Model, Recipe
 FRAMEWORK = 450 * 2**20  # torch, transformers and the interpreter themselves
 LOGITS_CHUNK, LOGITS_COPIES = 64 * 2**20, 4
 EFFICIENCY = 0.5  # of the speed of a plain matrix product
+A_PASS = 0.02  # seconds that a forward and backward pass take however small the model
 BLOCK_BYTES, SAVED_BYTES = 34, 2  # a token and unit of width, in 16 bits
 
 
@@ -124,7 +125,10 @@ def estimate(
     per_epoch = max(1, math.ceil(train / a_step))
     steps = plan.steps or max(1, round(plan.epochs * per_epoch))
     tokens = steps * train / per_epoch * length
-    seconds = tokens * operations(recipe, student, teacher) / (speed * EFFICIENCY) if speed else None
+    seconds = None
+    if speed:
+        work = tokens * operations(recipe, student, teacher) / (speed * EFFICIENCY)
+        seconds = work + steps * plan.gradient_accumulation_steps * A_PASS
     return Estimate(steps, train, tokens, memory(recipe, student, teacher, length, gpu), seconds)
 
 

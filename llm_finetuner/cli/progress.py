@@ -206,7 +206,8 @@ class View:
             losses.add_row(Text(name, style), Text(f"{values[-1]:.4f}", style), Text(line, "cyan"))
         tail = f"{duration(self.eta())} left, {duration(time.monotonic() - self.started)} so far{memory()}"
         shown = [text(evaluation_line(record), "green") for record in self.evaluations[-2:]]
-        bar = ProgressBar(total=steps, completed=step, width=max(min(width - 2, 60), 10))
+        bar = Table.grid()  # by itself it would not end its line
+        bar.add_row(ProgressBar(total=steps, completed=step, width=max(min(width - 2, 60), 10)))
         return Group(text(head), bar, text(tail, "dim"), losses, *shown)
 
 

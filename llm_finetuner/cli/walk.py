@@ -117,7 +117,7 @@ class Walk:
         """Print the preview; what went wrong, if something did."""
         from llm_finetuner.cli.preview import look
 
-        prompts.note("Reading the data ...")
+        prompts.note("Reading the data ... (the first time torch is loaded, which takes a while)")
         try:
             sight = look(self.recipe())
         except FinetunerError as error:
