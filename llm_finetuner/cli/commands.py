@@ -202,6 +202,9 @@ def benchmark(given: dict[str, Any], screen) -> Any:
     references = read_lines(given["references"], "reference") if "references" in given else None
     if references is not None and len(references) != len(prompts):
         raise DataError(f"{len(prompts)} prompts but {len(references)} references", "one reference a prompt")
+    from llm_finetuner.cli.progress import quiet_libraries
+
+    quiet_libraries()
     from llm_finetuner.finetuner import LLMFineTuner
 
     tuner = LLMFineTuner(given["model"])

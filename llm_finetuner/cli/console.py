@@ -115,7 +115,7 @@ class Screen:
                 for k, w in (words.items() if isinstance(words, dict) else [(key, words)])
             ]
             self.say()
-            self.console.print(facts_table((name, shorten(words, 400)) for name, words in flat))
+            self.facts((name, shorten(words, 400)) for name, words in flat)
 
 
 def facts_table(rows: Iterable[tuple[str, object]]) -> Table:
