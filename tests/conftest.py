@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as finetune_cli.py does
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
