@@ -5,10 +5,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
-from llm_finetuner.data import sources, text
+from llm_finetuner.data import columns, sources, text
+from llm_finetuner.data.examples import IGNORED
 from llm_finetuner.errors import DataError, ModelError, RecipeError
 from llm_finetuner.learner import Learner, layer_pairs
 from llm_finetuner.models import loading
@@ -95,16 +97,18 @@ def fit_length(data: Data, model: nn.Module, note: Note) -> Data:
     return data
 
 
-def load_student(model: Model, device: torch.device, seed: int) -> nn.Module:
+def load_student(model: Model, device: torch.device, seed: int, frozen: bool = False) -> nn.Module:
     return loading.load_causal_lm(
         model.name, device=device, dtype=model.dtype, load_in_4bit=model.load_in_4bit,
-        load_in_8bit=model.load_in_8bit, from_scratch=model.from_scratch, seed=seed,
+        load_in_8bit=model.load_in_8bit, from_scratch=model.from_scratch, seed=seed, frozen=frozen,
     )  # fmt: skip
 
 
 def load_teacher(model: Model, device: torch.device) -> nn.Module:
     """A frozen model in eval mode."""
-    return load_student(replace(model, from_scratch=False), device, 0).eval().requires_grad_(False)
+    return (
+        load_student(replace(model, from_scratch=False), device, 0, frozen=True).eval().requires_grad_(False)
+    )
 
 
 @dataclass
@@ -137,7 +141,7 @@ def assemble(recipe: Recipe, parts: Parts, device: torch.device, note: Note) -> 
     else:
         train, held_out = parts.train, parts.held_out
     if recipe.student.from_scratch and parts.tuned is None:
-        loading.start_head_bias(student, train)
+        loading.start_head_bias(student, label_counts(train, task.vocabulary(student)))
     check_rows(train, student)
     per_epoch = -(-len(train) // (recipe.train.batch_size * recipe.train.gradient_accumulation_steps))
     steps = recipe.train.steps or max(1, round(recipe.train.epochs * per_epoch))
@@ -153,6 +157,12 @@ def assemble(recipe: Recipe, parts: Parts, device: torch.device, note: Note) -> 
     )
     learner = Learner(task, student, recipe.terms, penalty=tuned.penalty, **extras).to(device)
     return Assembly(task, tuned, tokenizer, teacher, learner, train, held_out, steps, per_epoch)
+
+
+def label_counts(rows, vocabulary: int) -> np.ndarray:
+    """How often each token is a counted label: [V]."""
+    parts = columns.flat(rows, "labels")
+    return sum(np.bincount(labels[labels != IGNORED], minlength=vocabulary) for labels in parts)
 
 
 def _asks(recipe: Recipe) -> bool:
@@ -207,22 +217,17 @@ def common_vocabulary(task, student, teacher, tokenizer, teacher_tokenizer) -> i
 def check_rows(rows, student: nn.Module) -> None:
     """Raise DataError when the rows do not fit the model: token ids or lengths out of range, nothing to learn from."""
     size, positions = student.get_input_embeddings().num_embeddings, loading.positions_of(student)
-    counted = 0
-    for batch in rows.iter(batch_size=1000):
-        highest = max(max(ids) for ids in batch["input_ids"])
-        longest = max(len(ids) for ids in batch["input_ids"])
-        counted += sum(label != -100 for labels in batch["labels"] for label in labels[1:])
-        if highest >= size:
-            raise DataError(
-                f"token id {highest} does not exist: the model knows ids 0 to {size - 1}",
-                "prepare the data with the tokenizer of this model",
-            )
-        if positions and longest > positions:
-            raise DataError(
-                f"a row has {longest} tokens, the model has {positions} positions",
-                "prepare with a smaller max_length",
-            )
-    if not counted:
+    highest = max(int(ids.max()) for ids in columns.flat(rows, "input_ids"))
+    longest = int(columns.lengths(rows).max())
+    if highest >= size:
         raise DataError(
-            "no token of the data counts", "labels must hold more than -100, after the first position"
+            f"token id {highest} does not exist: the model knows ids 0 to {size - 1}",
+            "prepare the data with the tokenizer of this model",
         )
+    if positions and longest > positions:
+        raise DataError(
+            f"a row has {longest} tokens, the model has {positions} positions",
+            "prepare with a smaller max_length",
+        )
+    if not any((labels != IGNORED).any() for labels in columns.flat(rows, "labels")):
+        raise DataError("no token of the data counts", "labels must hold more than -100")

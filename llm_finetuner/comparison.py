@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from llm_finetuner import recipe_file
-from llm_finetuner.assembly import Parts, evenly, load_rows, load_student, load_teacher
+from llm_finetuner.assembly import Parts, evenly, label_counts, load_rows, load_student, load_teacher
 from llm_finetuner.benchmark.speed import cost_ratio
 from llm_finetuner.benchmark.verdict import Entry, verdict
 from llm_finetuner.engine import default_device
@@ -105,12 +105,16 @@ def load_untouched(recipe: Recipe, device: torch.device, train_rows: Any) -> nn.
         )
     model = load_student(recipe.student, device, recipe.train.seed)
     if recipe.student.from_scratch and train_rows is not None:
-        loading.start_head_bias(model, train_rows)
+        loading.start_head_bias(model, label_counts(train_rows, model.get_output_embeddings().out_features))
     return model
 
 
 def pairs_of(
-    rows: Any, tokenizer: Any, prompts: Sequence[str] | None = None, references: Sequence[str] | None = None
+    rows: Any,
+    tokenizer: Any,
+    prompts: Sequence[str] | None = None,
+    references: Sequence[str] | None = None,
+    count: int = SAMPLES,
 ) -> tuple[list[str], list[str] | None]:
     """Prompts and references: those given, else of evenly spaced prepared rows what does not count and what does.
 
@@ -118,7 +122,7 @@ def pairs_of(
     """
     if prompts is not None:
         return list(prompts), None if references is None else list(references)
-    pairs = [_pair(row, tokenizer) for row in evenly(rows, SAMPLES).to_list()]
+    pairs = [_pair(row, tokenizer) for row in evenly(rows, count).to_list()]
     return [prompt for prompt, _ in pairs], [reference for _, reference in pairs]
 
 

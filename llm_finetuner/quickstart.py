@@ -16,6 +16,7 @@ from llm_finetuner.models import loading
 from llm_finetuner.recipe import Recipe
 from llm_finetuner.trainer import OnEvent, fit
 
+PROMPTS = 12  # that completions are generated for
 TEACHER_SCRIPT = "examples/train_quickstart_teacher.py"
 
 
@@ -61,7 +62,7 @@ def run(
         recipe=recipe, parts=parts, tokenizer=tokenizer, rows=held_out, history=result.history,
         untouched=lambda: comparison.load_untouched(recipe, device, train),
     )  # fmt: skip
-    pairs = comparison.pairs_of(held_out, tokenizer)
+    pairs = comparison.pairs_of(held_out, tokenizer, count=PROMPTS)
     return comparison.compare(
         subject, *pairs, baseline=True, on_event=on_event, others=[(entry, other.history)]
     )

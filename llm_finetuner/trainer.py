@@ -14,6 +14,7 @@ import torch
 from llm_finetuner import checkpoint, recipe_file
 from llm_finetuner.assembly import Assembly, Parts, assemble
 from llm_finetuner.benchmark.quality import evaluate
+from llm_finetuner.data import columns
 from llm_finetuner.data.order import Order
 from llm_finetuner.engine import Engine
 from llm_finetuner.errors import CheckpointError, TrainingError
@@ -74,7 +75,7 @@ class _Run:
         self.learner, self.optimizer = self.engine.prepare(built.learner, optimizer)
         self.parameters = parameters
         self.order = Order(
-            [len(ids) for batch in built.train.iter(batch_size=1000) for ids in batch["input_ids"]],
+            columns.lengths(built.train),
             plan.batch_size, plan.batch_size * plan.gradient_accumulation_steps, plan.seed,
             self.engine.rank, self.engine.world,
         )  # fmt: skip

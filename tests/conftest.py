@@ -33,7 +33,9 @@ def build_tokenizer(extra: list[str] = ()):
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )  # fmt: skip
     tokenizer.train_from_iterator(sentences(200), trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|endoftext|>", pad_token="<|endoftext|>"
+    )
 
 
 def build_gpt2(vocabulary: int, width: int = 16, layers: int = 2, dropout: float = 0.0, seed: int = 0):

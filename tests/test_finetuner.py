@@ -147,7 +147,10 @@ def test_every_method_trains_and_reloads_with_nothing_of_ours(
         plain = AutoModelForCausalLM.from_pretrained(folder)
     assert AutoTokenizer.from_pretrained(folder).get_vocab() == finetuner.tokenizer.get_vocab()
     ids = torch.tensor([rows[0]["input_ids"]])
-    for module in (*plain.modules(), *finetuner.model.modules()):  # bitsandbytes repacks in eval mode, see loading.py
+    for module in (
+        *plain.modules(),
+        *finetuner.model.modules(),
+    ):  # bitsandbytes repacks in eval mode, see loading.py
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     with torch.no_grad():

@@ -16,7 +16,9 @@ from llm_finetuner.trainer import fit
 
 def main(output: str, tuning: str, method: str, kill_at: int, resume: bool, stop_signal: int) -> None:
     student, teacher = build_gpt2(64, dropout=0.1), build_llama(64)
-    if method == "exact":  # without dropout, whose masks differ between processes, and without float32 rounding
+    if (
+        method == "exact"
+    ):  # without dropout, whose masks differ between processes, and without float32 rounding
         student, teacher = build_gpt2(64).double(), teacher.double()
         method = "vanilla_distillation"
     recipe = Recipe(

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -20,15 +21,17 @@ def load_causal_lm(
     load_in_8bit: bool = False,
     from_scratch: bool = False,
     seed: int = 0,
+    frozen: bool = False,
 ) -> nn.Module:
     """Load a causal language model for `device`; from_scratch draws its weights from `seed`. Raises ModelError.
 
-    dtype "auto" is the checkpoint's own on an accelerator and float32 on a CPU, where half precision is slower.
+    dtype "auto" is the checkpoint's own on an accelerator; on a CPU it is float32, for half precision is slower there,
+    but a frozen model stays in bfloat16 where the CPU has matrix units for it.
     """
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     device = torch.device(device)
-    chosen = _dtype(dtype, device)
+    chosen = _dtype(dtype, device, name, frozen)
     if from_scratch:
         if load_in_4bit or load_in_8bit:
             raise ModelError(
@@ -165,23 +168,17 @@ def positions_of(model: nn.Module) -> int | None:
     return model.config.get_text_config().to_dict().get("max_position_embeddings")
 
 
-def start_head_bias(model: nn.Module, rows) -> None:
-    """Start the head's bias, where there is one, at the log frequency of each token in the counted labels.
+def start_head_bias(model: nn.Module, counts: np.ndarray) -> None:
+    """Start the head's bias, where there is one, at the log frequency of each token: counts [V] of the labels.
 
     A model from scratch that must first learn how often each token occurs makes a weak baseline, against which
     anything seems to help.
     """
     bias = model.get_output_embeddings().bias
-    if bias is None:
-        return
-    counts = torch.ones_like(bias, dtype=torch.float64)
-    for batch in rows.iter(batch_size=1000):
-        labels = torch.tensor(
-            [label for row in batch["labels"] for label in row[1:] if label != -100], device=bias.device
-        )
-        counts += torch.bincount(labels, minlength=len(counts))
-    with torch.no_grad():
-        bias.copy_((counts / counts.sum()).log())
+    if bias is not None:
+        smooth = torch.from_numpy(counts + 1.0)
+        with torch.no_grad():
+            bias.copy_((smooth / smooth.sum()).log())
 
 
 def is_quantised(model) -> bool:
@@ -190,10 +187,16 @@ def is_quantised(model) -> bool:
     return bool(config.get("load_in_4bit") or config.get("load_in_8bit"))
 
 
-def _dtype(dtype: str, device: torch.device):
+def _dtype(dtype: str, device: torch.device, name: str, frozen: bool):
+    """The dtype to load in; "auto" is that of the checkpoint."""
     if dtype != "auto":
         return getattr(torch, dtype)
-    return torch.float32 if device.type == "cpu" else "auto"
+    if device.type != "cpu":
+        return "auto"
+    if frozen and torch.cpu._is_amx_tile_supported():
+        config = _load(lambda auto: auto.from_pretrained(name, trust_remote_code=False), "AutoConfig", name)
+        return torch.bfloat16 if config.dtype == torch.bfloat16 else torch.float32
+    return torch.float32
 
 
 def _load(call, auto: str, name: str):

@@ -1,0 +1,22 @@
+"""Whole columns of prepared rows as numpy arrays, without a Python object for every token."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+BATCH = 1000  # rows at a time
+
+
+def flat(rows: Any, name: str) -> Iterator[np.ndarray]:
+    """The values of a list column, one array for each batch of rows."""
+    for batch in rows.with_format("arrow").iter(batch_size=BATCH):
+        yield batch[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+
+
+def lengths(rows: Any) -> np.ndarray:
+    """Tokens of each row."""
+    import pyarrow.compute as compute
+
+    parts = rows.with_format("arrow").iter(batch_size=BATCH)
+    return np.concatenate([compute.list_value_length(part["input_ids"]).to_numpy() for part in parts])
