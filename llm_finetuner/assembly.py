@@ -12,7 +12,7 @@ from torch import nn
 from llm_finetuner.data import columns, sources, text
 from llm_finetuner.data.examples import IGNORED
 from llm_finetuner.errors import DataError, ModelError, RecipeError
-from llm_finetuner.learner import Learner, layer_pairs
+from llm_finetuner.learner import Learner, layer_pairs, reads
 from llm_finetuner.models import loading
 from llm_finetuner.recipe import Data, Model, Recipe
 from llm_finetuner.registry import OPTIMIZERS, SCHEDULES, TASKS, TEACHERS, TUNINGS, resolve
@@ -122,6 +122,7 @@ class Assembly:
     learner: Learner
     train: Any
     held_out: Any
+    data: Data  # as it was really used
     steps: int
     steps_per_epoch: int
 
@@ -140,9 +141,11 @@ def assemble(recipe: Recipe, parts: Parts, device: torch.device, note: Note) -> 
         train, held_out = load_rows(data, tokenizer, recipe.train.seed, recipe.output, note)
     else:
         train, held_out = parts.train, parts.held_out
+    for rows in (train, held_out):
+        if rows is not None:
+            check_rows(rows, student)
     if recipe.student.from_scratch and parts.tuned is None:
         loading.start_head_bias(student, label_counts(train, task.vocabulary(student)))
-    check_rows(train, student)
     per_epoch = -(-len(train) // (recipe.train.batch_size * recipe.train.gradient_accumulation_steps))
     steps = recipe.train.steps or max(1, round(recipe.train.epochs * per_epoch))
     student.to(device) if not loading.is_quantised(student) else None
@@ -156,7 +159,7 @@ def assemble(recipe: Recipe, parts: Parts, device: torch.device, note: Note) -> 
         _teacher(recipe, parts, task, student, tokenizer, device) if _asks(recipe) else (None, {})
     )
     learner = Learner(task, student, recipe.terms, penalty=tuned.penalty, **extras).to(device)
-    return Assembly(task, tuned, tokenizer, teacher, learner, train, held_out, steps, per_epoch)
+    return Assembly(task, tuned, tokenizer, teacher, learner, train, held_out, data, steps, per_epoch)
 
 
 def label_counts(rows, vocabulary: int) -> np.ndarray:
@@ -167,7 +170,7 @@ def label_counts(rows, vocabulary: int) -> np.ndarray:
 
 def _asks(recipe: Recipe) -> bool:
     """Whether any term reads the teacher: with alpha = 1 nobody asks it."""
-    return {term.objective for term in recipe.terms} != {"cross_entropy"}
+    return any({"teacher", "teacher_features"} & reads(term) for term in recipe.terms)
 
 
 def _teacher(recipe: Recipe, parts: Parts, task, student, tokenizer, device) -> tuple[Any, dict]:
@@ -180,8 +183,9 @@ def _teacher(recipe: Recipe, parts: Parts, task, student, tokenizer, device) -> 
     other = parts.teacher_tokenizer
     if other is None and parts.teacher is None:
         other = loading.load_tokenizer(name)
+    model = model if loading.is_quantised(model) else model.to(device)
     loading.check_head(model, name)
-    features = [term for term in recipe.terms if term.objective.startswith("hidden_")]
+    features = [term for term in recipe.terms if "student_features" in reads(term)]
     extras = {
         "vocabulary": common_vocabulary(task, student, model, tokenizer, other),
         "teacher_width": task.width(model),
@@ -211,7 +215,7 @@ def common_vocabulary(task, student, teacher, tokenizer, teacher_tokenizer) -> i
             "take a teacher with the student's tokenizer; distilling across tokenizers is planned, not there yet",
         )
     tokens = max(tokenizer.get_vocab().values()) + 1
-    return None if tokens >= max(ours, theirs) else min(tokens, ours, theirs)
+    return None if ours == theirs <= tokens else min(tokens, ours, theirs)
 
 
 def check_rows(rows, student: nn.Module) -> None:

@@ -22,7 +22,7 @@ KEEP = 2  # newest checkpoints that stay on disk
 
 
 def trainable(module: nn.Module) -> dict[str, Tensor]:
-    """The weights that move, and the buffers that a forward pass may change."""
+    """The weights that move."""
     return {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
 
 
@@ -75,8 +75,8 @@ def load(folder: Path) -> tuple[dict[str, Tensor], dict, dict]:
                     f"{folder / name} is damaged: its checksum is not the one written beside it"
                 )
         weights = load_file(str(folder / "weights.safetensors"))
-        state = torch.load(folder / "state.pt", weights_only=True)
-    except (OSError, ValueError, KeyError) as error:
+        state = torch.load(folder / "state.pt", weights_only=True, map_location="cpu")
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{folder} is not a whole checkpoint: {error}") from error
@@ -118,7 +118,7 @@ def random_state() -> dict:
 
 def set_random_state(state: dict) -> None:
     torch.set_rng_state(state["torch"])
-    if state["cuda"]:
+    if len(state["cuda"]) == torch.cuda.device_count():  # resumed on other hardware, GPUs draw anew
         torch.cuda.set_rng_state_all(state["cuda"])
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))

@@ -45,6 +45,7 @@ def compare(
     baseline: bool = False,
     on_event: OnEvent | None = None,
     others: Sequence[tuple[Entry, list[dict]]] = (),
+    warnings: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Judge the run and write report.html, report.md and metrics.json into its folder.
 
@@ -75,6 +76,7 @@ def compare(
         entries.append(entry)
         histories[entry.name] = history
     said = verdict(entries, task, subject.rows, list(prompts), references, seed=recipe.train.seed)
+    said["warnings"] = [*warnings, *said["warnings"]]
     said["report"] = str(write(said, histories, folder, recipe=recipe))
     return said
 
@@ -95,6 +97,15 @@ def _train_baseline(
     name = "cross-entropy, same steps" if role == "baseline_steps" else "cross-entropy, same compute"
     seconds = result.metrics["seconds"]
     return Entry(name, role, result.tuned.model, subject.tokenizer, folder, steps, seconds), result.history
+
+
+def joined(histories: Sequence[list[dict]]) -> list[dict]:
+    """The records of several phases as one history, steps counted on."""
+    records: list[dict] = []
+    for history in histories:
+        before = records[-1]["step"] if records else 0
+        records += [{**record, "step": before + record["step"]} for record in history]
+    return records
 
 
 def load_untouched(recipe: Recipe, device: torch.device, train_rows: Any) -> nn.Module:
@@ -152,7 +163,8 @@ def compare_run(
     train, held_out = load_rows(
         recipe.data, tokenizer, recipe.train.seed, str(run), lambda text: say("note", {"text": text})
     )
-    model = loading.load_trained(run, where)
+    bits = {"load_in_4bit": recipe.student.load_in_4bit, "load_in_8bit": recipe.student.load_in_8bit}
+    model = loading.load_trained(run, where, **bits)
     teacher = load_teacher(recipe.teacher, where) if recipe.teacher else None
     subject = Subject(
         recipe=recipe,
@@ -162,7 +174,11 @@ def compare_run(
         rows=held_out if held_out is not None else train,
         history=read_log(run),
     )
-    return compare(subject, *pairs_of(subject.rows, tokenizer, prompts), baseline=baseline, on_event=on_event)
+    warnings = (
+        [] if held_out is not None else ["nothing was held out: these are rows the student was trained on"]
+    )
+    pairs = pairs_of(subject.rows, tokenizer, prompts)
+    return compare(subject, *pairs, baseline=baseline, on_event=on_event, warnings=warnings)
 
 
 def _folder(name: str) -> Path | None:

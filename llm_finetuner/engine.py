@@ -3,6 +3,7 @@
 One process and DDP are supported. FSDP and DeepSpeed stop here: on a CPU accelerate silently runs DDP in their place.
 """
 
+import importlib.util
 import os
 from contextlib import nullcontext
 
@@ -33,11 +34,20 @@ class Engine:
                 raise TrainingError(
                     f"{name} was asked for and is not supported yet", "launch with DDP, or one process"
                 )
-        AcceleratorState._reset_state()  # another run in this process may have used another precision
-        self.precision = choose_precision(precision, device)
+        # another run in this process may have used another precision or device
+        AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
+        where = default_device(device)
+        if where.type == "cuda":
+            torch.cuda.set_device(where)
+        self.precision = choose_precision(precision, where)
+        for tracker in trackers:
+            if importlib.util.find_spec(tracker) is None:
+                raise RecipeError(
+                    f"the tracker {tracker} is not installed", f"pip install {tracker}, or leave it out"
+                )
         self._accelerator = Accelerator(
             mixed_precision={"fp32": "no"}.get(self.precision, self.precision),
-            cpu=device == "cpu",
+            cpu=where.type == "cpu",
             log_with=list(trackers) or None,
             project_dir=folder,
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=False)],
@@ -95,24 +105,27 @@ class Engine:
             self._accelerator.scaler.load_state_dict(state)
 
 
-def choose_precision(precision: str, device: str | None = None) -> str:
-    """bf16 on accelerators that have it, fp16 on older ones, fp32 on a CPU; anything else as asked for."""
-    on_gpu = torch.cuda.is_available() and device != "cpu"
+def choose_precision(precision: str, device: torch.device) -> str:
+    """bf16 on GPUs that have it, fp16 on older ones, fp32 on a CPU; anything else as asked for. Raises RecipeError."""
     if precision == "auto":
-        if not on_gpu:
+        if device.type == "cpu":
             return "fp32"
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-    if precision == "fp16" and not on_gpu:
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if precision == "fp16" and device.type == "cpu":
         raise RecipeError("precision fp16 needs a GPU", "use precision fp32 or bf16 on this machine")
     return precision
 
 
 def default_device(device: str | None = None) -> torch.device:
-    """Where a model is loaded before a run starts. Raises RecipeError for a device this machine lacks."""
-    if device and device.startswith("cuda") and not torch.cuda.is_available():
+    """Where this process computes: "cpu", "cuda", "cuda:1"; None takes a GPU where there is one. Raises RecipeError."""
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "cpu" or (device is None and not gpus):
+        return torch.device("cpu")
+    kind, _, number = (device or "cuda").partition(":")
+    index = int(number) if number.isdigit() else int(os.environ.get("LOCAL_RANK", 0))
+    if kind != "cuda" or (number and not number.isdigit()) or index >= gpus:
         raise RecipeError(
-            f"device {device!r} was asked for and there is no CUDA device", "leave device out, or give 'cpu'"
+            f"device {device!r} is not to be had: this machine has {gpus} CUDA devices",
+            "leave it out, or give 'cpu'",
         )
-    if device:
-        return torch.device(device)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device("cuda", index)

@@ -11,7 +11,6 @@ from torch import nn
 from llm_finetuner import recipe_file
 from llm_finetuner.assembly import (
     Parts,
-    check_rows,
     common_vocabulary,
     load_student,
     load_teacher,
@@ -46,7 +45,7 @@ class LLMFineTuner(Judging):
         device: str | None = None,
     ):
         live = isinstance(model_name, nn.Module)
-        name = model_name.name_or_path if live else str(model_name)
+        name = loading.check_live(model_name).name_or_path if live else str(model_name)
         self.recipe = Recipe(student=Model(name), train=Train(seed=seed), output=str(output_dir))
         self.device = default_device(device)
         self._given = model_name if live else None
@@ -78,17 +77,20 @@ class LLMFineTuner(Judging):
         )
         self.recipe = replace(self.recipe, method=learned, options={}, student=student, tuning=Tuning(tuning))
         if self._given is not None:
+            if load_in_4bit or load_in_8bit or from_scratch:
+                raise RecipeError(
+                    "a model given as an object is taken as it is", "give its name to load it otherwise"
+                )
             if tuning == "qlora" and not loading.is_quantised(self._given):
                 raise ModelError(
                     "QLoRA needs a model loaded in 4 or 8 bits", "give its name, or load it in 4 bits"
                 )
-            self._parts.student = (
-                self._given.to(self.device) if not loading.is_quantised(self._given) else self._given
-            )
+            given = self._given if self._untouched is None else copy.deepcopy(self._untouched)
+            self._parts.student = given if loading.is_quantised(given) else given.to(self.device)
         else:
             self._parts.student = load_student(student, self.device, self.recipe.train.seed)
             self.tokenizer  # noqa: B018  a folder without tokenizer should fail now, not after training
-        self._parts.tuned, self._untouched, self._last = None, None, None
+        self._parts.tuned, self._last, self._phases = None, None, []
 
     def load_teacher_model(
         self, teacher_model_name: str | nn.Module, load_in_4bit: bool = False, load_in_8bit: bool = False,
@@ -96,7 +98,11 @@ class LLMFineTuner(Judging):
     ) -> None:  # fmt: skip
         """Load a frozen teacher: a folder, a hub name, or a model. Raises ModelError, also when the tokens differ."""
         live = isinstance(teacher_model_name, nn.Module)
-        name = teacher_model_name.name_or_path if live else str(teacher_model_name)
+        name = loading.check_live(teacher_model_name).name_or_path if live else str(teacher_model_name)
+        if live and teacher_model_name is self.model:
+            raise ModelError(
+                "student and teacher are one object", "give a copy as the teacher: copy.deepcopy(model)"
+            )
         spec = Teacher(name, load_in_4bit=load_in_4bit, load_in_8bit=load_in_8bit)
         if live:
             model = teacher_model_name.eval().requires_grad_(False)
@@ -157,7 +163,7 @@ class LLMFineTuner(Judging):
             raise ModelError("QLoRA needs a model held in 4 or 8 bits", 'load_model(method="qlora")')
         if self._parts.tuned is not None:
             raise OrderError(
-                "the model is already trained with an adapter or in full", "call load_model() again first"
+                "a training has begun, so the tuning is fixed", "call load_model() again to start anew"
             )
         self.recipe = replace(self.recipe, tuning=Tuning(kind, options))
 
@@ -200,9 +206,9 @@ class LLMFineTuner(Judging):
         learning_rate, grad_norm and seconds.
         """
         self._need_model()
-        recipe = replace(self.recipe, train=self._plan(epochs or num_epochs, batch_size, learning_rate,
-                                                       gradient_accumulation_steps, settings))  # fmt: skip
-        self.recipe = recipe
+        epochs = num_epochs if epochs is None else epochs
+        plan = self._plan(epochs, batch_size, learning_rate, gradient_accumulation_steps, settings)
+        self.recipe = recipe = replace(self.recipe, train=plan)
         if method == "standard":
             recipe = replace(recipe, method="fine_tuning", options={})
         elif method is not None:
@@ -211,31 +217,34 @@ class LLMFineTuner(Judging):
             )
         if recipe.needs_teacher and self._parts.teacher is None:
             raise OrderError(f"{recipe.method} needs a teacher", "call load_teacher_model(...) first")
-        rows = self._rows(dataset, eval_dataset, eval_fraction, settings)
-        self._parts.train, self._parts.held_out = rows
+        if eval_fraction is None:
+            asked = settings.get("eval_every") or settings.get("patience")
+            eval_fraction = Data.eval_fraction if asked and eval_dataset is None else 0
+        recipe = replace(recipe, data=replace(recipe.data, eval_fraction=eval_fraction))
+        self._parts.train, self._parts.held_out = self._rows(dataset, eval_dataset, eval_fraction)
         self._keep_untouched()
         self._last = fit(recipe, self._parts, resume=resume, on_event=on_event)
+        self._phases.append((recipe, self._last.history))
         return self._last
 
     def _plan(self, epochs, batch_size, learning_rate, accumulation, settings: dict) -> Train:
         values = {**settings, "epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
         values["gradient_accumulation_steps"] = accumulation
-        values.setdefault("seed", self.recipe.train.seed)
+        if "seed" in settings:
+            raise RecipeError(
+                "the seed is set before anything is drawn from it", "LLMFineTuner(..., seed=...)"
+            )
+        values["seed"] = self.recipe.train.seed
         return recipe_file.from_dict({"train": values}).train
 
-    def _rows(self, dataset, eval_dataset, eval_fraction, settings: dict) -> tuple[Any, Any]:
+    def _rows(self, dataset, eval_dataset, eval_fraction) -> tuple[Any, Any]:
         train = self._prepare(dataset).dataset
         held_out = None if eval_dataset is None else self._prepare(eval_dataset).dataset
-        if eval_fraction is None:
-            eval_fraction = (
-                Data.eval_fraction if settings.get("eval_every") or settings.get("patience") else 0
-            )
         if held_out is None and eval_fraction:
             train, held_out = text.split(train, eval_fraction, self.recipe.train.seed)
-        check_rows(train, self.model)
         return train, held_out
 
     def _keep_untouched(self) -> None:
         """A student given as an object cannot be loaded again: keep a copy to compare with, while it is untouched."""
-        if self._parts.tuned is None and self._given is not None:
+        if self._parts.tuned is None and self._given is not None and self._untouched is None:
             self._untouched = copy.deepcopy(self._given)

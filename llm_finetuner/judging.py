@@ -30,6 +30,7 @@ class Judging:
     _parts: Parts
     _untouched: nn.Module | None = None
     _last: TrainResult | None = None
+    _phases: list[tuple[Recipe, list[dict]]] = []  # (recipe, history) of each train() since load_model()
 
     @property
     def model(self) -> nn.Module | None:
@@ -102,10 +103,17 @@ class Judging:
         """
         if self._last is None:
             raise OrderError("nothing has been trained yet", "call train(...) first")
+        if baseline and len(self._phases) > 1:
+            raise OrderError(
+                f"the student was trained in {len(self._phases)} phases: no single baseline run matches that",
+                "compare without baseline, or train in one phase",
+            )
         rows = self._prepare(dataset).dataset
+        taught = [recipe for recipe, _ in self._phases if recipe.needs_teacher]
         subject = comparison.Subject(
-            recipe=self.recipe, parts=self._parts, tokenizer=self.tokenizer, untouched=self._load_untouched,
-            rows=rows, history=self._last.history,
+            recipe=taught[-1] if taught else self._phases[-1][0], parts=self._parts, tokenizer=self.tokenizer,
+            untouched=self._load_untouched, rows=rows,
+            history=comparison.joined([history for _, history in self._phases]),
         )  # fmt: skip
         pairs = comparison.pairs_of(rows, self.tokenizer, prompts, references)
         return comparison.compare(subject, *pairs, baseline=baseline, on_event=on_event)
@@ -115,7 +123,11 @@ class Judging:
         if self._last is None:
             raise OrderError("nothing has been trained yet", "call train(...) first")
         target = Path(folder or Path(self.recipe.output) / "merged")
-        merged = copy.deepcopy(self._parts.tuned).merge()
+        base = self.recipe.student.name
+        if loading.is_quantised(self.model) and base:  # 4 bits would round the merged weights a second time
+            merged = loading.load_trained(self.recipe.output, self.device, merge=True)
+        else:
+            merged = copy.deepcopy(self._parts.tuned).merge()
         merged.save_pretrained(str(target))
         self.tokenizer.save_pretrained(str(target))
         return target
@@ -130,7 +142,8 @@ class Judging:
 
     def _prepare(self, dataset: Any):
         """Rows as the recipe's data section says; rows that are prepared already pass through."""
-        rows = sources.read(dataset).dataset if isinstance(dataset, list) else dataset
+        live = type(dataset).__name__ == "Dataset"
+        rows = dataset if live else sources.read(dataset).dataset
         tokenizer = None if "input_ids" in rows.column_names else self.tokenizer
         data = (
             self.recipe.data
@@ -158,5 +171,5 @@ class Judging:
 
     def _load_untouched(self) -> nn.Module:
         if self._untouched is not None:
-            return self._untouched
+            return copy.deepcopy(self._untouched)  # a baseline trains what it is given
         return comparison.load_untouched(self.recipe, self.device, self._parts.train)

@@ -38,9 +38,8 @@ class Learner(nn.Module):
         self.task, self.student, self.terms, self.pairs = task, student, terms, pairs
         self.vocabulary, self.penalty = vocabulary, penalty
         self.objectives = [resolve(OBJECTIVES, term.objective, "objective") for term in terms]
-        reads = [set(inspect.signature(fn).parameters) for fn in self.objectives]
-        self.over_features = ["student_features" in names for names in reads]
-        self.against_teacher = ["teacher" in names for names in reads]
+        self.over_features = ["student_features" in reads(term) for term in terms]
+        self.against_teacher = ["teacher" in reads(term) for term in terms]
         for term, fn in zip(terms, self.objectives, strict=True):
             fill_options(term.objective, fn, term.options)
         self.want = Want(tuple(sorted({student_block for student_block, _ in pairs})))
@@ -117,13 +116,18 @@ class Learner(nn.Module):
         return total, dict(zip(names, values.unbind(), strict=True))
 
 
+def reads(term: Term) -> set[str]:
+    """What the objective of a term reads: the names of its parameters."""
+    return set(inspect.signature(resolve(OBJECTIVES, term.objective, "objective")).parameters)
+
+
 def _measures(logits: Tensor, answers: Tensor, targets: Tensor) -> list[Tensor]:
     """Summed NLL of the targets under the teacher, and how often the two top tokens are the same."""
     answers = at_least_float32(answers)
     nll = torch.nn.functional.cross_entropy(answers, targets, reduction="sum")
-    # both at their maximum in one column; argmax takes several times as long on a CPU
-    agree = (logits == logits.amax(-1, keepdim=True)) & (answers == answers.amax(-1, keepdim=True))
-    return [nll, agree.any(-1).sum()]
+    # the student's logit at the teacher's top token is its largest; one argmax less, which is slow on a CPU
+    at_top = logits.gather(-1, answers.argmax(-1, keepdim=True))
+    return [nll, (at_top == logits.amax(-1, keepdim=True)).sum()]
 
 
 def chunked(rows_ND: Tensor, layer: nn.Module, evaluate) -> tuple[Tensor, Tensor]:
@@ -158,7 +162,7 @@ class _Chunked(torch.autograd.Function):
             with torch.set_grad_enabled(needed), autocast:
                 loss, seen = evaluate(rows, piece)
             total, values = total + loss.detach(), values + seen
-            if needed:
+            if loss.requires_grad:  # not where only features are learned
                 grads = torch.autograd.grad(loss, [rows, *parameters], allow_unused=True)
                 for into, grad in zip([d_rows[piece], *d_parameters], grads, strict=True):
                     if grad is not None:
@@ -186,6 +190,8 @@ def layer_pairs(layers: list | None, student_depth: int, teacher_depth: int) -> 
     """
     if layers is None:
         layers = sorted({i * student_depth // 4 for i in range(4)})
+    if not isinstance(layers, list | tuple):
+        raise RecipeError(f"feature_layers must be a list of block numbers, got {layers!r}")
     pairs = []
     for layer in layers:
         if isinstance(layer, list | tuple) and len(layer) == 2:

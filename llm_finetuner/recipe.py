@@ -100,6 +100,9 @@ class Data:
                 check_range(f"data.{name}", getattr(self, name), 1, None)
 
 
+TRACKERS = ("tensorboard", "wandb")
+
+
 @dataclass(frozen=True)
 class Train:
     """The loop. An optimizer step sees batch_size x gradient_accumulation_steps examples, over all processes."""
@@ -133,6 +136,9 @@ class Train:
             check_range("train.learning_rate", self.learning_rate, 0, None, open_low=True)
         for name in ("warmup", "weight_decay", "max_grad_norm", "patience"):
             check_range(f"train.{name}", getattr(self, name), 0, None)
+        for name in self.trackers:
+            if name not in TRACKERS:
+                raise unknown("tracker", name, TRACKERS)
 
 
 @dataclass(frozen=True)
@@ -162,6 +168,8 @@ class Recipe:
         tuning = resolve(TUNINGS, self.tuning.kind, "tuning")
         object.__setattr__(self, "options", fill_options(self.method, method, self.options))
         filled = fill_options(self.tuning.kind, tuning, self.tuning.options)
+        if isinstance(filled.get("target_modules"), str):
+            filled["target_modules"] = [filled["target_modules"]]
         object.__setattr__(self, "tuning", Tuning(self.tuning.kind, filled))
         _check_adapter(filled)
         method(**self.options)  # raises now what would be wrong later
@@ -199,6 +207,8 @@ def _check_adapter(options: dict[str, Any]) -> None:
     for name in ("r", "init_r", "target_r"):
         if name in options:
             check_range(f"tuning.options.{name}", options[name], 1, None)
+            if options[name] != int(options[name]):
+                raise RecipeError(f"tuning.options.{name} must be a whole number, got {options[name]!r}")
     if "lora_alpha" in options:
         check_range("tuning.options.lora_alpha", options["lora_alpha"], 0, None, open_low=True)
         check_range("tuning.options.lora_dropout", options["lora_dropout"], 0, 0.99)

@@ -69,10 +69,10 @@ def override(recipe: Recipe, assignments: typing.Sequence[str]) -> Recipe:
         node[path[-1]] = value
         if path == ["method"]:  # options of another method do not carry over
             kept = options_of(resolve(METHODS, value, "method"))
-            values["options"] = {k: v for k, v in values["options"].items() if k in kept}
+            values["options"] = {k: values["options"].get(k, default) for k, default in kept.items()}
         if path == ["tuning", "kind"]:
             kept = options_of(resolve(TUNINGS, value, "tuning"))
-            values["tuning"]["options"] = {k: v for k, v in values["tuning"]["options"].items() if k in kept}
+            values["tuning"]["options"] = {k: values["tuning"]["options"].get(k, v) for k, v in kept.items()}
     return from_dict(values)
 
 

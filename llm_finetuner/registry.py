@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import inspect
+import numbers
 from typing import Any
 
 from llm_finetuner.errors import RecipeError
@@ -66,7 +67,14 @@ def resolve(table: dict[str, str], name: str, what: str = "name") -> Any:
     if name not in table and ":" not in str(name):
         raise unknown(what, name, table)
     module, attr = table.get(name, name).split(":")
-    return getattr(importlib.import_module(module), attr)
+    try:
+        return getattr(importlib.import_module(module), attr)
+    except (ImportError, AttributeError) as error:
+        if name in table:
+            raise  # ours, so a bug or a broken installation: keep the traceback
+        raise RecipeError(
+            f"{what} {name!r} cannot be imported: {error}", "give 'module:attr' of a module on the path"
+        ) from error
 
 
 def options_of(function) -> dict[str, Any]:
@@ -85,7 +93,16 @@ def fill_options(what: str, function, given: dict[str, Any]) -> dict[str, Any]:
                 if known
                 else RecipeError(f"{what} has no options, got {name!r}")
             )
-    return {**known, **given}
+    return {**known, **{name: _plain(value) for name, value in given.items()}}
+
+
+def _plain(value: Any) -> Any:
+    """Ranges, tuples and numpy numbers as what YAML can hold."""
+    if isinstance(value, range | tuple | list):
+        return [_plain(item) for item in value]
+    if isinstance(value, numbers.Real) and not isinstance(value, bool | int | float):
+        return int(value) if isinstance(value, numbers.Integral) else float(value)
+    return value
 
 
 def menu_entry(method: str | int) -> tuple[str, str, str, str]:

@@ -5,7 +5,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +66,11 @@ class _Run:
 
     def __init__(self, recipe: Recipe, parts: Parts, resume: bool, say: OnEvent, signals: Signals):
         plan = recipe.train
-        self.recipe, self.say, self.signals = recipe, say, signals
+        self.recipe, self.signals = recipe, signals
         self.folder = Path(recipe.output)
         self.engine = Engine(plan.seed, plan.precision, parts.device, plan.trackers, recipe.output)
+        self.say = say if self.engine.main else (lambda kind, record: None)
+        self.interrupted = False
         self.built = built = assemble(recipe, parts, self.engine.device, self._note)
         parameters = [p for p in built.learner.parameters() if p.requires_grad]
         optimizer = resolve(OPTIMIZERS, plan.optimizer)(parameters, plan.weight_decay, self.engine.device)
@@ -81,6 +83,8 @@ class _Run:
         )  # fmt: skip
         self.schedule = resolve(SCHEDULES, plan.schedule)
         self.peak_rate = plan.learning_rate or default_rate(recipe.tuning.kind, recipe.student.from_scratch)
+        if plan.patience and built.held_out is None:
+            self._note("patience has no effect: no rows are held out")
         self.best_loss, self.best_step, self.worse = math.inf, 0, 0
         self.start = self._resume() if resume else self._begin()
         self.log = Log(self.folder, self.start, self.engine.main)
@@ -92,6 +96,10 @@ class _Run:
         save_every = eval_every if plan.save_every is None else plan.save_every
         began, step = time.perf_counter(), self.start
         for step in range(self.start + 1, built.steps + 1):
+            if plan.patience and self.worse >= plan.patience:
+                self._note(f"stopped early: no better evaluation in the last {self.worse}")
+                step -= 1
+                break
             record = self._step(step)
             self.say("step", record)
             last = step == built.steps
@@ -99,19 +107,11 @@ class _Run:
                 record.update(self._evaluate(step))
             self.log.add(record)
             self.engine.track(record, step)
-            stop = self.signals.asked is not None or (plan.patience and self.worse >= plan.patience)
-            if (
-                (save_every and step % save_every == 0)
-                or (self.signals.asked is not None)
-                or (last and save_every)
-            ):
+            if (save_every and step % save_every == 0) or self.interrupted or (last and save_every):
                 self._save(step)
-            if self.signals.asked is not None:
+            if self.interrupted:
                 self.engine.end()
                 self.signals.leave()
-            if stop:
-                self._note(f"stopped early: no better evaluation in the last {self.worse}")
-                break
         return self._finish(step, time.perf_counter() - began)
 
     def _step(self, step: int) -> dict[str, Any]:
@@ -126,6 +126,7 @@ class _Run:
         count, tokens = engine.sum(about.to(engine.device)).tolist()
         sums: dict[str, torch.Tensor] = {}
         self.learner.train()
+        self.optimizer.zero_grad()  # a step that failed half way, out of memory say, left some
         for i, batch in enumerate(window):
             with engine.quiet(self.learner, last=i == len(window) - 1):
                 answer = built.teacher(batch, built.learner.teacher_want) if built.teacher else None
@@ -134,7 +135,9 @@ class _Run:
                 engine.backward(loss * (engine.world / max(count, 1)))
             for name, value in {"loss": loss.detach(), **seen}.items():
                 sums[name] = sums.get(name, 0.0) + value.double()
-        totals = engine.sum(torch.stack(list(sums.values()))).tolist()
+        asked = torch.tensor(float(self.signals.asked is not None), device=engine.device)
+        *totals, asked = engine.sum(torch.stack([*sums.values(), asked.double()])).tolist()
+        self.interrupted = asked > 0  # on any process, so that all of them leave after the same step
         means = {name: total / max(count, 1) for name, total in zip(sums, totals, strict=True)}
         if not math.isfinite(means["loss"]):
             raise TrainingError(
@@ -147,7 +150,6 @@ class _Run:
             group["lr"] = now
         self.optimizer.step()
         built.tuned.after_step(step)
-        self.optimizer.zero_grad()
         seconds = time.perf_counter() - began
         return {
             "step": step,
@@ -164,7 +166,10 @@ class _Run:
     def _evaluate(self, step: int) -> dict[str, float]:
         """Loss on the held-out rows; keeps the weights where it is the best so far."""
         built, plan = self.built, self.recipe.train
-        quality = evaluate(built.task, built.learner.student, built.held_out, batch_size=plan.batch_size)
+        quality = evaluate(
+            built.task, built.learner.student, built.held_out, batch_size=plan.batch_size,
+            vocabulary=built.learner.vocabulary,
+        )  # fmt: skip
         loss = quality.loss
         better = loss < self.best_loss
         self.worse = 0 if better else self.worse + 1
@@ -184,7 +189,7 @@ class _Run:
         if self.engine.main:
             shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
             (self.folder / "training.json").unlink(missing_ok=True)
-            recipe_file.save(self.recipe, self.folder / "recipe.yaml")
+            recipe_file.save(replace(self.recipe, data=self.built.data), self.folder / "recipe.yaml")
         return 0
 
     def _resume(self) -> int:
@@ -194,6 +199,12 @@ class _Run:
                 f"there is no whole checkpoint in {self.folder}", "start the run without resume"
             )
         weights, state, about = found
+        for name, now in self._order().items():
+            if about["order"][name] != now:
+                raise CheckpointError(
+                    f"the run was started with {name} {about['order'][name]}, now it is {now}",
+                    "resume with the settings and the data of that run: they decide which examples a step sees",
+                )
         checkpoint.restore(self.built.learner, weights)
         self.optimizer.load_state_dict(state["optimizer"])
         self.built.tuned.load_state(state["tuning"])
@@ -211,6 +222,7 @@ class _Run:
                 "random": checkpoint.random_state(),
             }
             about = {
+                "order": self._order(),
                 "step": step,
                 "best_loss": self.best_loss,
                 "best_step": self.best_step,
@@ -222,13 +234,20 @@ class _Run:
             self.say("checkpoint", {"step": step, "path": str(path)})
         self.engine.wait()
 
+    def _order(self) -> dict[str, int]:
+        """What decides which examples a step sees."""
+        plan = self.recipe.train
+        names = ("batch_size", "gradient_accumulation_steps", "seed")
+        return {**{name: getattr(plan, name) for name in names}, "number of examples": len(self.built.train)}
+
     def _finish(self, step: int, seconds: float) -> TrainResult:
         """Put the best weights back, write the model as a plain Hugging Face folder, and sum up."""
         built, best = self.built, self.best_step or step
         if self.recipe.train.keep_best and self.best_step and self.best_step != step:
             self.engine.wait()
-            weights, _, _ = checkpoint.load(self.folder / "checkpoints" / "best")
+            weights, tuning, _ = checkpoint.load(self.folder / "checkpoints" / "best")
             checkpoint.restore(built.learner, weights)
+            built.tuned.load_state(tuning)
         history = self.log.records
         metrics = {
             "steps": step,
@@ -238,7 +257,7 @@ class _Run:
             "final_loss": history[-1]["loss"] if history else None,
             "eval_loss": self.best_loss if self.best_step else None,
             "eval_perplexity": math.exp(min(self.best_loss, 700)) if self.best_step else None,
-            "parameters": sum(p.numel() for p in built.learner.student.parameters()),
+            "parameters": built.learner.student.num_parameters(),
         }
         if self.engine.main:
             built.tuned.save(self.folder)
@@ -255,18 +274,16 @@ class _Run:
 
     def _announce(self) -> None:
         built: Assembly = self.built
-        sizes = [p for p in built.learner.student.parameters()]
+        student, teacher = built.learner.student, built.teacher and built.teacher.model
         settings = {
             "steps": built.steps,
             "epochs": built.steps / built.steps_per_epoch,
             "examples": len(built.train),
             "eval_examples": len(built.held_out) if built.held_out is not None else 0,
             "tokens": int(self.order.lengths.sum()),
-            "parameters": sum(p.numel() for p in sizes),
-            "trainable_parameters": sum(p.numel() for p in sizes if p.requires_grad),
-            "teacher_parameters": sum(p.numel() for p in built.teacher.model.parameters())
-            if built.teacher
-            else 0,
+            "parameters": student.num_parameters(),
+            "trainable_parameters": student.num_parameters(only_trainable=True),
+            "teacher_parameters": teacher.num_parameters() if teacher else 0,
             "device": str(self.engine.device),
             "precision": self.engine.precision,
             "learning_rate": self.peak_rate,

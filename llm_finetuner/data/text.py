@@ -242,12 +242,14 @@ def _take_ready(dataset: "datasets.Dataset", builder: Builder) -> None:
         mask = row.get("attention_mask")
         mask = [1] * len(ids) if mask is None else mask
         labels = row.get("labels")
-        if labels is None:
-            labels = [token if seen else IGNORED for token, seen in zip(ids, mask, strict=False)]
+        labels = ids if labels is None else labels
         if not len(ids) == len(mask) == len(labels):
             lengths = f"{len(ids)} input_ids, {len(mask)} attention_mask, {len(labels)} labels"
             raise DataError(f"row {number}: lengths differ: {lengths}", "prepare the dataset again")
-        builder.add_labels(ids, mask, labels)
+        # padding never counts, also where labels were copied from input_ids
+        builder.add_labels(
+            ids, mask, [label if seen else IGNORED for label, seen in zip(labels, mask, strict=True)]
+        )
         if number % BATCH == 0:
             builder.flush()
     builder.flush()

@@ -5,7 +5,11 @@ from pathlib import Path
 
 from llm_finetuner.errors import ModelError
 
-PRIVATE_TO_THE_RUN = ["checkpoints/*", "baseline_*/*", "trackers/*", "log.jsonl", "bad_rows.jsonl"]
+PRIVATE_TO_THE_RUN = [
+    "*/*",
+    "log.jsonl",
+    "bad_rows.jsonl",
+]  # sub-folders are checkpoints, baselines and trackers
 
 
 def upload(

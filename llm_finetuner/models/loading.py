@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from llm_finetuner.errors import ModelError
@@ -31,6 +32,10 @@ def load_causal_lm(
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     device = torch.device(device)
+    if (Path(name) / "adapter_config.json").exists():
+        if not frozen or load_in_4bit or load_in_8bit:
+            raise ModelError(f"{name} holds an adapter, not a model", "merge it first: LLMFineTuner.merge()")
+        return load_trained(name, device, merge=True)
     chosen = _dtype(dtype, device, name, frozen)
     if from_scratch:
         if load_in_4bit or load_in_8bit:
@@ -82,15 +87,34 @@ def load_tokenizer(name: str):
     return _load(lambda auto: auto.from_pretrained(name, trust_remote_code=False), "AutoTokenizer", name)
 
 
-def load_trained(folder: str | Path, device: torch.device | str = "cpu") -> nn.Module:
-    """Load what `train` wrote: a whole model, or an adapter injected into the model it names. Raises ModelError."""
+def load_trained(
+    folder: str | Path, device: torch.device | str = "cpu", *, merge: bool = False, **options
+) -> nn.Module:
+    """Load what `train` wrote: a whole model, or an adapter injected (or merged) into the model it names.
+
+    options are those of load_causal_lm for that base model. Raises ModelError.
+    """
     if not (Path(folder) / "adapter_config.json").exists():
         return load_causal_lm(str(folder), device=device)
     from peft import PeftConfig, PeftModel
 
-    config = PeftConfig.from_pretrained(str(folder))
-    base = load_causal_lm(config.base_model_name_or_path, device=device)
-    return PeftModel.from_pretrained(base, str(folder)).to(device).get_base_model()
+    base = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
+    model = PeftModel.from_pretrained(load_causal_lm(base or "", device=device, **options), str(folder)).to(
+        device
+    )
+    return model.merge_and_unload() if merge else model.get_base_model()
+
+
+def check_live(model: nn.Module) -> nn.Module:
+    """A model given as an object must be a plain transformers model. Raises ModelError."""
+    from transformers import PreTrainedModel
+
+    if not isinstance(model, PreTrainedModel):
+        raise ModelError(
+            f"a {type(model).__name__} was given, a transformers model is needed",
+            "a PeftModel: .merge_and_unload() first",
+        )
+    return model
 
 
 def same_vocabulary(a, b) -> tuple[bool, str]:
@@ -165,7 +189,11 @@ def head_of(model: nn.Module):
 
 def positions_of(model: nn.Module) -> int | None:
     """Tokens the model can take at once; None where its configuration sets no bound."""
-    return model.config.get_text_config().to_dict().get("max_position_embeddings")
+    config = model.config.get_text_config()
+    name = config.attribute_map.get(
+        "max_position_embeddings", "max_position_embeddings"
+    )  # GPT-2: n_positions
+    return config.to_dict().get(name)
 
 
 def start_head_bias(model: nn.Module, counts: np.ndarray) -> None:
@@ -213,7 +241,7 @@ def _load(call, auto: str, name: str):
         )
     try:
         return call(getattr(transformers, auto))
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         hint = (
             "check the files in that folder"

@@ -43,15 +43,24 @@ def adalora(
                 )
         return config.orth_reg_weight * torch.stack(distances).mean()
 
+    past, seen = 0, 0  # steps of earlier phases, and of this one
+
+    def after_step(step: int) -> None:
+        """A later phase goes on where the one before ended: ranks that were pruned stay so."""
+        nonlocal past, seen
+        past, seen = (past + seen if step <= seen else past), step
+        tuned.peft.base_model.update_and_allocate(past + step)
+
     def state() -> dict:
         moments = {name: getattr(allocator, name) for name in ("ipt", "exp_avg_ipt", "exp_avg_unc")}
         return {"moments": moments, "rank_pattern": config.rank_pattern}
 
     def load_state(saved: dict) -> None:
+        where = next(model.parameters()).device
         for name, moment in saved["moments"].items():
-            setattr(allocator, name, moment)
+            setattr(allocator, name, {key: value.to(where) for key, value in moment.items()})
         config.rank_pattern = saved["rank_pattern"]
 
     tuned.penalty, tuned.state, tuned.load_state = penalty, state, load_state
-    tuned.after_step = tuned.peft.base_model.update_and_allocate
+    tuned.after_step = after_step
     return tuned

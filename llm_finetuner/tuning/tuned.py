@@ -25,7 +25,13 @@ class Tuned:
     load_state: Callable[[dict], None] = lambda state: None
 
     def save(self, folder: str | Path) -> None:
-        """Write a plain Hugging Face folder: the model, or the adapter where there is one."""
+        """Write a plain Hugging Face folder: the model, or the adapter where there is one.
+
+        What another run left there goes first: a model beside somebody else's adapter would be loaded with it.
+        """
+        for pattern in ("adapter_*", "model*.safetensors*", "config.json", "generation_config.json"):
+            for path in Path(folder).glob(pattern):
+                path.unlink()
         (self.peft or self.model).save_pretrained(str(folder))
 
     def merge(self) -> nn.Module:
