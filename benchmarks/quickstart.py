@@ -38,8 +38,8 @@ def run(seed: int, output: Path) -> dict[str, float]:
     ppl = {
         "teacher": by_role["teacher"],
         "same steps": by_role["baseline_steps"],
-        "vanilla": found["distilled", "vanilla_distillation"],
-        "feature": found["distilled", "feature_distillation"],
+        "vanilla": found["distilled", "vanilla distillation"],
+        "feature": found["distilled", "feature distillation"],
         "same compute": by_role["baseline_compute"],
     }
     ppl["vanilla/steps"] = ppl["vanilla"] / ppl["same steps"]

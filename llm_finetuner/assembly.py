@@ -158,6 +158,9 @@ def assemble(recipe: Recipe, parts: Parts, device: torch.device, note: Note) -> 
     teacher, extras = (
         _teacher(recipe, parts, task, student, tokenizer, device) if _asks(recipe) else (None, {})
     )
+    for rows in (train, held_out):
+        if rows is not None and teacher is not None:
+            check_rows(rows, teacher.model)
     learner = Learner(task, student, recipe.terms, penalty=tuned.penalty, **extras).to(device)
     return Assembly(task, tuned, tokenizer, teacher, learner, train, held_out, data, steps, per_epoch)
 

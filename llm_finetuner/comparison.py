@@ -57,21 +57,20 @@ def compare(
     folder, steps = Path(recipe.output), subject.history[-1]["step"]
     seconds = sum(record["seconds"] for record in subject.history)
     role = "distilled" if recipe.needs_teacher else "tuned"
-    entries = [Entry(recipe.method, role, parts.tuned.model, subject.tokenizer, folder, steps, seconds)]
-    histories = {recipe.method: subject.history}
+    name = recipe.method.replace("_", " ")
+    histories = {name: subject.history}
+    entries = []
     if parts.teacher is not None:
-        name = recipe.teacher.name if recipe.teacher else "teacher"
-        entries.append(
-            Entry("teacher", "teacher", parts.teacher, subject.tokenizer, _folder(name), None, None)
-        )
-    untouched = subject.untouched()
-    entries.append(Entry("untouched student", "untouched", untouched, subject.tokenizer, None, None, None))
+        where = _folder(recipe.teacher.name) if recipe.teacher else None
+        entries.append(Entry("teacher", "teacher", parts.teacher, subject.tokenizer, where))
+    entries.append(Entry("untouched student", "untouched", subject.untouched(), subject.tokenizer))
     if baseline and parts.teacher is not None:
         ratio = cost_ratio(parts.tuned.model, parts.teacher)
-        for name, how_long in (("baseline_steps", steps), ("baseline_compute", round(steps * ratio))):
-            entry, history = _train_baseline(subject, name, how_long, on_event)
+        for kind, how_long in (("baseline_steps", steps), ("baseline_compute", round(steps * ratio))):
+            entry, history = _train_baseline(subject, kind, how_long, on_event)
             entries.append(entry)
             histories[entry.name] = history
+    entries.append(Entry(name, role, parts.tuned.model, subject.tokenizer, folder, steps, seconds))
     for entry, history in others:
         entries.append(entry)
         histories[entry.name] = history

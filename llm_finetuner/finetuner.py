@@ -99,7 +99,7 @@ class LLMFineTuner(Judging):
         """Load a frozen teacher: a folder, a hub name, or a model. Raises ModelError, also when the tokens differ."""
         live = isinstance(teacher_model_name, nn.Module)
         name = loading.check_live(teacher_model_name).name_or_path if live else str(teacher_model_name)
-        if live and teacher_model_name is self.model:
+        if live and teacher_model_name is (self._given if self.model is None else self.model):
             raise ModelError(
                 "student and teacher are one object", "give a copy as the teacher: copy.deepcopy(model)"
             )

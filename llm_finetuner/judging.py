@@ -53,7 +53,8 @@ class Judging:
         also agreement and KL. Raises OrderError, DataError."""
         self._need_model()
         rows = self._prepare(dataset).dataset
-        check_rows(rows, self.model)
+        for model in (self.model, self._parts.teacher):
+            check_rows(rows, model) if model is not None else None
         quality = evaluate(
             self._task,
             self.model,

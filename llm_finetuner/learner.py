@@ -200,7 +200,7 @@ def layer_pairs(layers: list | None, student_depth: int, teacher_depth: int) -> 
             student = layer
             teacher = layer * teacher_depth // student_depth if isinstance(layer, int) else layer
         for block, depth, whose in ((student, student_depth, "student"), (teacher, teacher_depth, "teacher")):
-            if not isinstance(block, int) or not 0 <= block < depth:
+            if isinstance(block, bool) or not isinstance(block, int) or not 0 <= block < depth:
                 raise RecipeError(
                     f"feature_layers names block {block!r}, the {whose} has blocks 0 to {depth - 1}",
                     "give block numbers from 0, [student, teacher] pairs, or leave it out for four even ones",

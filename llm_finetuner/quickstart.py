@@ -54,7 +54,7 @@ def run(
     other = fit(feature, replace(parts, tuned=None), on_event=on_event)
     seconds = other.metrics["seconds"]
     entry = Entry(
-        "feature_distillation", "distilled", other.tuned.model, tokenizer, feature.output,
+        "feature distillation", "distilled", other.tuned.model, tokenizer, feature.output,
         other.metrics["steps"], seconds,
     )  # fmt: skip
     say("note", {"text": "3 and 4 of 4: the same student on cross-entropy alone, and the comparison"})

@@ -209,6 +209,9 @@ def _check_adapter(options: dict[str, Any]) -> None:
             check_range(f"tuning.options.{name}", options[name], 1, None)
             if options[name] != int(options[name]):
                 raise RecipeError(f"tuning.options.{name} must be a whole number, got {options[name]!r}")
+    named = options.get("target_modules")
+    if named is not None and not (isinstance(named, list) and all(isinstance(name, str) for name in named)):
+        raise RecipeError(f"tuning.options.target_modules must be a list of names, got {named!r}")
     if "lora_alpha" in options:
         check_range("tuning.options.lora_alpha", options["lora_alpha"], 0, None, open_low=True)
         check_range("tuning.options.lora_dropout", options["lora_dropout"], 0, 0.99)

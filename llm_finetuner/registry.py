@@ -64,12 +64,12 @@ def unknown(what: str, given: Any, known) -> RecipeError:
 
 def resolve(table: dict[str, str], name: str, what: str = "name") -> Any:
     """Return the object called `name`; "module:attr" names one that is not in the table. Raises RecipeError."""
-    if name not in table and ":" not in str(name):
+    if not isinstance(name, str) or (name not in table and ":" not in name):
         raise unknown(what, name, table)
-    module, attr = table.get(name, name).split(":")
+    module, _, attr = table.get(name, name).partition(":")
     try:
         return getattr(importlib.import_module(module), attr)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         if name in table:
             raise  # ours, so a bug or a broken installation: keep the traceback
         raise RecipeError(
@@ -100,7 +100,7 @@ def _plain(value: Any) -> Any:
     """Ranges, tuples and numpy numbers as what YAML can hold."""
     if isinstance(value, range | tuple | list):
         return [_plain(item) for item in value]
-    if isinstance(value, numbers.Real) and not isinstance(value, bool | int | float):
+    if isinstance(value, numbers.Real) and type(value) not in (bool, int, float):
         return int(value) if isinstance(value, numbers.Integral) else float(value)
     return value
 
