@@ -5,6 +5,7 @@ LLMFineTuner travel beside the recipe, never in it.
 """
 
 import dataclasses
+import numbers
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from llm_finetuner.registry import (
     TEACHERS,
     TUNINGS,
     fill_options,
+    plain,
     resolve,
     unknown,
 )
@@ -27,7 +29,7 @@ def check_range(name: str, value: Any, low: float, high: float | None, open_low:
     wanted = (
         (f"above {low}" if open_low else f"at least {low}") if high is None else f"between {low} and {high}"
     )
-    number = isinstance(value, int | float) and not isinstance(value, bool) and value == value
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool) and value == value
     if not number or value < low or (open_low and value == low) or (high is not None and value > high):
         raise RecipeError(f"{name} must be a number {wanted}, got {value!r}")
 
@@ -200,7 +202,7 @@ class Recipe:
         return said
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        return plain(dataclasses.asdict(self))
 
 
 def _check_adapter(options: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ import yaml
 
 from llm_finetuner.errors import RecipeError
 from llm_finetuner.recipe import Recipe
-from llm_finetuner.registry import METHODS, TUNINGS, options_of, resolve, unknown
+from llm_finetuner.registry import METHODS, TUNINGS, options_of, plain, resolve, unknown
 
 
 def save(recipe: Recipe, path: str | Path) -> None:
@@ -112,6 +112,7 @@ def _build(cls, values: Any, where: str):
 def _convert(hint, value: Any, where: str) -> Any:
     """Check one value against its annotation; ints pass for floats, and lists keep their items."""
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    value = plain(value)  # numpy numbers
     for option in options:
         origin = typing.get_origin(option)
         if dataclasses.is_dataclass(option) and value is not None:
@@ -124,11 +125,9 @@ def _convert(hint, value: Any, where: str) -> Any:
             return float(value)
         if option is int and isinstance(value, int) and not isinstance(value, bool):
             return value
-        plain = origin or option
-        if plain in (str, bool, dict, list) and isinstance(
-            value, list if isinstance(value, tuple) else plain
-        ):
-            return list(value) if plain is list else value
+        bare = origin or option
+        if bare in (str, bool, dict, list) and isinstance(value, bare):
+            return value
     wanted = " or ".join(_spell(option) for option in options)
     raise RecipeError(f"{where} must be {wanted}, got {value!r}")
 

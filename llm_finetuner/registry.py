@@ -93,13 +93,15 @@ def fill_options(what: str, function, given: dict[str, Any]) -> dict[str, Any]:
                 if known
                 else RecipeError(f"{what} has no options, got {name!r}")
             )
-    return {**known, **{name: _plain(value) for name, value in given.items()}}
+    return {**known, **{name: plain(value) for name, value in given.items()}}
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Ranges, tuples and numpy numbers as what YAML can hold."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, range | tuple | list):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, numbers.Real) and type(value) not in (bool, int, float):
         return int(value) if isinstance(value, numbers.Integral) else float(value)
     return value

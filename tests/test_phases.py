@@ -128,10 +128,11 @@ def ranks(model) -> list[int]:
 
 def test_the_best_adalora_is_what_is_saved(student_folder, tmp_path, rows, held_out):
     finetuner = adalora(student_folder, tmp_path)
-    settings = {**QUICK, "num_epochs": 6, "learning_rate": 0.5, "schedule": "constant", "eval_every": 1}
+    settings = {**QUICK, "num_epochs": 10, "learning_rate": 0.05, "schedule": "constant", "eval_every": 1}
     result = finetuner.train(rows, eval_dataset=held_out, **settings)
     losses = [record["eval_loss"] for record in result.history]
-    assert result.metrics["best_step"] == losses.index(min(losses)) + 1 < result.metrics["steps"]
+    # the best while ranks are still being pruned, which is from step 4 to step 28 of the 40
+    assert result.metrics["best_step"] == losses.index(min(losses)) + 1 < 28
     base = AutoModelForCausalLM.from_pretrained(student_folder)
     reloaded = PeftModel.from_pretrained(base, tmp_path / "run")
     want = logits(finetuner.model, rows)
