@@ -53,13 +53,10 @@ def test_the_name_of_a_file_is_data(loaded, data_file):
 
 
 def test_what_prepare_dataset_returned_whole(loaded, data_file):
-    """(rows, columns), where rows are meant: it trains on them or says what to give, and does nothing else."""
+    """(rows, columns), where rows are meant."""
     prepared = loaded.prepare_dataset(loaded.load_dataset_from_source(data_file))
-    try:
-        result = loaded.train(prepared, **QUICK)
-    except DataError:
-        return
-    assert result.history[0]["loss"] == loaded.train(prepared[0], **QUICK).history[0]["loss"]
+    with pytest.raises(DataError):
+        loaded.train(prepared, **QUICK)
 
 
 def test_a_dataset_dict(loaded):
@@ -117,23 +114,40 @@ def test_labels_copied_from_input_ids_do_not_count_padding(loaded):
 
 
 @pytest.mark.parametrize(
-    "layers", [1, 1.0, True, "01", {0, 1}, [True], [0.5], [None], [[0, 1, 2]], range(0), range(3)] ) def
-     test_layers_that_are_no_list_of_blocks(taught, layers): with pytest.raises(RecipeError,
-     match="feature_layers"): taught.setup_feature_distillation(feature_layers=layers)
-     @pytest.mark.parametrize( "layers", [range(2), (0, 1), numpy.arange(2).tolist(), [numpy.int64(0),
-     numpy.int64(1)]] ) def test_layers_in_other_forms_of_a_list(taught, rows, layers):
-     taught.setup_feature_distillation(feature_layers=layers) assert taught.recipe.options["feature_layers"]
-     == [0, 1] assert taught.train(rows, **QUICK).history[0]["hidden_mse"] > 0 saved =
-     recipe_file.load(Path(taught.recipe.output) / "recipe.yaml") assert saved.options["feature_layers"] ==
-     [0, 1]   @pytest.mark.parametrize( "number", [numpy.float32(0.25), numpy.float64(0.25),
-     numpy.array(0.25)[()]], ids=repr ) def test_numbers_of_numpy(taught, rows, number):
-     taught.setup_vanilla_distillation(alpha=number, temperature=numpy.int64(3)) taught.train(rows, **QUICK)
-     path = Path(taught.recipe.output) / "recipe.yaml" saved = recipe_file.load(path) assert saved.options
-     == taught.recipe.options == {"temperature": 3, "alpha": 0.25} assert "alpha: 0.25\n" in
-     path.read_text() and saved.method == "vanilla_distillation"   @pytest.mark.parametrize( "options",
-     [{"r": 4.5}, {"r": "8"}, {"r": -1}, {"r": None}, {"r": float("nan")}, {"lora_alpha": 0},
-     {"lora_dropout": "a"}, {"target_modules": "c_atn"}, {"target_modules": ["lm_head"]}, {"target_modules":
-     3}], ids=str,
+    "layers", [1, 1.0, True, "01", {0, 1}, [True], [0.5], [None], [[0, 1, 2]], range(0), range(3)]
+)
+def test_layers_that_are_no_list_of_blocks(taught, layers):
+    with pytest.raises(RecipeError, match="feature_layers"):
+        taught.setup_feature_distillation(feature_layers=layers)
+
+
+@pytest.mark.filterwarnings("ignore:temperature")
+@pytest.mark.parametrize(
+    "layers", [range(2), (0, 1), numpy.arange(2).tolist(), [numpy.int64(0), numpy.int64(1)]]
+)
+def test_layers_in_other_forms_of_a_list(taught, rows, layers):
+    taught.setup_feature_distillation(feature_layers=layers)
+    assert taught.recipe.options["feature_layers"] == [0, 1]
+    assert taught.train(rows, **QUICK).history[0]["hidden_mse"] > 0
+    saved = recipe_file.load(Path(taught.recipe.output) / "recipe.yaml")
+    assert saved.options["feature_layers"] == [0, 1]
+
+
+@pytest.mark.parametrize("number", [numpy.float32(0.25), numpy.float64(0.25)], ids=repr)
+def test_numbers_of_numpy(taught, rows, number):
+    taught.setup_vanilla_distillation(alpha=number, temperature=numpy.int64(3))
+    taught.train(rows, **QUICK)
+    path = Path(taught.recipe.output) / "recipe.yaml"
+    saved = recipe_file.load(path)
+    assert saved.options == taught.recipe.options == {"temperature": 3, "alpha": 0.25}
+    assert "alpha: 0.25\n" in path.read_text() and saved.method == "vanilla_distillation"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"r": 4.5}, {"r": "8"}, {"r": -1}, {"r": None}, {"r": float("nan")}, {"lora_alpha": 0},
+     {"lora_dropout": "a"}, {"target_modules": "c_atn"}, {"target_modules": ["lm_head"]}, {"target_modules": 3}],
+    ids=str,
 )  # fmt: skip
 def test_adapters_that_cannot_be(loaded, rows, options):
     with pytest.raises((RecipeError, ModelError)):
@@ -149,12 +163,14 @@ def test_one_target_module_as_text(loaded, rows):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"epochs": 0}, {"epochs": -1}, {"epochs": float("nan")}, {"epochs": "3"}, {"steps": 0},
-     {"steps": 1.5}, {"batch_size": 2.5}, {"learning_rate": "fast"}, {"seed": 7}, {"trackers":
-     ["tensorbord"]}, {"trackers": "tensorboard"}, {"precision": "fp8"}, {"precision": "fp16"},
-     {"optimizer": "adam"}, {"optimizer": "torch.optim:Foo"}, {"optimizer": "nowhere:Foo"}, {"optimizer":
-     "adamw_8bit"}, {"schedule": "torch:nothing"}, {"method": "lora"}, {"eval_fraction": 1.0},
-     {"eval_fraction": -0.1}, {"patience": -1}, {"warmup": "much"}, {"lr": 1e-4}], ids=str,
+    "settings",
+    [{"epochs": 0}, {"epochs": -1}, {"epochs": float("nan")}, {"epochs": "3"}, {"steps": 0}, {"steps": 1.5},
+     {"batch_size": 2.5}, {"learning_rate": "fast"}, {"seed": 7}, {"trackers": ["tensorbord"]},
+     {"trackers": "tensorboard"}, {"precision": "fp8"}, {"precision": "fp16"}, {"optimizer": "adam"},
+     {"optimizer": "torch.optim:Foo"}, {"optimizer": "nowhere:Foo"}, {"optimizer": "adamw_8bit"},
+     {"schedule": "torch:nothing"}, {"method": "lora"}, {"eval_fraction": 1.0}, {"eval_fraction": -0.1},
+     {"patience": -1}, {"warmup": "much"}, {"lr": 1e-4}],
+    ids=str,
 )  # fmt: skip
 def test_settings_of_the_loop(loaded, rows, settings):
     with pytest.raises((RecipeError, DataError)) as raised:
@@ -164,10 +180,11 @@ def test_settings_of_the_loop(loaded, rows, settings):
 
 
 @pytest.mark.parametrize(
-    "values", [{"method": "foo:bar"}, {"method": "foo"}, {"tuning": {"kind": "json:nothing"}}, {"train":
-     {"optimizer": "no:thing:more"}}, {"method": ":"}, {"task": "vision"}, {"data": {"max_length": 1}},
-     {"train": None}, {"student": "gpt2"}, {"train": {"step": 3}}, {"method": ["lora"]}, {"options": []}],
-     ids=str,
+    "values",
+    [{"method": "foo:bar"}, {"method": "foo"}, {"method": ":"}, {"method": ["lora"]}, {"options": []},
+     {"tuning": {"kind": "json:nothing"}}, {"train": {"optimizer": "no:thing:more"}}, {"task": "vision"},
+     {"data": {"max_length": 1}}, {"train": None}, {"train": {"step": 3}}, {"student": "gpt2"}],
+    ids=str,
 )  # fmt: skip
 def test_recipes_that_name_what_there_is_not(values, tmp_path, rows, student_folder):
     with pytest.raises(FinetunerError):
@@ -207,9 +224,11 @@ def test_an_override_changes_the_tuning_and_gives_its_options():
 
 
 @pytest.mark.parametrize(
-    "assignments", [["temperature=3"], ["r=4"], ["temperature=3", "method=nonsense"], ["method"],
-     ["train=3"], ["train.steps=many"], ["nowhere.at.all=1"], ["tuning.kind=lore"], ["method=[1]"], ["a=: b:
-     c"], ["train.trackers=[3]"]], ids=str,
+    "assignments",
+    [["temperature=3"], ["r=4"], ["temperature=3", "method=nonsense"], ["method"], ["train=3"],
+     ["train.steps=many"], ["nowhere.at.all=1"], ["tuning.kind=lore"], ["method=[1]"], ["a=: b: c"],
+     ["train.trackers=[3]"]],
+    ids=str,
 )  # fmt: skip
 def test_overrides_that_mean_nothing(assignments):
     with pytest.raises(RecipeError):
