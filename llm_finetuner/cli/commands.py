@@ -206,8 +206,10 @@ def benchmark(given: dict[str, Any], screen) -> Any:
 
     quiet_libraries()
     from llm_finetuner.finetuner import LLMFineTuner
+    from llm_finetuner.models.loading import load_tokenizer, load_trained
 
-    tuner = LLMFineTuner(given["model"])
+    name = given["model"]
+    tuner = LLMFineTuner(load_trained(name, merge=True), tokenizer=load_tokenizer(name))
     tuner.load_model(method="full")
     figures = tuner.benchmark(prompts, references)
     screen.facts(figures.items())
@@ -249,7 +251,22 @@ def quickstart(given: dict[str, Any], screen) -> Any:
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt("What was finished is kept in the output folder.") from stop
     screen.verdict(verdict)
+    screen.show(f"report: {verdict['report']}")
+    screen.show("")
+    screen.show("what to try next:")
+    for command, why in NEXT:
+        screen.show(f"  {program()} {command}    # {why}")
     return verdict
+
+
+NEXT = (
+    ("quickstart --steps 400", "train longer: the teacher's lead at equal steps shrinks"),
+    (
+        "run recipes/quickstart.yaml temperature=2 alpha=0.5 output=outputs/second",
+        "the settings most guides name",
+    ),
+    ("", "your own models and data: the menu"),
+)
 
 
 # ---- looking

@@ -1,0 +1,87 @@
+"""Recipes: they round-trip, the shipped ones load, and every mistake names field, value and what was expected."""
+
+from pathlib import Path
+
+import pytest
+
+from llm_finetuner import recipe_file
+from llm_finetuner.errors import RecipeError
+from llm_finetuner.recipe import Model, Recipe, Teacher, Train, Tuning, with_method
+
+ROOT = Path(__file__).resolve().parents[1]
+FULL = Recipe(
+    method="feature_distillation", options={"feature_layers": [[0, 1], 1], "output_weight": 0.5}, student=Model("s"),
+    teacher=Teacher("t", load_in_4bit=True), tuning=Tuning("lora", {"r": 4}), train=Train(learning_rate=2e-4),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_recipes_load(path):
+    recipe = recipe_file.load(path)
+    assert recipe.terms and recipe.data.source and (recipe.teacher is not None) == recipe.needs_teacher
+
+
+def test_round_trip(tmp_path):
+    recipe_file.save(FULL, tmp_path / "recipe.yaml")
+    assert recipe_file.load(tmp_path / "recipe.yaml") == FULL
+
+
+def test_overrides(tmp_path):
+    words = ["temperature=3", "train.learning_rate=1e-4", "r=8", "data.text_columns=[a, b]", "train.steps=5"]
+    changed = recipe_file.override(FULL, words)
+    assert changed.options["temperature"] == 3 and changed.train.learning_rate == 1e-4
+    assert (
+        changed.tuning.options["r"] == 8
+        and changed.data.text_columns == ["a", "b"]
+        and changed.train.steps == 5
+    )
+    other = recipe_file.override(
+        FULL, ["method=vanilla_distillation", "temperature=4", "tuning.kind=adalora", "init_r=10"]
+    )
+    assert other.options == {"temperature": 4, "alpha": 0.3} and other.tuning.options["init_r"] == 10
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("alpha=2", "alpha must be a number between 0 and 1, got 2"),
+        ("alph=.3", "unknown setting 'alph'"),
+        ("temperature=nan", "temperature must be a number between 1 and 10"),
+        ("train.stepps=4", "unknown setting 'train.stepps'"),
+        ("train.steps=a", "train.steps must be a whole number or null, got 'a'"),
+        ("train.batch_size=1.5", "train.batch_size must be a whole number, got 1.5"),
+        ("train.precision=fp8", "train.precision must be one of auto, fp32, bf16, fp16, got 'fp8'"),
+        ("method=foo", "unknown method 'foo'"),
+        ("tuning.kind=lara", "unknown tuning 'lara'"),
+        ("data=3", "data must be a section"),
+        ("train.steps: 4", "is not key=value"),
+        ("train.trackers=[tensorbord]", "unknown tracker 'tensorbord'"),
+        ("student.load_in_8bit=2", "student.load_in_8bit must be true or false, got 2"),
+    ],
+)
+def test_mistakes_name_field_value_and_what_was_expected(word, says):
+    with pytest.raises(RecipeError) as caught:
+        recipe_file.override(FULL, [word])
+    assert says in caught.value.what
+
+
+def test_a_file_that_is_no_recipe(tmp_path):
+    for text in ("- a list", "method: [", "\x00"):
+        path = tmp_path / "recipe.yaml"
+        path.write_text(text)
+        with pytest.raises(RecipeError, match="recipe.yaml"):
+            recipe_file.load(path)
+    with pytest.raises(RecipeError, match="cannot read"):
+        recipe_file.load(tmp_path / "nothing.yaml")
+
+
+def test_zero_weights_leave_the_loss():
+    assert [t.objective for t in with_method(FULL, "vanilla_distillation", alpha=1).terms] == [
+        "cross_entropy"
+    ]
+    assert [t.objective for t in with_method(FULL, "vanilla_distillation", alpha=0).terms] == ["forward_kl"]
+    assert [t.objective for t in with_method(FULL, "feature_distillation").terms] == [
+        "cross_entropy",
+        "hidden_mse",
+    ]
+    assert with_method(FULL, "fine_tuning").teacher is None
