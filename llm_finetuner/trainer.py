@@ -107,6 +107,8 @@ class _Run:
                 record.update(self._evaluate(step))
             self.log.add(record)
             self.engine.track(record, step)
+            if self.engine.world == 1:  # nobody has to agree: what came since, during an evaluation say, counts too
+                self.interrupted = self.signals.asked is not None
             if (save_every and step % save_every == 0) or self.interrupted or (last and save_every):
                 self._save(step)
             if self.interrupted:

@@ -80,6 +80,7 @@ finetuner.train(
 )
 """,
 }
+EPOCHS = {"vanilla": 3, "feature": 5, "example 1": 5, "example 2": 8}  # of a step each: there are 8 rows
 COMPARISON = """
 from finetune_cli import LLMFineTuner
 
@@ -153,7 +154,12 @@ def names(desk, monkeypatch):
 
 def test_comparison_study(names):
     exec(COMPARISON, names)
-    assert len(names["lines"]) == len(names["results"]["vanilla"]) >= 3
+    vanilla, feature = (names["results"][name] for name in ("vanilla", "feature"))
+    assert len(names["lines"]) == len(vanilla) >= 3 and vanilla.keys() == feature.keys()
+    assert (
+        vanilla["perplexity"] != feature["perplexity"]
+        and min(vanilla["perplexity"], feature["perplexity"]) > 1
+    )
 
 
 @pytest.mark.slow
@@ -161,7 +167,16 @@ def test_comparison_study(names):
 @pytest.mark.parametrize("block", USAGE)
 def test_usage_blocks(names, block):
     exec(USAGE[block], names)
-    assert names["finetuner"]._last.history
+    history = names["finetuner"]._last.history
+    learned = "hidden_mse" if "feature" in USAGE[block] else "forward_kl"
+    assert len(history) == EPOCHS[block]
+    for record in history:
+        assert record.keys() & {"cross_entropy", "forward_kl", "hidden_mse"} == {"cross_entropy", learned}
+        assert record["learning_rate"] > 0 and record["teacher_nll"] == pytest.approx(
+            history[0]["teacher_nll"]
+        )
+    for name in ("loss", "cross_entropy", learned):
+        assert history[-1][name] < history[0][name]
 
 
 @pytest.mark.filterwarnings("ignore:temperature")
@@ -172,8 +187,13 @@ def test_training_schedule_of_three_phases_and_setups(names):
     phases: list = []
     original = finetuner.train
     finetuner.train = lambda *args, **kwargs: phases.append(original(*args, **kwargs)) or phases[-1]
+    start = finetuner.evaluate(names["hard_examples"])["loss"]
     exec(SCHEDULE, names)
     assert ["forward_kl" in phase.history[0] for phase in phases] == [False, True, True]
-    assert phases[2].history[-1]["loss"] != phases[1].history[0]["loss"]
+    assert [len(phase.history) for phase in phases] == [3, 5, 2]
+    first = [phase.history[0]["cross_entropy"] for phase in phases]
+    assert first[1] < first[0]  # the same rows: the second phase goes on where the first ended
+    assert first[2] < start  # and so does the third, on rows of its own
+    assert max(record["learning_rate"] for record in phases[2].history) == 1e-5
     for setup in SETUPS:
         exec(setup, names)

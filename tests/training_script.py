@@ -13,18 +13,20 @@ from llm_finetuner.assembly import Parts
 from llm_finetuner.recipe import Model, Recipe, Teacher, Train, Tuning
 from llm_finetuner.trainer import fit
 
+EXACT_BATCH = (1, 3)  # three batches a step, so that one of two processes has a stand-in in each
+
 
 def main(output: str, tuning: str, method: str, kill_at: int, resume: bool, stop_signal: int) -> None:
-    student, teacher = build_gpt2(64, dropout=0.1), build_llama(64)
+    student, teacher, batch = build_gpt2(64, dropout=0.1), build_llama(64), (3, 2)
     if (
         method == "exact"
     ):  # without dropout, whose masks differ between processes, and without float32 rounding
         student, teacher = build_gpt2(64).double(), teacher.double()
-        method = "vanilla_distillation"
+        method, batch = "vanilla_distillation", EXACT_BATCH
     recipe = Recipe(
         method=method, tuning=Tuning(tuning), student=Model("s"), teacher=Teacher("t"), output=output,
-        train=Train(epochs=2, batch_size=3, gradient_accumulation_steps=2, learning_rate=3e-3, save_every=2,
-                    eval_every=3, schedule="linear", weight_decay=0.1),
+        train=Train(epochs=2, batch_size=batch[0], gradient_accumulation_steps=batch[1], learning_rate=3e-3,
+                    save_every=2, eval_every=3, schedule="linear", weight_decay=0.1),
     )  # fmt: skip
 
     def on_event(kind: str, record: dict) -> None:
