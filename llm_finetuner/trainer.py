@@ -107,11 +107,12 @@ class _Run:
                 record.update(self._evaluate(step))
             self.log.add(record)
             self.engine.track(record, step)
-            if self.engine.world == 1:  # nobody has to agree: what came since, during an evaluation say, counts too
+            if self.engine.world == 1:  # nobody has to agree, so what came since counts too
                 self.interrupted = self.signals.asked is not None
-            if (save_every and step % save_every == 0) or self.interrupted or (last and save_every):
+            leaving = self.interrupted or (self.engine.world == 1 and self.signals.asked is not None)
+            if (save_every and step % save_every == 0) or leaving or (last and save_every):
                 self._save(step)
-            if self.interrupted:
+            if leaving:
                 self.engine.end()
                 self.signals.leave()
         return self._finish(step, time.perf_counter() - began)
