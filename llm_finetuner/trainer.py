@@ -109,10 +109,9 @@ class _Run:
             self.engine.track(record, step)
             if self.engine.world == 1:  # nobody has to agree, so what came since counts too
                 self.interrupted = self.signals.asked is not None
-            leaving = self.interrupted or (self.engine.world == 1 and self.signals.asked is not None)
-            if (save_every and step % save_every == 0) or leaving or (last and save_every):
+            if (save_every and step % save_every == 0) or self.interrupted or (last and save_every):
                 self._save(step)
-            if leaving:
+            if self.interrupted:
                 self.engine.end()
                 self.signals.leave()
         return self._finish(step, time.perf_counter() - began)

@@ -72,4 +72,9 @@ class terminated_politely:
 
     @staticmethod
     def _stop(_signal: int, _frame: Any) -> None:
-        raise SystemExit(TERMINATED)
+        toolkit = sys.modules.get("prompt_toolkit.application.current")
+        prompt = toolkit.get_app_or_none() if toolkit else None
+        if prompt is None or not prompt.is_running or prompt.loop is None:
+            raise SystemExit(TERMINATED)
+        # raised here it would have to cross the prompt's event loop, which then can wait for ever
+        prompt.loop.call_soon_threadsafe(lambda: prompt.exit(exception=SystemExit(TERMINATED)))
