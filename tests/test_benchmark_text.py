@@ -1,5 +1,6 @@
 """Completions against transformers one by one, and the choice of references."""
 
+import copy
 import json
 
 import pytest
@@ -58,10 +59,16 @@ def test_batches_say_what_each_prompt_alone_says(model, tokenizer, batch_size):
     assert any(expected)
 
 
-def test_some_completion_ends_at_the_end_token(model, tokenizer):
-    found = continuations(model, tokenizer, [tokenizer(p)["input_ids"] for p in PROMPTS], max_new_tokens=30)
-    assert any(ended and len(tokens) < 30 for tokens, ended in found)
-    assert all(tokenizer.eos_token_id not in tokens for tokens, _ended in found)
+def test_a_completion_ends_at_the_end_token(model, tokenizer):
+    prompts = [tokenizer(p)["input_ids"] for p in PROMPTS]
+    free = [tokens for tokens, _ended in continuations(model, tokenizer, prompts, max_new_tokens=30)]
+    said = max(free, key=len)
+    other = copy.deepcopy(tokenizer)
+    other.eos_token = tokenizer.convert_ids_to_tokens(said[-1])  # a token that it does say
+    found = continuations(model, other, prompts, max_new_tokens=30)
+    tokens, ended = found[free.index(said)]
+    assert ended and tokens == said[: said.index(said[-1])]
+    assert all(said[-1] not in tokens for tokens, _ended in found)
     assert all(END not in text for text in generate(model, tokenizer, PROMPTS))
 
 

@@ -24,7 +24,7 @@ class CausalLM:
 
     def vocabulary(self, model: nn.Module) -> int:
         """Width of the logits: V."""
-        return model.get_output_embeddings().out_features
+        return model.get_output_embeddings().weight.shape[0]
 
     def collate(self, examples: list[dict], counted: bool = True) -> dict[str, Tensor]:
         """Pad on the right to the longest: {input_ids, attention_mask, labels}, each [B, T].
