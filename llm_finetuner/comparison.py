@@ -115,7 +115,9 @@ def load_untouched(recipe: Recipe, device: torch.device, train_rows: Any) -> nn.
         )
     model = load_student(recipe.student, device, recipe.train.seed)
     if recipe.student.from_scratch and train_rows is not None:
-        loading.start_head_bias(model, label_counts(train_rows, model.get_output_embeddings().weight.shape[0]))
+        loading.start_head_bias(
+            model, label_counts(train_rows, model.get_output_embeddings().weight.shape[0])
+        )
     return model
 
 

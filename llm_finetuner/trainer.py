@@ -17,7 +17,7 @@ from llm_finetuner.benchmark.quality import evaluate
 from llm_finetuner.data import columns
 from llm_finetuner.data.order import Order
 from llm_finetuner.engine import Engine
-from llm_finetuner.errors import CheckpointError, TrainingError
+from llm_finetuner.errors import CheckpointError, RecipeError, TrainingError
 from llm_finetuner.optim import default_rate, rate
 from llm_finetuner.recipe import Recipe
 from llm_finetuner.registry import OPTIMIZERS, SCHEDULES, resolve
@@ -48,6 +48,7 @@ def fit(
     Ctrl-C and SIGTERM finish the step, write a checkpoint and raise KeyboardInterrupt or SystemExit(143).
     """
     say = on_event or (lambda kind, record: None)
+    _spare_models(recipe)
     try:
         with Signals() as signals:
             return _Run(recipe, parts or Parts(), resume, say, signals).train()
@@ -295,6 +296,26 @@ class _Run:
         }
         self.engine.start_trackers("llm-finetuner", {k: v for k, v in settings.items() if k != "warnings"})
         self.say("plan", settings)
+
+
+def _spare_models(recipe: Recipe) -> None:
+    """Refuse an output folder that holds a model which is no run of ours: writing there would destroy it."""
+    folder = Path(recipe.output)
+    for model in (recipe.student, recipe.teacher):
+        if (
+            model
+            and model.name
+            and Path(model.name).is_dir()
+            and folder.resolve() == Path(model.name).resolve()
+        ):
+            raise RecipeError(
+                f"output {recipe.output!r} is the folder of a model of this run", "choose another output"
+            )
+    held = (folder / "config.json").exists() or (folder / "adapter_config.json").exists()
+    if held and not (folder / "recipe.yaml").exists():
+        raise RecipeError(
+            f"output {recipe.output!r} holds a model that is no run of ours", "choose another output"
+        )
 
 
 def _rows(dataset, numbers: list[int]) -> list[dict]:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from training_script import EXACT_BATCH
 from llm_finetuner import checkpoint
 from llm_finetuner.assembly import Parts
 from llm_finetuner.data.order import Order
-from llm_finetuner.errors import CheckpointError, DataError, TrainingError
+from llm_finetuner.errors import CheckpointError, DataError, RecipeError, TrainingError
 from llm_finetuner.recipe import Model, Recipe, Teacher, Train, Tuning
 from llm_finetuner.trainer import fit
 
@@ -237,6 +238,16 @@ def test_keep_best_restores_the_best_weights_and_patience_stops(tmp_path):
 def test_rows_that_do_not_fit_the_model_are_refused(tmp_path):
     with pytest.raises(DataError, match="token id"):
         fit(recipe_for(tmp_path), parts_for(train=prepared_rows(4, 500)))
+
+
+def test_a_model_that_is_no_run_is_never_overwritten(tmp_path):
+    build_gpt2(64).save_pretrained(str(tmp_path / "other"))
+    with pytest.raises(RecipeError, match="no run of ours"):
+        fit(recipe_for(tmp_path / "other", tuning="lora"), parts_for())
+    own = replace(recipe_for(tmp_path / "other"), student=Model(str(tmp_path / "other")))
+    with pytest.raises(RecipeError, match="a model of this run"):
+        fit(own, parts_for())
+    assert (tmp_path / "other" / "model.safetensors").exists()
 
 
 def test_weights_that_do_not_move_are_not_in_the_checkpoint(tmp_path):
