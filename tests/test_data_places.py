@@ -121,3 +121,12 @@ def test_paths_the_system_refuses():
     for name in ("./" + "x" * 5000, "~nobody-of-this-name/data.jsonl", ""):
         with pytest.raises(DataError, match="cannot be read|is empty"):
             sources.read(name)
+
+
+@pytest.mark.parametrize("source", ["rows.jsonl", "*.jsonl", "."])
+def test_a_split_that_is_not_there_is_refused(tmp_path, monkeypatch, source):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.jsonl").write_text('{"text": "one"}\n')
+    assert len(sources.read(source, split="train").dataset) == 1
+    with pytest.raises(DataError, match="has no split 'test'"):
+        sources.read(source, split="test")

@@ -42,16 +42,27 @@ def _named(text: str, path: Path, config: str | None, split: str, files: str | S
             return _saved(path, split)
         return _records(_files_in(path, split, files))
     if path.is_file():
+        if not {path.stem, path.parent.name} & _synonyms(split):
+            _check_split(text, split)
         return _records([path])
     if glob.has_magic(text):
         matches = sorted(Path(m) for m in glob.glob(str(path), recursive=True))
         usable = [m for m in matches if m.is_file() and kind_of(m)]
         if not usable:
             raise DataError(f"no readable file matches {text!r}", f"kinds read: {' '.join(READERS)}")
+        _check_split(text, split)
         return _records(usable)
     if _looks_local(text, path):
         raise _no_such_file(text, path)
     return _hub(text, config, split, files)
+
+
+def _check_split(source: str, split: str) -> None:
+    """Files without splits are all "train": DataError, for other rows than those asked for are a wrong answer."""
+    if split != "train":
+        raise DataError(
+            f"{source} has no split {split!r}", "name another file: --data, or --eval-data for held-out rows"
+        )
 
 
 def _records(paths: Iterable[Path]) -> Iterator[tuple[str, Record]]:
@@ -121,8 +132,9 @@ def _files_in(folder: Path, split: str, files: str | Sequence[str] | None) -> li
     by_split: dict[str, list[Path]] = {}
     for path in found:
         by_split.setdefault(_split_of(path, folder), []).append(path)
-    if set(by_split) == {""}:
-        return found  # no name carries a split
+    if set(by_split) == {""}:  # no name carries a split
+        _check_split(str(folder), split)
+        return found
     wanted = [path for name in by_split if name in _synonyms(split) for path in by_split[name]]
     if not wanted:
         names = ", ".join(sorted(name for name in by_split if name))
