@@ -1,10 +1,11 @@
 """What a model says of a batch, in one form for every kind of model.
 
-Shapes: N positions that count, D hidden width, V vocabulary, B sequences, T tokens.
+Shapes: N positions that count, n a slice of them, D hidden width, V vocabulary, H heads, T tokens.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,16 +15,22 @@ from torch import Tensor
 class Want:
     """What the terms of the loss will read, so that nothing else is computed: block numbers from 0."""
 
-    layers: tuple[int, ...] = ()
+    layers: tuple[int, ...] = ()  # hidden states after these blocks
+    attention: tuple[int, ...] = ()  # attention maps of these blocks
+    states: tuple[int, ...] = ()  # queries, keys and values of these blocks
+    embeddings: bool = False  # what goes into the first block
 
 
 @dataclass
 class Output:
     """A model's answer: `head(rows[i:j])` gives the logits of positions i..j, so [N, V] need never exist."""
 
-    rows: Tensor  # [N, D] hidden states where the loss counts
-    head: Callable[[Tensor], Tensor]  # [n, D] -> [n, V]
+    rows: Any  # [N, D] hidden states where the loss counts; of a teacher anything that slices by position
+    head: Callable[[Any], Tensor]  # a slice of the rows -> [n, V]
     features: dict[int, Tensor] = field(default_factory=dict)  # block -> [N, D]
+    attention: dict[int, Tensor] = field(default_factory=dict)  # block -> [N, H, T], where a position looks
+    states: dict[int, dict[str, Tensor]] = field(default_factory=dict)  # block -> query, key, value: [N, D]
+    embeddings: Tensor | None = None  # [N, D]
     targets: Tensor | None = None  # [N] token ids
     examples: Tensor | None = None  # [N] which sequence of the batch a position belongs to
 
@@ -31,3 +38,11 @@ class Output:
 def at_least_float32(x: Tensor) -> Tensor:
     """Log space wants float32 whatever the model's dtype; float64 stays, for exact tests."""
     return x if x.dtype == torch.float64 else x.float()
+
+
+Columns = int | Tensor | None  # of the vocabulary: the first so many, these, or all
+
+
+def select(logits_nV: Tensor, columns: Columns) -> Tensor:
+    """The columns of the logits that both models know: [n, V] -> [n, C]."""
+    return logits_nV[:, columns] if isinstance(columns, Tensor) else logits_nV[:, :columns]
