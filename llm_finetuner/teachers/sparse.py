@@ -23,7 +23,7 @@ def spread(ids_nk: Tensor, log_probs_nk: Tensor, vocabulary: int, prior_V: Tenso
     log_probs = log_probs - log_probs.logsumexp(1, keepdim=True).clamp(min=0)
     tail = (1 - log_probs.exp().sum(1)).clamp(min=LEAST_TAIL)
     if prior_V is None:
-        log_prior = torch.zeros(1, device=ids_nk.device)
+        log_prior = torch.zeros(1, device=ids_nk.device).expand(vocabulary)
         rest = vocabulary - (~missing).sum(1).double()
     else:
         log_prior = prior_V.to(ids_nk.device, torch.float32).log()
