@@ -1,9 +1,54 @@
-"""What a run leaves behind and how it is interrupted: log.jsonl, training.json, signals."""
+"""What a run leaves behind and how it is interrupted: its folder, log.jsonl, training.json, signals."""
 
+import glob
 import json
+import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+
+from llm_finetuner.errors import TrainingError
+from llm_finetuner.recipe import Recipe
+
+BEGUN = ("log.jsonl", "training.json", "checkpoints")  # any of them beside recipe.yaml is a run
+
+
+def is_run(folder: str | Path) -> bool:
+    """Whether a run of ours began in the folder."""
+    folder = Path(folder)
+    return (folder / "recipe.yaml").is_file() and any((folder / name).exists() for name in BEGUN)
+
+
+@contextmanager
+def writing(folder: str | Path) -> Iterator[None]:
+    """While it lasts, an error of the file system is a TrainingError that names the folder."""
+    try:
+        yield
+    except OSError as error:
+        raise TrainingError(
+            f"cannot write into {folder}: {error.strerror or error}",
+            "is there room, and the right to write? else choose another output",
+        ) from error
+
+
+def with_whole_paths(recipe: Recipe) -> Recipe:
+    """The recipe with the full paths of what lies on this disk, so that it can be resumed from any folder."""
+    teacher = recipe.teacher and replace(recipe.teacher, name=whole_path(recipe.teacher.name))
+    data = replace(
+        recipe.data, source=whole_path(recipe.data.source), eval_source=whole_path(recipe.data.eval_source)
+    )
+    student = replace(recipe.student, name=whole_path(recipe.student.name))
+    return replace(recipe, student=student, teacher=teacher, data=data)
+
+
+def whole_path(name: str | None) -> str | None:
+    """The full path where a file, folder or glob of that name is on this disk; a hub's name as it is."""
+    path = os.path.expanduser(name or "")
+    there = os.path.exists(path) or (glob.has_magic(path) and glob.glob(path, recursive=True))
+    return os.path.abspath(path) if name and there else name
 
 
 class Log:
@@ -14,13 +59,14 @@ class Log:
         self.path, self.write = folder / "log.jsonl", write
         self.records = [r for r in read_log(folder) if r["step"] <= resumed_from] if resumed_from else []
         if write:
-            folder.mkdir(parents=True, exist_ok=True)
-            self.path.write_text("".join(json.dumps(r) + "\n" for r in self.records), encoding="utf-8")
+            with writing(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+                self.path.write_text("".join(json.dumps(r) + "\n" for r in self.records), encoding="utf-8")
 
     def add(self, record: dict) -> None:
         self.records.append(record)
         if self.write:
-            with open(self.path, "a", encoding="utf-8") as file:
+            with writing(self.path.parent), open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
 
 

@@ -21,7 +21,7 @@ from llm_finetuner.errors import CheckpointError, RecipeError, TrainingError
 from llm_finetuner.optim import default_rate, rate
 from llm_finetuner.recipe import Recipe
 from llm_finetuner.registry import OPTIMIZERS, SCHEDULES, resolve
-from llm_finetuner.run import Log, Signals
+from llm_finetuner.run import Log, Signals, with_whole_paths, writing
 from llm_finetuner.tuning.tuned import Tuned
 
 OnEvent = Callable[[str, dict], None]
@@ -49,6 +49,8 @@ def fit(
     """
     say = on_event or (lambda kind, record: None)
     _spare_models(recipe)
+    with writing(recipe.output):  # now, and not after the models were loaded
+        Path(recipe.output).mkdir(parents=True, exist_ok=True)
     try:
         with Signals() as signals:
             return _Run(recipe, parts or Parts(), resume, say, signals).train()
@@ -174,6 +176,11 @@ class _Run:
             vocabulary=built.learner.vocabulary,
         )  # fmt: skip
         loss = quality.loss
+        if not math.isfinite(loss):  # before a checkpoint keeps such weights
+            raise TrainingError(
+                f"the evaluation at step {step} gives a loss of {loss}: the weights are damaged",
+                f"start again with a lower --learning-rate (now {self.peak_rate:g})",
+            )
         better = loss < self.best_loss
         self.worse = 0 if better else self.worse + 1
         if better:
@@ -192,7 +199,9 @@ class _Run:
         if self.engine.main:
             shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
             (self.folder / "training.json").unlink(missing_ok=True)
-            recipe_file.save(replace(self.recipe, data=self.built.data), self.folder / "recipe.yaml")
+            with writing(self.folder):
+                used = with_whole_paths(replace(self.recipe, data=self.built.data))
+                recipe_file.save(used, self.folder / "recipe.yaml")
         return 0
 
     def _resume(self) -> int:
