@@ -51,13 +51,13 @@ def load_rows(data: Data, tokenizer, seed: int, output: str, note: Note) -> tupl
         )  # fmt: skip
         if rows.skipped:
             note(f"{rows.skipped} rows of {source} were skipped; they are listed in {bad_rows}")
-        done = text.prepare(
-            rows.dataset,
-            tokenizer,
-            text_columns=data.text_columns,
-            max_length=data.max_length,
-            loss_on=data.loss_on,
-        )
+        try:
+            done = text.prepare(
+                rows.dataset, tokenizer, text_columns=data.text_columns, max_length=data.max_length,
+                loss_on=data.loss_on,
+            )  # fmt: skip
+        except DataError as error:
+            raise DataError(f"{source}: {error.what}", error.hint) from error
         if done.stats["truncated"]:
             note(
                 f"{done.stats['truncated']} rows are longer than max_length={data.max_length} tokens and were cut"
