@@ -157,7 +157,7 @@ def compare_run(
     """Compare a run from its folder alone. Raises FinetunerError."""
     run = Path(run)
     if not (run / "training.json").exists():
-        raise OrderError(f"{run} holds no finished run", "train it, or resume it: finetune_cli.py resume RUN")
+        raise OrderError(f"{run} holds no finished run", f"train it to its end first: resume {run}")
     recipe = replace(recipe_file.load(run / "recipe.yaml"), output=str(run))
     say = on_event or (lambda kind, record: None)
     where, tokenizer = default_device(device), loading.load_tokenizer(str(run))
