@@ -1,5 +1,6 @@
 """What every way of tuning returns: a model to train, and how to save it."""
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,13 @@ class Tuned:
         for pattern in ("adapter_*", "model*.safetensors*", "config.json", "generation_config.json"):
             for path in Path(folder).glob(pattern):
                 path.unlink()
-        (self.peft or self.model).save_pretrained(str(folder))
+        if self.peft is None:
+            self.model.save_pretrained(str(folder))
+            return
+        with tempfile.TemporaryDirectory(dir=folder) as aside:  # peft writes a model card over any README.md
+            self.peft.save_pretrained(aside)
+            for path in Path(aside).glob("adapter_*"):
+                path.replace(Path(folder) / path.name)
 
     def merge(self) -> nn.Module:
         """Fold the adapter into the weights and return the plain model; a model without adapter as it is."""
