@@ -18,18 +18,28 @@ def spread(ids_nk: Tensor, log_probs_nk: Tensor, vocabulary: int, prior_V: Tenso
     by the rounding of who sent them, they are scaled down to 1. An entry of -inf is missing: its id says nothing and
     may be any number from 0 to V - 1. The ids of a position's other entries must differ.
     """
-    n, missing = len(ids_nk), log_probs_nk == -torch.inf
+    missing = log_probs_nk == -torch.inf
     log_probs = log_probs_nk.double()
     log_probs = log_probs - log_probs.logsumexp(1, keepdim=True).clamp(min=0)
-    tail = (1 - log_probs.exp().sum(1)).clamp(min=LEAST_TAIL)
+    tail_n = (1 - log_probs.exp().sum(1)).clamp(min=LEAST_TAIL)
     if prior_V is None:
-        log_prior = torch.zeros(1, device=ids_nk.device).expand(vocabulary)
-        rest = vocabulary - (~missing).sum(1).double()
+        log_prior = torch.zeros(1, vocabulary, device=ids_nk.device)
+        rest_n = vocabulary - (~missing).sum(1).double()
     else:
-        log_prior = prior_V.to(ids_nk.device, torch.float32).log()
-        rest = 1 - prior_V.to(ids_nk.device, torch.float64)[ids_nk].masked_fill(missing, 0).sum(1)
-    offset = (tail / rest.clamp(min=LEAST_REST)).log().float()
-    dense = torch.empty(n, vocabulary + 1, device=ids_nk.device)  # the last column takes the missing ones
-    torch.add(log_prior, offset[:, None], out=dense[:, :vocabulary])
-    dense.scatter_(1, ids_nk.masked_fill(missing, vocabulary).long(), log_probs.float())
-    return dense[:, :vocabulary]
+        log_prior = prior_V.to(ids_nk.device, torch.float32).log()[None]
+        rest_n = 1 - prior_V.to(ids_nk.device, torch.float64)[ids_nk].masked_fill(missing, 0).sum(1)
+    dense = torch.empty(len(ids_nk), vocabulary + 1, device=ids_nk.device)  # the last column takes the missing ones
+    dense[:, :vocabulary] = log_prior
+    places = ids_nk.masked_fill(missing, vocabulary)
+    return fill_(dense, places, log_probs, tail_n.log(), rest_n)[:, :vocabulary]
+
+
+def fill_(
+    log_prior_nV: Tensor, ids_nk: Tensor, log_probs_nk: Tensor, log_tail_n: Tensor, rest_n: Tensor
+) -> Tensor:
+    """Turn log_prior [n, V] into log_prior + log_tail - log(rest), and the listed tokens into what is told of them.
+
+    rest: what of the prior is not listed.
+    """
+    log_prior_nV += (log_tail_n - rest_n.clamp(min=LEAST_REST).log()).float()[:, None]
+    return log_prior_nV.scatter_(1, ids_nk.long(), log_probs_nk.float())
