@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "llm_finetuner"
 LAYERS = [  # bottom first; a name is a folder, or a file without .py
-    {"objectives", "models", "output", "errors"},
+    {"objectives", "models", "log_space", "sequences", "ranges", "output", "errors"},
     {"engine", "data", "tuning", "recipe", "recipe_file", "registry", "optim", "checkpoint", "run", "assets"},
     {"assembly", "learner", "tasks", "teachers", "methods", "benchmark", "report", "export"},
     {"trainer"},

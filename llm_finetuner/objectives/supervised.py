@@ -1,11 +1,44 @@
-"""Losses against the ground truth."""
+"""Losses against the ground truth.
 
+Shapes: n positions, V columns of the vocabulary, D numbers a position.
+"""
+
+import math
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from llm_finetuner.output import at_least_float32
+from llm_finetuner.ranges import check_number
 
 
-def cross_entropy(student: Tensor, targets: Tensor) -> Tensor:
-    """Negative log-likelihood of the target in nats: [n, V], [n] -> [n]."""
-    return F.cross_entropy(at_least_float32(student), targets, reduction="none")
+def cross_entropy(student: Tensor, targets: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+    """Negative log-likelihood of the target in nats: [n, V], [n] -> [n]; 0 where the target is -100, not known.
+
+    label_smoothing is the share of the target that is spread evenly over the vocabulary (arXiv 1512.00567), less
+    columns of -inf. Raises RecipeError for a share outside [0, 1).
+    """
+    check_number("label_smoothing", label_smoothing, 0, 1, closed=True)
+    logits = at_least_float32(student)
+    loss = F.cross_entropy(logits, targets, reduction="none")
+    if label_smoothing == 0:
+        return loss
+    log_p, known = logits.log_softmax(-1), logits > -math.inf
+    even = -torch.where(known, log_p, 0).sum(-1) / known.sum(-1)
+    return (1 - label_smoothing) * loss + label_smoothing * torch.where(targets == -100, 0, even)
+
+
+def mse(student: Tensor, targets: Tensor) -> Tensor:
+    """Mean squared error over the numbers of a position: [n, D], [n, D] -> [n]."""
+    return (at_least_float32(student) - at_least_float32(targets)).square().mean(-1)
+
+
+def huber(student: Tensor, targets: Tensor, *, delta: float = 1.0) -> Tensor:
+    """Squared error / 2 up to delta, linear beyond, averaged over the numbers of a position: [n, D], [n, D] -> [n].
+
+    Raises RecipeError for a delta not above 0.
+    """
+    check_number("delta", delta, 0)
+    student = at_least_float32(student)
+    return F.huber_loss(student, targets.to(student.dtype), reduction="none", delta=delta).mean(-1)

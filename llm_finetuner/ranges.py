@@ -1,0 +1,25 @@
+"""Checks of options that are numbers: what is out of range is told to the user before it becomes a NaN."""
+
+import math
+import numbers
+from typing import Any
+
+from llm_finetuner.errors import RecipeError
+
+
+def check_number(
+    option: str, value: Any, low: float, high: float = math.inf, *, closed: bool = False, hint: str = ""
+) -> None:
+    """Raise RecipeError unless low < value < high, or value == low where the range is closed below."""
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if number and (low < value < high or (closed and value == low)):
+        return
+    below = f"at least {low:g}" if closed else f"above {low:g}"
+    above = "" if high == math.inf else f" and below {high:g}"
+    raise RecipeError(f"{option} must be a number {below}{above}, got {value!r}", hint)
+
+
+def check_count(option: str, value: Any, low: int) -> None:
+    """Raise RecipeError unless value is a whole number of at least `low`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise RecipeError(f"{option} must be a whole number of at least {low}, got {value!r}")
