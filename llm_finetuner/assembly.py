@@ -1,7 +1,7 @@
 """From a recipe to the things a run is made of: rows, student, teacher, and what of them fits together."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +9,23 @@ import numpy as np
 import torch
 from torch import nn
 
+from llm_finetuner.checks import check_rows, common_vocabulary
 from llm_finetuner.data import columns, sources, text
 from llm_finetuner.data.examples import IGNORED
 from llm_finetuner.errors import DataError, ModelError, RecipeError
-from llm_finetuner.learner import Learner, layer_pairs, reads
+from llm_finetuner.learner import Learner
 from llm_finetuner.models import loading
-from llm_finetuner.recipe import Data, Model, Recipe
+from llm_finetuner.named_models import load_student, load_teacher
+from llm_finetuner.recipe import Data, Recipe, Teacher, members_of
 from llm_finetuner.registry import OPTIMIZERS, SCHEDULES, TASKS, TEACHERS, TUNINGS, resolve
+from llm_finetuner.rollout import Rollout
+from llm_finetuner.scheme import Scheme
+from llm_finetuner.teachers.live import live_teacher
+from llm_finetuner.teachers.provider import Context, Provider
+from llm_finetuner.teachers.shuffled import Shuffled
+from llm_finetuner.terms import reads_teacher
 from llm_finetuner.tuning.tuned import Tuned
+from llm_finetuner.writing import write_rows
 
 Note = Callable[[str], None]
 
@@ -31,8 +40,9 @@ class Parts:
     student: nn.Module | None = None
     tuned: Tuned | None = None  # the student of an earlier phase, adapter and all
     tokenizer: Any = None
-    teacher: nn.Module | None = None
+    teacher: nn.Module | Provider | None = None  # a model, or whatever answers in its place
     teacher_tokenizer: Any = None
+    peers: list[nn.Module] = field(default_factory=list)  # models that learn beside the student
     train: Any = None  # prepared rows: input_ids, attention_mask, labels
     held_out: Any = None
     device: str | None = None  # None takes an accelerator where there is one
@@ -97,20 +107,6 @@ def fit_length(data: Data, model: nn.Module, note: Note) -> Data:
     return data
 
 
-def load_student(model: Model, device: torch.device, seed: int, frozen: bool = False) -> nn.Module:
-    return loading.load_causal_lm(
-        model.name, device=device, dtype=model.dtype, load_in_4bit=model.load_in_4bit,
-        load_in_8bit=model.load_in_8bit, from_scratch=model.from_scratch, seed=seed, frozen=frozen,
-    )  # fmt: skip
-
-
-def load_teacher(model: Model, device: torch.device) -> nn.Module:
-    """A frozen model in eval mode."""
-    return (
-        load_student(replace(model, from_scratch=False), device, 0, frozen=True).eval().requires_grad_(False)
-    )
-
-
 @dataclass
 class Assembly:
     """What the loop needs. `learner` holds the student that `tuned` saves."""
@@ -118,8 +114,9 @@ class Assembly:
     task: Any
     tuned: Tuned
     tokenizer: Any
-    teacher: Any  # callable (batch, want) -> Output, or None
+    teacher: Provider | None
     learner: Learner
+    rollout: Rollout | None  # writes examples in place of some of the rows
     train: Any
     held_out: Any
     data: Data  # as it was really used
@@ -130,7 +127,7 @@ class Assembly:
 def assemble(recipe: Recipe, parts: Parts, device: torch.device, note: Note) -> Assembly:
     """Load what `parts` does not hold, and check that it fits together before time is spent. Raises FinetunerError."""
     resolve(OPTIMIZERS, recipe.train.optimizer), resolve(SCHEDULES, recipe.train.schedule)
-    task = resolve(TASKS, recipe.task, "task")()
+    task, scheme = resolve(TASKS, recipe.task, "task")(), recipe.scheme
     tokenizer = parts.tokenizer or (
         loading.load_tokenizer(recipe.student.name) if parts.train is None else None
     )
@@ -155,14 +152,22 @@ def assemble(recipe: Recipe, parts: Parts, device: torch.device, note: Note) -> 
     )
     if recipe.train.gradient_checkpointing:
         student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    teacher, extras = (
-        _teacher(recipe, parts, task, student, tokenizer, device) if _asks(recipe) else (None, {})
+    train = _written(recipe, parts, tokenizer, train, device, note) if scheme.writing else train
+    peers = _peers(recipe, parts, task, student, tokenizer, device) if scheme.teacher == "peers" else []
+    context = Context(task, student, tokenizer, device, note, recipe.train.seed, recipe.output)
+    teacher = _teacher(recipe, parts, context) if _asks(scheme) else None
+    learner = Learner(task, student, scheme, teacher, peers, tuned.penalty).to(device)
+    task.prepare(student, learner.want)
+    if teacher is not None:
+        teacher.prepare(learner.teacher_want, scheme.terms)
+        for rows in (train, held_out):
+            teacher.check(rows) if rows is not None else None
+    rollout = None
+    if scheme.on_policy:
+        rollout = Rollout(scheme.on_policy, tokenizer, recipe.train.seed, data.max_length)
+    return Assembly(
+        task, tuned, tokenizer, teacher, learner, rollout, train, held_out, data, steps, per_epoch
     )
-    for rows in (train, held_out):
-        if rows is not None and teacher is not None:
-            check_rows(rows, teacher.model)
-    learner = Learner(task, student, recipe.terms, penalty=tuned.penalty, **extras).to(device)
-    return Assembly(task, tuned, tokenizer, teacher, learner, train, held_out, data, steps, per_epoch)
 
 
 def label_counts(rows, vocabulary: int) -> np.ndarray:
@@ -171,70 +176,67 @@ def label_counts(rows, vocabulary: int) -> np.ndarray:
     return sum(np.bincount(labels[labels != IGNORED], minlength=vocabulary) for labels in parts)
 
 
-def _asks(recipe: Recipe) -> bool:
-    """Whether any term reads the teacher: with alpha = 1 nobody asks it."""
-    return any({"teacher", "teacher_features"} & reads(term) for term in recipe.terms)
-
-
-def _teacher(recipe: Recipe, parts: Parts, task, student, tokenizer, device) -> tuple[Any, dict]:
+def _written(recipe: Recipe, parts: Parts, tokenizer, rows, device, note: Note):
+    """Rows whose completions the teacher wrote, kept in the run's folder. Raises RecipeError, ModelError."""
+    if isinstance(parts.teacher, Provider) or (recipe.teacher and recipe.teacher.kind != "live"):
+        raise RecipeError(
+            f"{recipe.method} needs one live teacher: a model that can write", "teacher.kind=live"
+        )
     if parts.teacher is None and recipe.teacher is None:
+        raise RecipeError(f"{recipe.method} needs a teacher", "give teacher.name (or --teacher)")
+    teacher = parts.teacher if parts.teacher is not None else load_teacher(recipe.teacher, device)
+    return write_rows(
+        teacher, tokenizer, rows, recipe.scheme.writing, Path(recipe.output) / "written.jsonl",
+        seed=recipe.train.seed, max_length=recipe.data.max_length, note=note,
+    )  # fmt: skip
+
+
+def _asks(scheme: Scheme) -> bool:
+    """Whether any term is answered from outside: with alpha = 1 nobody is asked."""
+    return scheme.teacher in ("given", "average") and any(reads_teacher(term) for term in scheme.terms)
+
+
+def _teacher(recipe: Recipe, parts: Parts, context: Context) -> Provider:
+    """What answers the student's batches. Raises RecipeError, ModelError."""
+    scheme, spec = recipe.scheme, recipe.teacher
+    if scheme.teacher == "average":
+        kind = resolve(TEACHERS, "average")
+        return kind(Teacher(), context, **scheme.teacher_options)
+    if parts.teacher is None and spec is None:
         raise RecipeError(
             f"{recipe.method} needs a teacher", "give teacher.name (or --teacher), or load_teacher_model(...)"
         )
-    model = parts.teacher if parts.teacher is not None else load_teacher(recipe.teacher, device)
-    name = recipe.teacher.name if recipe.teacher else "the teacher"
-    other = parts.teacher_tokenizer
-    if other is None and parts.teacher is None:
-        other = loading.load_tokenizer(name)
-    model = model if loading.is_quantised(model) else model.to(device)
-    loading.check_head(model, name)
-    features = [term for term in recipe.terms if "student_features" in reads(term)]
-    extras = {
-        "vocabulary": common_vocabulary(task, student, model, tokenizer, other),
-        "teacher_width": task.width(model),
-        "pairs": layer_pairs(features[0].layers, task.depth(student), task.depth(model)) if features else (),
-    }
-    kind = recipe.teacher.kind if recipe.teacher else "live"
-    return resolve(TEACHERS, kind, "kind of teacher")(task, model), extras
+    if isinstance(parts.teacher, Provider):
+        provider = parts.teacher
+    elif parts.teacher is not None:
+        model = parts.teacher
+        model = model if loading.is_quantised(model) else model.to(context.device)
+        name = spec.name if spec else "the teacher"
+        provider = live_teacher(model, parts.teacher_tokenizer, name, context)
+    else:
+        kind = resolve(TEACHERS, spec.kind, "kind of teacher")
+        provider = kind(spec, context, **spec.options)
+    return Shuffled(provider) if spec and spec.shuffled else provider
 
 
-def common_vocabulary(task, student, teacher, tokenizer, teacher_tokenizer) -> int | None:
-    """Columns of the logits that name a token of both; None when all do. Raises ModelError when the tokens differ.
-
-    Checkpoints pad their vocabulary to different widths; the padding names no token and is masked on both sides.
-    """
-    ours, theirs = task.vocabulary(student), task.vocabulary(teacher)
-    if tokenizer is None or teacher_tokenizer is None:
-        if ours != theirs:
+def _peers(recipe: Recipe, parts: Parts, task, student, tokenizer, device) -> list[nn.Module]:
+    """The models that learn beside the student. Raises RecipeError, ModelError."""
+    if not parts.peers and recipe.teacher is None:
+        raise RecipeError(
+            f"{recipe.method} needs a second model",
+            "give teacher.name (or --teacher), or setup_online(peers=[...])",
+        )
+    if not parts.peers:
+        seed = recipe.train.seed + 1  # a peer from scratch is another draw than the student
+        for i, spec in enumerate(members_of(recipe.teacher)):
+            parts.peers.append(load_student(spec, device, seed + i))
+            common_vocabulary(task, student, parts.peers[-1], tokenizer, loading.load_tokenizer(spec.name))
+    for peer in parts.peers:
+        if task.vocabulary(peer) != task.vocabulary(student):
             raise ModelError(
-                f"the student has {ours} logits and the teacher {theirs}; without tokenizers nobody knows which",
-                "give both models with their tokenizers",
+                f"models that teach each other need equally many logits: {task.vocabulary(student)} and "
+                f"{task.vocabulary(peer)}"
             )
-        return None
-    same, why = loading.same_vocabulary(tokenizer, teacher_tokenizer)
-    if not same:
-        raise ModelError(
-            f"student and teacher have different tokenizers: {why}",
-            "take a teacher with the student's tokenizer; distilling across tokenizers is planned, not there yet",
-        )
-    tokens = max(tokenizer.get_vocab().values()) + 1
-    return None if ours == theirs <= tokens else min(tokens, ours, theirs)
-
-
-def check_rows(rows, student: nn.Module) -> None:
-    """Raise DataError when the rows do not fit the model: token ids or lengths out of range, nothing to learn from."""
-    size, positions = student.get_input_embeddings().num_embeddings, loading.positions_of(student)
-    highest = max(int(ids.max()) for ids in columns.flat(rows, "input_ids"))
-    longest = int(columns.lengths(rows).max())
-    if highest >= size:
-        raise DataError(
-            f"token id {highest} does not exist: the model knows ids 0 to {size - 1}",
-            "prepare the data with the tokenizer of this model",
-        )
-    if positions and longest > positions:
-        raise DataError(
-            f"a row has {longest} tokens, the model has {positions} positions",
-            "prepare with a smaller max_length",
-        )
-    if not any((labels != IGNORED).any() for labels in columns.flat(rows, "labels")):
-        raise DataError("no token of the data counts", "labels must hold more than -100")
+        loading.check_head(peer, "the peer")
+        peer.train().requires_grad_(True)
+    return parts.peers

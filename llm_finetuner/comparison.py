@@ -9,12 +9,13 @@ import torch
 from torch import nn
 
 from llm_finetuner import recipe_file
-from llm_finetuner.assembly import Parts, evenly, label_counts, load_rows, load_student, load_teacher
+from llm_finetuner.assembly import Parts, evenly, label_counts, load_rows
 from llm_finetuner.benchmark.speed import cost_ratio
 from llm_finetuner.benchmark.verdict import Entry, verdict
 from llm_finetuner.engine import default_device
 from llm_finetuner.errors import OrderError
 from llm_finetuner.models import loading
+from llm_finetuner.named_models import load_student, load_teacher
 from llm_finetuner.recipe import Recipe, with_method
 from llm_finetuner.registry import TASKS, resolve
 from llm_finetuner.report.write import write

@@ -9,18 +9,15 @@ from typing import Any
 from torch import nn
 
 from llm_finetuner import recipe_file
-from llm_finetuner.assembly import (
-    Parts,
-    common_vocabulary,
-    load_student,
-    load_teacher,
-)
+from llm_finetuner.assembly import Parts
+from llm_finetuner.checks import common_vocabulary
 from llm_finetuner.data import sources, text
 from llm_finetuner.engine import default_device
 from llm_finetuner.errors import ModelError, OrderError, RecipeError
 from llm_finetuner.judging import Judging
-from llm_finetuner.learner import layer_pairs
+from llm_finetuner.layer_maps import layer_pairs
 from llm_finetuner.models import loading
+from llm_finetuner.named_models import load_student, load_teacher
 from llm_finetuner.recipe import Data, Model, Recipe, Teacher, Train, Tuning
 from llm_finetuner.registry import menu_entry
 from llm_finetuner.setup_methods import setup_method

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from llm_finetuner import comparison
-from llm_finetuner.assembly import Parts, check_rows, common_vocabulary, fit_length
+from llm_finetuner.assembly import Parts, fit_length
 from llm_finetuner.benchmark import text as generation
 from llm_finetuner.benchmark.quality import evaluate
+from llm_finetuner.checks import check_rows, common_vocabulary
 from llm_finetuner.data import sources, text
 from llm_finetuner.errors import ModelError, OrderError
 from llm_finetuner.export.hub import upload

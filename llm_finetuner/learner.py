@@ -1,20 +1,25 @@
-"""The one module that the engine wraps: the student, its projections, and the terms of the loss.
+"""The one module that the engine wraps: the student, what is trained beside it, and the terms of the loss.
 
-Shapes: N positions that count, n a slice of them, D hidden width, V vocabulary.
+Shapes: N positions that count, n a slice of them, D hidden width, V vocabulary, C columns that both models know.
 """
 
-import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from llm_finetuner.errors import RecipeError
+from llm_finetuner import terms
+from llm_finetuner.chunks import chunked
+from llm_finetuner.layer_maps import Pairs, layer_pairs
+from llm_finetuner.models.anatomy import final_norm_of
 from llm_finetuner.output import Output, Want, at_least_float32
-from llm_finetuner.recipe import Term
-from llm_finetuner.registry import OBJECTIVES, fill_options, resolve
+from llm_finetuner.registry import OBJECTIVES, resolve
+from llm_finetuner.scheme import Scheme, Term
+from llm_finetuner.teachers.provider import Provider
+from llm_finetuner.terms import PAIRED, PROJECTED, kind_of, names_of, reads, reads_teacher, scaled
 
-LOGITS_A_CHUNK = 2**24  # numbers: 64 MiB of float32 logits exist at one time
+Sums = dict[str, Tensor]  # of each term over the positions, unweighted and detached
 
 
 class Learner(nn.Module):
@@ -27,187 +32,204 @@ class Learner(nn.Module):
         self,
         task,
         student: nn.Module,
-        terms: tuple[Term, ...],
-        pairs: tuple[tuple[int, int], ...] = (),
-        teacher_width: int = 0,
-        vocabulary: int | None = None,
+        scheme: Scheme,
+        provider: Provider | None = None,
+        peers: Sequence[nn.Module] = (),
         penalty: Callable[[], Tensor] | None = None,
     ):
-        """pairs: (student block, teacher block) of the feature terms. vocabulary: columns that both models have."""
+        """provider: gives the answers that `forward` is handed. peers: models that learn beside the student."""
         super().__init__()
-        self.task, self.student, self.terms, self.pairs = task, student, terms, pairs
-        self.vocabulary, self.penalty = vocabulary, penalty
-        self.objectives = [resolve(OBJECTIVES, term.objective, "objective") for term in terms]
-        self.over_features = ["student_features" in reads(term) for term in terms]
-        self.against_teacher = ["teacher" in reads(term) for term in terms]
-        for term, fn in zip(terms, self.objectives, strict=True):
-            fill_options(term.objective, fn, term.options)
-        self.want = Want(tuple(sorted({student_block for student_block, _ in pairs})))
-        self.teacher_want = Want(tuple(sorted({teacher_block for _, teacher_block in pairs})))
-        self.projections = nn.ModuleDict()
-        width = task.width(student)
-        if pairs and teacher_width != width:
-            dtype = torch.promote_types(student.get_input_embeddings().weight.dtype, torch.float32)
-            self.projections.update(
-                {str(s): nn.Linear(width, teacher_width, bias=False).to(dtype) for s in self.want.layers}
-            )
+        self.task, self.student, self.scheme, self.penalty = task, student, scheme, penalty
+        self.peers = nn.ModuleList(peers)
+        self.provider = provider or Provider()
+        for term in (*scheme.terms, *scheme.exit_terms, *scheme.peer_terms):
+            terms.check_options(term)
+        self.pairs: list[Pairs] = [self._pairs(term) for term in scheme.terms]
+        self.exits = _exits(task, student, scheme)
+        self.want = self._want(0, tuple(int(block) for block in self.exits))
+        self.teacher_want = self._want(1)
+        self.projections = nn.ModuleDict(self._projections())
 
     def forward(
-        self, batch: dict[str, Tensor], teacher: Output | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+        self, batch: dict[str, Tensor], teacher: Output | None = None, progress: float = 0.0
+    ) -> tuple[Tensor, Sums]:
         """Return the weighted loss summed over the N positions, and the unweighted detached sum of every term.
 
-        With a teacher the second also holds teacher_nll (summed nats) and agreement (positions of equal top-1).
+        progress: how far the run is, 0 to 1, for weights and temperatures that change. With a teacher the second also
+        holds teacher_nll (summed nats) and agreement (positions of equal top-1).
         """
         student = self.task.run(self.student, batch, self.want)
-        total, sums = self._over_rows(student, teacher)
-        for term, fn, features in zip(self.terms, self.objectives, self.over_features, strict=True):
-            if features:
-                value = self._over_pairs(fn, term.options, student, teacher)
+        own = [terms.at(term, progress) for term in self.scheme.terms]
+        if self.peers:
+            total, sums = self._among_peers(batch, student, own, progress)
+        else:
+            total, sums = self._over_rows(self.student, student, teacher, own)
+        for term, name, pairs in zip(own, names_of(own), self.pairs, strict=True):
+            if kind_of(term) != "logits":
+                value = self._over_pairs(term, pairs, student, teacher)
                 total = total + term.weight * value
-                sums[term.objective] = value.detach()
-        if self.penalty is not None:
-            value = self.penalty() * len(
-                student.rows
-            )  # a mean per step, as the other terms are after the division
+                sums[name] = value.detach()
+        for block in self.exits:
+            loss, seen = self._over_exit(block, student, progress)
+            total, sums = total + loss, {**sums, **seen}
+        if self.penalty is not None:  # a mean per step, as the other terms are after the division
+            value = self.penalty() * len(student.rows)
             total = total + value
             sums["orthogonality"] = value.detach()
         return total, sums
 
-    def _over_pairs(self, fn, options: dict, student: Output, teacher: Output) -> Tensor:
+    # ---- what is read
+
+    def _pairs(self, term: Term) -> Pairs:
+        kind = kind_of(term)
+        if kind == "logits":
+            return ()
+        if kind == "embeddings":
+            return ((0, 0),)
+        return layer_pairs(term.layers, self.task.depth(self.student), self.provider.depth)
+
+    def _want(self, side: int, layers: tuple[int, ...] = ()) -> Want:
+        """What the terms read of the student (side 0) or of the teacher (side 1)."""
+        blocks: dict[str, set[int]] = {kind: set() for kind in PAIRED}
+        for term, pairs in zip(self.scheme.terms, self.pairs, strict=True):
+            if pairs:
+                blocks[kind_of(term)] |= {pair[side] for pair in pairs}
+        hidden = blocks["features"] | blocks["hidden"] | set(layers)
+        return Want(
+            layers=tuple(sorted(hidden)), attention=tuple(sorted(blocks["attention"])),
+            states=tuple(sorted(blocks["states"])), embeddings=bool(blocks["embeddings"]),
+        )  # fmt: skip
+
+    def _projections(self) -> dict[str, nn.Module]:
+        """A learned map to the teacher's width where a term compares number by number; none where widths agree."""
+        made: dict[str, nn.Module] = {}
+        width = self.task.width(self.student)
+        for term, pairs in zip(self.scheme.terms, self.pairs, strict=True):
+            kind = kind_of(term)
+            if kind not in PROJECTED or self.provider.width == width:
+                continue
+            dtype = torch.promote_types(self.student.get_input_embeddings().weight.dtype, torch.float32)
+            for name in sorted({_key(kind, block) for block, _ in pairs} - made.keys()):
+                made[name] = nn.Linear(width, self.provider.width, bias=False).to(dtype)
+                if term.projection == "orthogonal":
+                    nn.init.orthogonal_(made[name].weight)
+        return made
+
+    # ---- the terms
+
+    def _over_pairs(self, term: Term, pairs: Pairs, student: Output, teacher: Output) -> Tensor:
         """Mean over the layer pairs of the sum over positions."""
+        kind, objective = kind_of(term), resolve(OBJECTIVES, term.objective)
+        extra = {"examples": student.examples} if "examples" in reads(term) else {}
         values = []
-        for s, t in self.pairs:
-            own = student.features[s]
-            if str(s) in self.projections:
-                projection = self.projections[str(s)]
+        for s, t in pairs:
+            own = _read(student, kind, s)
+            if _key(kind, s) in self.projections and kind in PROJECTED:
+                projection = self.projections[_key(kind, s)]
                 own = projection(own.to(projection.weight.dtype))
-            values.append(fn(own, teacher.features[t], **options).sum())
+            given = {f"student_{kind}": own, f"teacher_{kind}": _read(teacher, kind, t), **extra}
+            values.append(objective(**given, **term.options).sum())
         return torch.stack(values).mean()
 
-    def _over_rows(self, student: Output, teacher: Output | None) -> tuple[Tensor, dict[str, Tensor]]:
+    def _over_rows(
+        self, model: nn.Module, own: Output, teacher: Output | None, listed: Sequence[Term]
+    ) -> tuple[Tensor, Sums]:
         """Every term that reads logits, one chunk of positions at a time."""
-        listed = [
-            (term, fn, against)
-            for term, fn, against, features in zip(
-                self.terms, self.objectives, self.against_teacher, self.over_features, strict=True
-            )
-            if not features
-        ]
-        names = [term.objective for term, _, _ in listed] + (["teacher_nll", "agreement"] if teacher else [])
+        named = [(t, n) for t, n in zip(listed, names_of(listed), strict=True) if kind_of(t) == "logits"]
+        calls = [(term, resolve(OBJECTIVES, term.objective), reads_teacher(term)) for term, _ in named]
+        names = [name for _, name in named] + (["teacher_nll", "agreement"] if teacher else [])
 
         def evaluate(rows_nD: Tensor, piece: slice) -> tuple[Tensor, Tensor]:
-            logits, targets = student.head(rows_nD), student.targets[piece]
-            answers = teacher.head(teacher.rows[piece])[:, : self.vocabulary] if teacher else None
-            shared = logits[:, : self.vocabulary]
-            loss, values = rows_nD.new_zeros((), dtype=at_least_float32(logits).dtype), []
-            for term, fn, against in listed:
-                value = (
-                    fn(shared, answers, **term.options) if against else fn(logits, targets, **term.options)
-                )
+            logits_nV, targets = own.head(rows_nD), own.targets[piece]
+            compared = None
+            if teacher:
+                answers_nC = teacher.head(teacher.rows[piece])
+                compared = self.provider.view(logits_nV), answers_nC
+            known = teacher.known[piece] if teacher and teacher.known is not None else None
+            loss, values = rows_nD.new_zeros((), dtype=at_least_float32(logits_nV).dtype), []
+            for term, objective, asks in calls:
+                value = objective(*(compared if asks else (logits_nV, targets)), **term.options)
+                if asks and known is not None:
+                    value = torch.where(known, value, 0)
                 loss = loss + term.weight * value.sum()
                 values.append(value.detach().sum())
             if teacher:
-                values += _measures(shared.detach(), answers, targets)
+                shared_nC, answers_nC = compared
+                values += _measures(shared_nC.detach(), answers_nC, self.provider.place(targets), known)
             return loss, torch.stack([v.to(loss.dtype) for v in values]) if values else loss.new_zeros(0)
 
-        layer = self.student.get_output_embeddings()
-        total, values = chunked(student.rows, layer, evaluate)
+        total, values = chunked(own.rows, model.get_output_embeddings(), evaluate)
         return total, dict(zip(names, values.unbind(), strict=True))
 
+    def _over_exit(self, block: str, student: Output, progress: float) -> tuple[Tensor, Sums]:
+        """The terms of one exit, taught by the end; the weights make it a mean over the exits."""
+        listed = [scaled(terms.at(term, progress), 1 / len(self.exits)) for term in self.scheme.exit_terms]
+        here = replace(student, rows=self.exits[block](student.features[int(block)]))
+        loss, seen = self._over_rows(self.student, here, _frozen(student), listed)
+        return loss, {
+            f"exit_{block}_{name}": value for name, value in seen.items() if name in names_of(listed)
+        }
 
-def reads(term: Term) -> set[str]:
-    """What the objective of a term reads: the names of its parameters."""
-    return set(inspect.signature(resolve(OBJECTIVES, term.objective, "objective")).parameters)
+    def _among_peers(
+        self, batch: dict[str, Tensor], student: Output, own: list[Term], progress: float
+    ) -> tuple[Tensor, Sums]:
+        """Every model hears the mean over the others, so a term against one of them weighs 1 / their number."""
+        models = [self.student, *self.peers]
+        said = [student, *(self.task.run(peer, batch, Want()) for peer in self.peers)]
+        total, sums = 0.0, {}
+        for i, model in enumerate(models):
+            listed = own if i == 0 else [terms.at(term, progress) for term in self.scheme.peer_terms]
+            others = [_frozen(other) for j, other in enumerate(said) if j != i]
+            for k, other in enumerate(others):
+                heard = [scaled(t, 1 / len(others)) if reads_teacher(t) else t for t in listed]
+                heard = [t for t in heard if k == 0 or reads_teacher(t)]
+                loss, seen = self._over_rows(model, said[i], other, heard)
+                total = total + loss
+                if i or k:
+                    prefix = f"peer_{i}_" if k == 0 else f"peer_{i}_from_{k + 1}_"
+                    seen = {prefix + name: value for name, value in seen.items() if name in names_of(heard)}
+                sums |= seen
+        return total, sums
 
 
-def _measures(logits: Tensor, answers: Tensor, targets: Tensor) -> list[Tensor]:
+def _key(kind: str, block: int) -> str:
+    """The projection's name in checkpoints."""
+    return kind if kind == "embeddings" else str(block)
+
+
+def _read(output: Output, kind: str, block: int) -> Tensor | dict[str, Tensor]:
+    """What a term compares of one block."""
+    if kind == "embeddings":
+        return output.embeddings
+    return {"attention": output.attention, "states": output.states}.get(kind, output.features)[block]
+
+
+def _frozen(output: Output) -> Output:
+    """A student's own answer as a teacher's: nothing flows back through it."""
+
+    def head(rows_nD: Tensor) -> Tensor:
+        with torch.no_grad():
+            return output.head(rows_nD)
+
+    return replace(output, rows=output.rows.detach(), head=head)
+
+
+def _exits(task, student: nn.Module, scheme: Scheme) -> nn.ModuleDict:
+    """A norm of its own for every exit, begun as the final one; the head is shared. Raises RecipeError."""
+    if scheme.exits is None:
+        return nn.ModuleDict()
+    depth = task.depth(student)
+    blocks = {block for block, _ in layer_pairs(scheme.exits or [(depth - 1) // 2], depth, depth)}
+    return nn.ModuleDict({str(block): final_norm_of(student) for block in sorted(blocks)})
+
+
+def _measures(shared_nC: Tensor, answers_nC: Tensor, targets: Tensor, known: Tensor | None) -> list[Tensor]:
     """Summed NLL of the targets under the teacher, and how often the two top tokens are the same."""
-    answers = at_least_float32(answers)
-    nll = torch.nn.functional.cross_entropy(answers, targets, reduction="sum")
+    answers_nC = at_least_float32(answers_nC)
+    if known is not None:
+        targets = torch.where(known, targets, -100)
     # the student's logit at the teacher's top token is its largest; one argmax less, which is slow on a CPU
-    at_top = logits.gather(-1, answers.argmax(-1, keepdim=True))
-    return [nll, (at_top == logits.amax(-1, keepdim=True)).sum()]
-
-
-def chunked(rows_ND: Tensor, layer: nn.Module, evaluate) -> tuple[Tensor, Tensor]:
-    """Sum `evaluate(rows, slice) -> (loss, values)` over chunks of positions; the gradients are formed on the way.
-
-    [N, V] never exists, and the head is not run a second time in the backward pass.
-    """
-    vocabulary = max(p.shape[0] for p in layer.parameters())
-    size = max(1, LOGITS_A_CHUNK // vocabulary)
-    trained = [p for p in layer.parameters() if p.requires_grad]
-    return _Chunked.apply(rows_ND, evaluate, size, *trained)
-
-
-class _Chunked(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, rows_ND, evaluate, size, *parameters):
-        needed = ctx.needs_input_grad[0] or any(ctx.needs_input_grad[3:])
-        d_rows = torch.zeros_like(rows_ND) if needed else None
-        d_parameters = [torch.zeros_like(p) for p in parameters] if needed else []
-        total, values = 0.0, 0.0
-        device_type = rows_ND.device.type
-        autocast = torch.autocast(
-            device_type,
-            dtype=torch.get_autocast_dtype(device_type),
-            enabled=torch.is_autocast_enabled(device_type),
-            cache_enabled=False,  # a cached cast would tie the graphs of two chunks together
-        )
-        # an empty chunk still tells the number of values, and keeps the graph whole on every process
-        for start in range(0, max(len(rows_ND), 1), size):
-            piece = slice(start, start + size)
-            rows = rows_ND[piece].detach().requires_grad_(needed)
-            with torch.set_grad_enabled(needed), autocast:
-                loss, seen = evaluate(rows, piece)
-            total, values = total + loss.detach(), values + seen
-            if loss.requires_grad:  # not where only features are learned
-                grads = torch.autograd.grad(loss, [rows, *parameters], allow_unused=True)
-                for into, grad in zip([d_rows[piece], *d_parameters], grads, strict=True):
-                    if grad is not None:
-                        into += grad
-        if needed:
-            ctx.save_for_backward(d_rows, *d_parameters)
-        ctx.mark_non_differentiable(values)
-        return total, values
-
-    @staticmethod
-    def backward(ctx, d_total, _):
-        d_rows, *d_parameters = ctx.saved_tensors
-        return (
-            d_total.to(d_rows.dtype) * d_rows,
-            None,
-            None,
-            *(d_total.to(d.dtype) * d for d in d_parameters),
-        )
-
-
-def layer_pairs(layers: list | None, student_depth: int, teacher_depth: int) -> tuple[tuple[int, int], ...]:
-    """Pairs of blocks, numbered from 0. None: four evenly spaced student blocks, 12 -> 0, 3, 6, 9.
-
-    A student block alone is paired with the teacher block at the same relative depth. Raises RecipeError.
-    """
-    if layers is None:
-        layers = sorted({i * student_depth // 4 for i in range(4)})
-    if not isinstance(layers, list | tuple):
-        raise RecipeError(f"feature_layers must be a list of block numbers, got {layers!r}")
-    pairs = []
-    for layer in layers:
-        if isinstance(layer, list | tuple) and len(layer) == 2:
-            student, teacher = layer
-        else:
-            student = layer
-            teacher = layer * teacher_depth // student_depth if isinstance(layer, int) else layer
-        for block, depth, whose in ((student, student_depth, "student"), (teacher, teacher_depth, "teacher")):
-            if isinstance(block, bool) or not isinstance(block, int) or not 0 <= block < depth:
-                raise RecipeError(
-                    f"feature_layers names block {block!r}, the {whose} has blocks 0 to {depth - 1}",
-                    "give block numbers from 0, [student, teacher] pairs, or leave it out for four even ones",
-                )
-        pairs.append((student, teacher))
-    if not pairs:
-        raise RecipeError(
-            "feature_layers is empty", "name at least one block, or leave it out for four even ones"
-        )
-    return tuple(pairs)
+    at_top = shared_nC.gather(-1, answers_nC.argmax(-1, keepdim=True))
+    agree = (at_top == shared_nC.amax(-1, keepdim=True))[:, 0] & (targets != -100)
+    nll = torch.nn.functional.cross_entropy(answers_nC, targets, reduction="sum")
+    return [nll, agree.sum()]

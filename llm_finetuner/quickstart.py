@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from llm_finetuner import assets, comparison, recipe_file
-from llm_finetuner.assembly import Parts, load_rows, load_teacher
+from llm_finetuner.assembly import Parts, load_rows
 from llm_finetuner.benchmark.verdict import Entry
 from llm_finetuner.data import stdlib
 from llm_finetuner.engine import default_device
 from llm_finetuner.errors import OrderError
 from llm_finetuner.models import loading
+from llm_finetuner.named_models import load_teacher
 from llm_finetuner.recipe import Recipe
 from llm_finetuner.trainer import OnEvent, fit
 

@@ -9,6 +9,7 @@ import numbers
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from llm_finetuner import ramp
 from llm_finetuner.errors import RecipeError
 from llm_finetuner.registry import (
     METHODS,
@@ -22,6 +23,7 @@ from llm_finetuner.registry import (
     resolve,
     unknown,
 )
+from llm_finetuner.scheme import Scheme, Term
 
 
 def check_range(name: str, value: Any, low: float, high: float | None, open_low: bool = False) -> None:
@@ -34,16 +36,17 @@ def check_range(name: str, value: Any, low: float, high: float | None, open_low:
         raise RecipeError(f"{name} must be a number {wanted}, got {value!r}")
 
 
-@dataclass(frozen=True)
-class Term:
-    """One term of the loss: `weight` times the mean of `objective` over the positions that count."""
-
-    objective: str
-    weight: float = 1.0
-    options: dict[str, Any] = field(default_factory=dict)
-    layers: list | None = (
-        None  # feature objectives: student blocks, or (student, teacher) pairs; None = four evenly spaced
-    )
+def check_ramp(name: str, value: Any, low: float, high: float | None) -> None:
+    """The same for a number that may change over the run ("4..1"). Raises RecipeError."""
+    if not (isinstance(value, str) and ".." in value):
+        return check_range(name, value, low, high)
+    try:
+        for end in ramp.ends(value):
+            check_range(name, end, low, high)
+    except RecipeError as error:
+        raise RecipeError(
+            error.what if name in error.what else f"{name}: {error.what}", error.hint
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -63,9 +66,34 @@ class Model:
 
 @dataclass(frozen=True)
 class Teacher(Model):
-    """The teacher, and what provides its answers."""
+    """The teacher, and what provides its answers: a model, a cache, an endpoint, several of them."""
 
     kind: str = "live"
+    options: dict[str, Any] = field(default_factory=dict)  # of that kind
+    device: str | None = None  # None: the student's; "auto": spread over what there is, the rest offloaded
+    shuffled: bool = False  # a control: every position gets the answer of another one
+
+
+def members_of(teacher: Teacher) -> list[Teacher]:
+    """The teachers that an ensemble is made of, or the teacher itself. Raises RecipeError."""
+    if teacher.kind != "ensemble":
+        return [teacher]
+    members = teacher.options.get("members")
+    if not isinstance(members, list) or not members:
+        raise RecipeError(
+            f"an ensemble needs members, got {members!r}", "teacher.options.members: [model, model, ...]"
+        )
+    found = []
+    for member in members:
+        settings = {"name": member} if isinstance(member, str) else member
+        known = {f.name for f in dataclasses.fields(Teacher)}
+        if not isinstance(settings, dict) or not settings.keys() <= known:
+            raise RecipeError(
+                f"a member must be a model's name or settings of a teacher, got {member!r}",
+                f"settings: {', '.join(sorted(known))}",
+            )
+        found.append(replace(teacher, kind="live", **{"options": {}, **settings}))
+    return found
 
 
 @dataclass(frozen=True)
@@ -103,6 +131,7 @@ class Data:
 
 
 TRACKERS = ("tensorboard", "wandb")
+PLAIN_METHODS = ("fine_tuning",)  # learn from the data alone
 
 
 @dataclass(frozen=True)
@@ -174,22 +203,43 @@ class Recipe:
             filled["target_modules"] = [filled["target_modules"]]
         object.__setattr__(self, "tuning", Tuning(self.tuning.kind, filled))
         _check_adapter(filled)
+        if self.teacher is not None:
+            kind = resolve(TEACHERS, self.teacher.kind, "kind of teacher")
+            options = fill_options(self.teacher.kind, kind, self.teacher.options)
+            object.__setattr__(self, "teacher", replace(self.teacher, options=options))
+            members_of(self.teacher)
         method(**self.options)  # raises now what would be wrong later
 
     @property
+    def scheme(self) -> Scheme:
+        """What the method comes to, without the terms that do not count."""
+        scheme = resolve(METHODS, self.method)(**self.options)
+        kept = {
+            name: tuple(term for term in getattr(scheme, name) if term.counts)
+            for name in ("terms", "exit_terms", "peer_terms")
+        }
+        return replace(scheme, **kept)
+
+    @property
     def terms(self) -> tuple[Term, ...]:
-        """The terms of the loss that have a weight: a term of weight 0 is neither computed nor read."""
-        terms = resolve(METHODS, self.method)(**self.options)
-        return tuple(term for term in terms if term.weight != 0)
+        """The terms of the student's loss that count."""
+        return self.scheme.terms
+
+    @property
+    def distils(self) -> bool:
+        """Whether anybody teaches: a teacher, peers, or the student itself."""
+        return self.method not in PLAIN_METHODS
 
     @property
     def needs_teacher(self) -> bool:
-        return self.method != "fine_tuning"
+        """Whether the recipe has to name a teacher."""
+        return self.scheme.teacher in ("given", "peers")
 
     def warnings(self) -> list[str]:
         """Settings that will have no effect, or another effect than users expect."""
         said = []
-        names = {term.objective for term in self.terms}
+        scheme = self.scheme
+        names = {term.objective for term in (*scheme.terms, *scheme.exit_terms)}
         if "temperature" in self.options and "forward_kl" not in names:
             why = "output_weight is 0" if "output_weight" in self.options else "alpha is 1"
             said.append(f"temperature={self.options['temperature']} has no effect: {why}")

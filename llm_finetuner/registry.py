@@ -38,6 +38,12 @@ METHODS = {
     "fine_tuning": "llm_finetuner.methods.fine_tuning:fine_tuning",
     "vanilla_distillation": "llm_finetuner.methods.vanilla:vanilla_distillation",
     "feature_distillation": "llm_finetuner.methods.feature:feature_distillation",
+    "relation_distillation": "llm_finetuner.methods.relation:relation_distillation",
+    "distillation": "llm_finetuner.methods.mixture:distillation",
+    "self_distillation": "llm_finetuner.methods.self_teaching:self_distillation",
+    "online_distillation": "llm_finetuner.methods.online:online_distillation",
+    "on_policy_distillation": "llm_finetuner.methods.on_policy:on_policy_distillation",
+    "sequence_distillation": "llm_finetuner.methods.sequence:sequence_distillation",
 }
 TUNINGS = {
     "full": "llm_finetuner.tuning.full:full",
@@ -46,7 +52,12 @@ TUNINGS = {
     "adalora": "llm_finetuner.tuning.adalora:adalora",
 }
 TASKS = {"causal_lm": "llm_finetuner.tasks.causal_lm:CausalLM"}
-TEACHERS = {"live": "llm_finetuner.teachers.live:Live"}
+TEACHERS = {
+    "live": "llm_finetuner.teachers.kinds:live",
+    "ensemble": "llm_finetuner.teachers.kinds:ensemble",
+    "average": "llm_finetuner.teachers.kinds:average",
+    "remote": "llm_finetuner.teachers.remote:remote",
+}
 OPTIMIZERS = {"adamw": "llm_finetuner.optim:adamw", "adamw_8bit": "llm_finetuner.optim:adamw_8bit"}
 SCHEDULES = {
     "constant": "llm_finetuner.optim:constant",

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from llm_finetuner.errors import TrainingError
+from llm_finetuner.errors import RecipeError, TrainingError
 from llm_finetuner.recipe import Recipe
 
 BEGUN = ("log.jsonl", "training.json", "checkpoints")  # any of them beside recipe.yaml is a run
@@ -108,3 +108,23 @@ class Signals:
     def leave(self) -> None:
         """Raise what the signal asked for."""
         raise SystemExit(143) if self.asked == signal.SIGTERM else KeyboardInterrupt
+
+
+def spare_models(recipe: Recipe) -> None:
+    """Refuse an output folder that holds a model which is no run of ours: writing there would destroy it."""
+    folder = Path(recipe.output)
+    for model in (recipe.student, recipe.teacher):
+        if (
+            model
+            and model.name
+            and Path(model.name).is_dir()
+            and folder.resolve() == Path(model.name).resolve()
+        ):
+            raise RecipeError(
+                f"output {recipe.output!r} is the folder of a model of this run", "choose another output"
+            )
+    held = (folder / "config.json").exists() or (folder / "adapter_config.json").exists()
+    if held and not (folder / "recipe.yaml").exists():
+        raise RecipeError(
+            f"output {recipe.output!r} holds a model that is no run of ours", "choose another output"
+        )

@@ -17,11 +17,13 @@ from llm_finetuner.benchmark.quality import evaluate
 from llm_finetuner.data import columns
 from llm_finetuner.data.order import Order
 from llm_finetuner.engine import Engine
-from llm_finetuner.errors import CheckpointError, RecipeError, TrainingError
+from llm_finetuner.errors import CheckpointError, TrainingError
+from llm_finetuner.export.beside import save_beside
 from llm_finetuner.optim import default_rate, rate
 from llm_finetuner.recipe import Recipe
 from llm_finetuner.registry import OPTIMIZERS, SCHEDULES, resolve
-from llm_finetuner.run import Log, Signals, with_whole_paths, writing
+from llm_finetuner.run import Log, Signals, spare_models, with_whole_paths, writing
+from llm_finetuner.teachers.provider import Provider
 from llm_finetuner.tuning.tuned import Tuned
 
 OnEvent = Callable[[str, dict], None]
@@ -48,7 +50,7 @@ def fit(
     Ctrl-C and SIGTERM finish the step, write a checkpoint and raise KeyboardInterrupt or SystemExit(143).
     """
     say = on_event or (lambda kind, record: None)
-    _spare_models(recipe)
+    spare_models(recipe)
     with writing(recipe.output):  # now, and not after the models were loaded
         Path(recipe.output).mkdir(parents=True, exist_ok=True)
     try:
@@ -123,10 +125,13 @@ class _Run:
         """One optimizer step over all its batches; every term is divided once, by the positions of the whole step."""
         began = time.perf_counter()
         built, engine = self.built, self.engine
-        window = [
-            (engine.place(built.task.collate(_rows(built.train, numbers), counted)))
-            for numbers, counted in self.order.step(step)
-        ]
+        drawn = [(_rows(built.train, numbers), counted) for numbers, counted in self.order.step(step)]
+        if built.rollout is not None:
+            written = built.rollout(
+                built.learner.student, [examples for examples, _ in drawn], step, engine.rank
+            )
+            drawn = [(examples, counted) for examples, (_, counted) in zip(written, drawn, strict=True)]
+        window = [engine.place(built.task.collate(examples, counted)) for examples, counted in drawn]
         about = torch.tensor([[built.task.count(b), int(b["attention_mask"].sum())] for b in window]).sum(0)
         count, tokens = engine.sum(about.to(engine.device)).tolist()
         sums: dict[str, torch.Tensor] = {}
@@ -135,7 +140,7 @@ class _Run:
         for i, batch in enumerate(window):
             with engine.quiet(self.learner, last=i == len(window) - 1):
                 answer = built.teacher(batch, built.learner.teacher_want) if built.teacher else None
-                loss, seen = self.learner(batch, answer)
+                loss, seen = self.learner(batch, answer, (step - 1) / max(1, built.steps - 1))
                 # the engine averages gradients over processes, and count is already of all of them
                 engine.backward(loss * (engine.world / max(count, 1)))
             for name, value in {"loss": loss.detach(), **seen}.items():
@@ -155,6 +160,8 @@ class _Run:
             group["lr"] = now
         self.optimizer.step()
         built.tuned.after_step(step)
+        if built.teacher is not None:
+            built.teacher.follow()
         seconds = time.perf_counter() - began
         return {
             "step": step,
@@ -173,7 +180,7 @@ class _Run:
         built, plan = self.built, self.recipe.train
         quality = evaluate(
             built.task, built.learner.student, built.held_out, batch_size=plan.batch_size,
-            vocabulary=built.learner.vocabulary,
+            vocabulary=_width(built.learner.provider),
         )  # fmt: skip
         loss = quality.loss
         if not math.isfinite(loss):  # before a checkpoint keeps such weights
@@ -220,6 +227,8 @@ class _Run:
         checkpoint.restore(self.built.learner, weights)
         self.optimizer.load_state_dict(state["optimizer"])
         self.built.tuned.load_state(state["tuning"])
+        for part, kept in zip(self._moving(), state["moving"], strict=True):
+            part.load_state(kept)
         self.engine.load_scaler_state(state["scaler"])
         checkpoint.set_random_state(state["random"])
         self.best_loss, self.best_step, self.worse = about["best_loss"], about["best_step"], about["worse"]
@@ -230,6 +239,7 @@ class _Run:
             state = {
                 "optimizer": self.optimizer.state_dict(),
                 "tuning": self.built.tuned.state(),
+                "moving": [part.state() for part in self._moving()],
                 "scaler": self.engine.scaler_state(),
                 "random": checkpoint.random_state(),
             }
@@ -245,6 +255,10 @@ class _Run:
             checkpoint.prune(self.folder)
             self.say("checkpoint", {"step": step, "path": str(path)})
         self.engine.wait()
+
+    def _moving(self) -> list:
+        """What else changes from step to step: a teacher that follows the student, a buffer of its own samples."""
+        return [part for part in (self.built.teacher, self.built.rollout) if part is not None]
 
     def _order(self) -> dict[str, int]:
         """What decides which examples a step sees."""
@@ -273,6 +287,7 @@ class _Run:
         }
         if self.engine.main:
             built.tuned.save(self.folder)
+            save_beside(built.learner, built.tokenizer, self.folder)
             if built.tokenizer is not None:
                 built.tokenizer.save_pretrained(str(self.folder))
             (self.folder / "training.json").write_text(json.dumps(metrics, indent=1), encoding="utf-8")
@@ -286,7 +301,8 @@ class _Run:
 
     def _announce(self) -> None:
         built: Assembly = self.built
-        student, teacher = built.learner.student, built.teacher and built.teacher.model
+        student = built.learner.student
+        beside = sum(peer.num_parameters() for peer in built.learner.peers)
         settings = {
             "steps": built.steps,
             "epochs": built.steps / built.steps_per_epoch,
@@ -295,7 +311,7 @@ class _Run:
             "tokens": int(self.order.lengths.sum()),
             "parameters": student.num_parameters(),
             "trainable_parameters": student.num_parameters(only_trainable=True),
-            "teacher_parameters": teacher.num_parameters() if teacher else 0,
+            "teacher_parameters": built.teacher.parameters if built.teacher else beside,
             "device": str(self.engine.device),
             "precision": self.engine.precision,
             "learning_rate": self.peak_rate,
@@ -307,24 +323,9 @@ class _Run:
         self.say("plan", settings)
 
 
-def _spare_models(recipe: Recipe) -> None:
-    """Refuse an output folder that holds a model which is no run of ours: writing there would destroy it."""
-    folder = Path(recipe.output)
-    for model in (recipe.student, recipe.teacher):
-        if (
-            model
-            and model.name
-            and Path(model.name).is_dir()
-            and folder.resolve() == Path(model.name).resolve()
-        ):
-            raise RecipeError(
-                f"output {recipe.output!r} is the folder of a model of this run", "choose another output"
-            )
-    held = (folder / "config.json").exists() or (folder / "adapter_config.json").exists()
-    if held and not (folder / "recipe.yaml").exists():
-        raise RecipeError(
-            f"output {recipe.output!r} holds a model that is no run of ours", "choose another output"
-        )
+def _width(provider: Provider) -> int | None:
+    """How many columns of the logits name a token of both, where they are the first ones."""
+    return provider.columns if isinstance(provider.columns, int) else None
 
 
 def _rows(dataset, numbers: list[int]) -> list[dict]:

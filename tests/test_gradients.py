@@ -7,7 +7,7 @@ import torch
 from conftest import build_gpt2, build_llama, prepared_rows
 
 from llm_finetuner.assembly import Parts
-from llm_finetuner.learner import layer_pairs
+from llm_finetuner.layer_maps import layer_pairs
 from llm_finetuner.recipe import Model, Recipe, Teacher, Train
 from llm_finetuner.trainer import fit
 

@@ -8,8 +8,9 @@ import transformers
 from conftest import build_gpt2, build_llama, build_tokenizer, prepared_rows
 from test_gradients import assert_close, gradient_of_fit, reference, sgd  # noqa: F401
 
-from llm_finetuner import learner
-from llm_finetuner.assembly import Parts, common_vocabulary
+from llm_finetuner import chunks
+from llm_finetuner.assembly import Parts
+from llm_finetuner.checks import common_vocabulary
 from llm_finetuner.errors import ModelError
 from llm_finetuner.models.loading import check_head
 from llm_finetuner.recipe import Model, Recipe, Teacher, Train
@@ -61,7 +62,7 @@ def test_chunks_have_the_gradient_of_the_models_own_logits(tmp_path, monkeypatch
     whole, _ = gradient_of_fit(tmp_path, student, teacher, rows, "vanilla_distillation", **options)
     assert len(sizes) == 2 and min(sizes) > 6  # two batches
     sizes.clear()
-    monkeypatch.setattr(learner, "LOGITS_A_CHUNK", 3 * V)
+    monkeypatch.setattr(chunks, "LOGITS_A_CHUNK", 3 * V)
     pieces, record = gradient_of_fit(tmp_path, student, teacher, rows, "vanilla_distillation", **options)
     assert len(sizes) > 4 and max(sizes) == 3
     assert_close(pieces, whole, tolerance)

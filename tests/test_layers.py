@@ -12,11 +12,49 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "llm_finetuner"
 LAYERS = [  # bottom first; a name is a folder, or a file without .py
-    {"objectives", "models", "log_space", "sequences", "ranges", "output", "errors"},
-    {"engine", "data", "tuning", "recipe", "recipe_file", "registry", "optim", "checkpoint", "run", "assets"},
-    {"assembly", "learner", "tasks", "teachers", "methods", "benchmark", "report", "export"},
+    {
+        "objectives",
+        "models",
+        "log_space",
+        "sequences",
+        "ranges",
+        "ramp",
+        "chunks",
+        "layer_maps",
+        "output",
+        "errors",
+    },
+    {
+        "engine",
+        "data",
+        "tuning",
+        "scheme",
+        "recipe",
+        "recipe_file",
+        "registry",
+        "optim",
+        "checkpoint",
+        "run",
+        "assets",
+    },
+    {
+        "assembly",
+        "terms",
+        "learner",
+        "checks",
+        "named_models",
+        "rollout",
+        "writing",
+        "tasks",
+        "teachers",
+        "methods",
+        "benchmark",
+        "report",
+        "search",
+        "export",
+    },
     {"trainer"},
-    {"finetuner", "judging", "setup_methods", "comparison", "quickstart"},
+    {"finetuner", "judging", "setup_methods", "comparison", "quickstart", "sweep"},
     {"cli"},
     {"finetune_cli"},
 ]
@@ -26,6 +64,7 @@ ONLY_IN = {  # who alone may import it, at the top or inside a function
     "accelerate": ("engine.py",),
     "rich": ("cli/",),
     "questionary": ("cli/",),
+    "optuna": ("search/optuna_search.py",),
     "bitsandbytes": ("tuning/qlora.py", "models/loading.py", "optim.py"),  # optim.py: the 8-bit AdamW
 }
 LIGHT = {"errors", "registry", "recipe", "recipe_file", "methods", "cli", "finetune_cli"}

@@ -1,8 +1,10 @@
 """Learn from the data alone."""
 
-from llm_finetuner.recipe import Term
+from llm_finetuner.recipe import check_range
+from llm_finetuner.scheme import Scheme, Term
 
 
-def fine_tuning() -> tuple[Term, ...]:
+def fine_tuning(*, label_smoothing: float = 0.0) -> Scheme:
     """Cross-entropy on the counted tokens."""
-    return (Term("cross_entropy"),)
+    check_range("label_smoothing", label_smoothing, 0, 0.99)
+    return Scheme((Term("cross_entropy", 1.0, {"label_smoothing": label_smoothing}),), teacher="none")

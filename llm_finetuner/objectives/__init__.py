@@ -6,7 +6,7 @@ student_features, teacher_features      [N, D] hidden states of one pair of bloc
 student_hidden, teacher_hidden          [N, Ds], [N, Dt] the same as they are: for losses that compare no widths
 student_embeddings, teacher_embeddings  [N, D] what goes into the first block, the student's already projected
 student_attention, teacher_attention    [N, H, T] where each position looks: probabilities over its sequence's tokens
-student_states, teacher_states          {"query", "key", "value"} of one pair of blocks, each [N, D] (heads side by side)
+student_states, teacher_states          {"query", "key", "value"} of one pair of blocks, each [N, D], heads side by side
 examples                                [N] the sequence of the batch that a position belongs to, ascending
 
 Parameters after * are options that a recipe sets. Each returns one loss a position, [n] or [N]: nats, or squared units.

@@ -1,11 +1,12 @@
 """Next-token prediction: the row of token t is answered by the label of token t + 1.
 
-Shapes: B sequences, T tokens, D hidden width, N positions that count.
+Shapes: B sequences, T tokens, D hidden width, H heads, N positions that count.
 """
 
 import torch
 from torch import Tensor, nn
 
+from llm_finetuner.models.anatomy import capture, expose_attention
 from llm_finetuner.models.loading import blocks_of, head_of
 from llm_finetuner.output import Output, Want
 
@@ -41,6 +42,8 @@ class CausalLM:
             "attention_mask": pad("attention_mask", 0),
             "labels": pad("labels", IGNORE),
         }
+        if any(example.get("sampled") for example in examples):
+            batch["sampled"] = torch.tensor([bool(example.get("sampled")) for example in examples])
         if not counted:
             batch["labels"].fill_(IGNORE)
         return batch
@@ -49,11 +52,15 @@ class CausalLM:
         """Positions that count: labels but the first, which nothing predicts."""
         return int((batch["labels"][:, 1:] != IGNORE).sum())
 
+    def prepare(self, model: nn.Module, want: Want) -> None:
+        """Make a model ready to be asked for `want`."""
+        if want.attention:
+            expose_attention(model)
+
     def run(self, model: nn.Module, batch: dict[str, Tensor], want: Want) -> Output:
         """One forward pass of the trunk; the head is left to the caller, position by position."""
         mask_BT = batch["labels"][:, 1:] != IGNORE
-        features: dict[int, Tensor] = {}
-        hooks = [self._capture(blocks_of(model)[layer], layer, features) for layer in want.layers]
+        kept, hooks = capture(model, want)
         try:
             said = model.base_model(
                 input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
@@ -61,17 +68,28 @@ class CausalLM:
         finally:
             for hook in hooks:
                 hook.remove()
+
+        def pick(x_BTD: Tensor) -> Tensor:
+            return x_BTD[:, :-1][mask_BT]
+
+        examples, targets = mask_BT.nonzero()[:, 0], batch["labels"][:, 1:][mask_BT]
+        if "sampled" in batch:  # [B]: what the student wrote itself is no ground truth
+            targets = torch.where(batch["sampled"][examples], IGNORE, targets)
         return Output(
-            rows=said.last_hidden_state[:, :-1][mask_BT],
+            rows=pick(said.last_hidden_state),
             head=head_of(model),
-            features={layer: hidden_BTD[:, :-1][mask_BT] for layer, hidden_BTD in features.items()},
-            targets=batch["labels"][:, 1:][mask_BT],
-            examples=mask_BT.nonzero()[:, 0],
+            features={block: pick(x) for (kind, block), x in kept.items() if kind == "features"},
+            attention={
+                block: pick(maps_BHTT.transpose(1, 2))
+                for (kind, block), maps_BHTT in kept.items()
+                if kind == "attention"
+            },
+            states={
+                block: {role: pick(x) for role, x in roles.items()}
+                for (kind, block), roles in kept.items()
+                if kind == "states"
+            },
+            embeddings=pick(kept["embeddings", 0]) if want.embeddings else None,
+            targets=targets,
+            examples=examples,
         )
-
-    @staticmethod
-    def _capture(block: nn.Module, layer: int, features: dict[int, Tensor]):
-        def keep(_module, _inputs, output):
-            features[layer] = output[0] if isinstance(output, tuple) else output
-
-        return block.register_forward_hook(keep)

@@ -1,29 +1,66 @@
 """A frozen model that answers each batch as it comes."""
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from llm_finetuner.output import Output, Want
+from llm_finetuner.checks import check_rows, common_vocabulary
+from llm_finetuner.models import loading
+from llm_finetuner.output import Columns, Output, Want
+from llm_finetuner.scheme import Term
+from llm_finetuner.teachers.provider import Context, Provider
 
 
-class Live:
-    """Eval mode, no gradients, no cache, no dropout, in its own dtype whatever autocast the student runs under."""
+class Live(Provider):
+    """Eval mode, no gradients, no cache, no dropout, in its own dtype whatever autocast the student runs under.
 
-    def __init__(self, task, model: nn.Module):
-        self.task = task
+    It may stand on another device than the student: batches go there, answers come back.
+    """
+
+    def __init__(self, task, model: nn.Module, columns: Columns = None):
+        self.task, self.columns = task, columns
         self.model = model.eval().requires_grad_(False)
-        self.device_type = next(model.parameters()).device.type
+        self.device = model.get_input_embeddings().weight.device
+        self.width, self.depth = task.width(model), task.depth(model)
+        self.parameters = model.num_parameters()
+
+    def prepare(self, want: Want, terms: Sequence[Term]) -> None:
+        self.task.prepare(self.model, want)
 
     @torch.no_grad()
     def __call__(self, batch: dict[str, Tensor], want: Want) -> Output:
+        home = batch["input_ids"].device
         self.model.eval()
-        with torch.autocast(self.device_type, enabled=False):
-            said = self.task.run(self.model, batch, want)
+        with torch.autocast(self.device.type, enabled=False):
+            said = self.task.run(self.model, moved(batch, self.device), want)
 
         def head(rows_nD: Tensor) -> Tensor:
-            with torch.no_grad(), torch.autocast(self.device_type, enabled=False):
-                return said.head(rows_nD)
+            with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+                return self.view(said.head(rows_nD)).to(home)
 
-        return replace(said, head=head)
+        near = {name: moved(getattr(said, name), home) for name in ("features", "attention", "states")}
+        if said.embeddings is not None:
+            near["embeddings"] = said.embeddings.to(home)
+        return replace(
+            said, head=head, targets=said.targets.to(home), examples=said.examples.to(home), **near
+        )
+
+    def check(self, rows: Any) -> None:
+        check_rows(rows, self.model)
+
+
+def live_teacher(model: nn.Module, tokenizer: Any, name: str, context: Context) -> Provider:
+    """A model as the teacher of a student, whose tokens it must share. Raises ModelError."""
+    loading.check_head(model, name)
+    columns = common_vocabulary(context.task, context.student, model, context.tokenizer, tokenizer)
+    return Live(context.task, model, columns)
+
+
+def moved(value: Any, device: torch.device) -> Any:
+    """Tensors of nested dicts on a device."""
+    if isinstance(value, dict):
+        return {key: moved(item, device) for key, item in value.items()}
+    return value.to(device)

@@ -1,38 +1,37 @@
-"""What every teacher is to the loop: something that answers a batch. A kind of teacher is one file and one registry line.
+"""What every teacher is to the loop: something that answers a batch. A kind is one file and one line.
 
 A registered builder is called as `builder(spec, context, **options)` and returns a Provider.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from llm_finetuner.output import Columns, Output, Want
+from llm_finetuner.output import Columns, Output, Want, select
+from llm_finetuner.scheme import Term
 
 
 @dataclass
 class Context:
-    """What a teacher is built for. `models` are live ones that stand in for those that the recipe names."""
+    """What a teacher is built for."""
 
     task: Any
     student: nn.Module
     tokenizer: Any  # the student's, or None where the rows came prepared
     device: torch.device
     note: Callable[[str], None]  # tells the user something
-    want: Want = Want()  # what the terms will read of the teacher, where that is known before it is built
     seed: int = 0
     folder: str = ""  # of the run
-    models: list[nn.Module] = field(default_factory=list)
-    tokenizers: list[Any] = field(default_factory=list)  # of those models
 
 
 class Provider:
     """Answers batches: callable as (batch, want) -> Output, without gradients. The positions are the student's.
 
-    Its rows slice by position, and its head gives [n, C] logits (or log-probabilities) for `columns` of the student's.
+    Its rows can be indexed by a slice or a tensor of positions, and its head gives [n, C] logits (or
+    log-probabilities) for `columns` of the student's.
     """
 
     columns: Columns = None  # the student's logits that it speaks of
@@ -42,6 +41,24 @@ class Provider:
 
     def __call__(self, batch: dict[str, Tensor], want: Want) -> Output:
         raise NotImplementedError
+
+    def view(self, logits_nV: Tensor) -> Tensor:
+        """The student's logits as the teacher's answers are: [n, V] -> [n, C]."""
+        return select(logits_nV, self.columns)
+
+    def place(self, targets_n: Tensor) -> Tensor:
+        """Where the target tokens stand in the answers, -100 for those that do not: [n] -> [n]."""
+        if not isinstance(self.columns, Tensor):
+            return targets_n
+        known = torch.isin(targets_n, self.columns)
+        order = self.columns.argsort()
+        places = order[
+            torch.searchsorted(self.columns[order], targets_n.clamp(min=0)).clamp(max=len(order) - 1)
+        ]
+        return torch.where(known, places, -100)
+
+    def prepare(self, want: Want, terms: Sequence[Term]) -> None:
+        """Called once, with what will be read. Raises RecipeError where these terms cannot be answered."""
 
     def check(self, rows: Any) -> None:
         """Raise DataError where prepared rows cannot be answered."""

@@ -1,0 +1,52 @@
+"""Whether rows, student and teacher fit together, asked before time is spent."""
+
+from typing import Any
+
+from torch import nn
+
+from llm_finetuner.data import columns
+from llm_finetuner.data.examples import IGNORED
+from llm_finetuner.errors import DataError, ModelError
+from llm_finetuner.models import loading
+
+
+def common_vocabulary(task, student, teacher, tokenizer, teacher_tokenizer) -> int | None:
+    """Columns of the logits that name a token of both; None when all do. Raises ModelError when the tokens differ.
+
+    Checkpoints pad their vocabulary to different widths; the padding names no token and is masked on both sides.
+    """
+    ours, theirs = task.vocabulary(student), task.vocabulary(teacher)
+    if tokenizer is None or teacher_tokenizer is None:
+        if ours != theirs:
+            raise ModelError(
+                f"the student has {ours} logits and the teacher {theirs}; without tokenizers nobody knows which",
+                "give both models with their tokenizers",
+            )
+        return None
+    same, why = loading.same_vocabulary(tokenizer, teacher_tokenizer)
+    if not same:
+        raise ModelError(
+            f"student and teacher have different tokenizers: {why}",
+            "take a teacher with the student's tokenizer; distilling across tokenizers is planned, not there yet",
+        )
+    tokens = max(tokenizer.get_vocab().values()) + 1
+    return None if ours == theirs <= tokens else min(tokens, ours, theirs)
+
+
+def check_rows(rows: Any, model: nn.Module) -> None:
+    """Raise DataError when the rows do not fit the model: token ids or lengths out of range, nothing to learn from."""
+    size, positions = model.get_input_embeddings().num_embeddings, loading.positions_of(model)
+    highest = max(int(ids.max()) for ids in columns.flat(rows, "input_ids"))
+    longest = int(columns.lengths(rows).max())
+    if highest >= size:
+        raise DataError(
+            f"token id {highest} does not exist: the model knows ids 0 to {size - 1}",
+            "prepare the data with the tokenizer of this model",
+        )
+    if positions and longest > positions:
+        raise DataError(
+            f"a row has {longest} tokens, the model has {positions} positions",
+            "prepare with a smaller max_length",
+        )
+    if not any((labels != IGNORED).any() for labels in columns.flat(rows, "labels")):
+        raise DataError("no token of the data counts", "labels must hold more than -100")

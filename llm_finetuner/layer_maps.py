@@ -1,0 +1,61 @@
+"""Which block of the student learns from which of the teacher. Blocks are numbered from 0."""
+
+from collections.abc import Callable
+
+from llm_finetuner.errors import RecipeError
+
+Pairs = tuple[tuple[int, int], ...]  # (student block, teacher block)
+
+
+def _relative(block: int, student: int, teacher: int) -> int:
+    """The teacher block that ends at the same relative depth, TinyBERT's uniform map (arXiv 1909.10351)."""
+    return (block + 1) * teacher // student - 1
+
+
+NAMED: dict[str, Callable[[int, int], list[tuple[int, int]]]] = {  # of the two depths
+    "uniform": lambda s, t: [(i, _relative(i, s, t)) for i in range(s)],
+    "skip": lambda s, t: [
+        (i, _relative(i, s, t)) for i in range(max(s - 1, 1))
+    ],  # PKD-Skip (arXiv 1908.09355)
+    "last": lambda s, t: [(i, max(t - s + i, 0)) for i in range(s)],  # PKD-Last: the teacher's last blocks
+    "first-last": lambda s, t: sorted({(0, 0), (s - 1, t - 1)}),
+    "final": lambda s, t: [(s - 1, t - 1)],
+}
+
+
+def layer_pairs(layers: str | list | None, student_depth: int, teacher_depth: int) -> Pairs:
+    """Pairs of blocks of a named map or a list. None: four evenly spaced student blocks, 12 -> 0, 3, 6, 9.
+
+    A student block alone is paired with the teacher block i * teacher_depth // student_depth. Raises RecipeError.
+    """
+    if isinstance(layers, str):
+        if layers not in NAMED:
+            raise RecipeError(
+                f"feature_layers names no map {layers!r}",
+                f"maps: {', '.join(NAMED)}; or give block numbers from 0",
+            )
+        return tuple(NAMED[layers](student_depth, teacher_depth))
+    if layers is None:
+        layers = sorted({i * student_depth // 4 for i in range(4)})
+    if not isinstance(layers, list | tuple):
+        raise RecipeError(f"feature_layers must be a list of block numbers, got {layers!r}")
+    pairs = []
+    for layer in layers:
+        if isinstance(layer, list | tuple) and len(layer) == 2:
+            student, teacher = layer
+        else:
+            student = layer
+            teacher = layer * teacher_depth // student_depth if isinstance(layer, int) else layer
+        for block, depth, whose in ((student, student_depth, "student"), (teacher, teacher_depth, "teacher")):
+            if isinstance(block, bool) or not isinstance(block, int) or not 0 <= block < depth:
+                raise RecipeError(
+                    f"feature_layers names block {block!r}, the {whose} has blocks 0 to {depth - 1}",
+                    "give block numbers from 0, [student, teacher] pairs, a named map, or leave it out for four "
+                    "even ones",
+                )
+        pairs.append((student, teacher))
+    if not pairs:
+        raise RecipeError(
+            "feature_layers is empty", "name at least one block, or leave it out for four even ones"
+        )
+    return tuple(pairs)

@@ -1,0 +1,130 @@
+"""Parts of a transformers model that have another name in every family: found by what they do.
+
+Shapes: B sequences, T tokens, D width, H heads.
+"""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from llm_finetuner.errors import ModelError
+from llm_finetuner.models.loading import blocks_of
+from llm_finetuner.output import Want
+
+SEPARATE = {
+    "query": ("q_proj", "query", "q_lin"),
+    "key": ("k_proj", "key", "k_lin"),
+    "value": ("v_proj", "value", "v_lin"),
+}
+FUSED = ("c_attn",)  # query, key and value side by side in one output
+
+
+def final_norm_of(model: nn.Module) -> nn.Module:
+    """A trainable copy of the norm behind the last block: [N, D] -> [N, D]. Raises ModelError where there is none."""
+    return copy.deepcopy(model.base_model.get_submodule(_final_norm(model))).requires_grad_(True)
+
+
+def replace_final_norm(model: nn.Module, norm: nn.Module) -> None:
+    """Put another norm behind the last block."""
+    model.base_model.set_submodule(_final_norm(model), norm)
+
+
+@torch.no_grad()
+def _final_norm(model: nn.Module) -> str:
+    """The name of the module with weights whose output is the trunk's."""
+    inside = set(blocks_of(model)[-1].modules())
+    seen: list[tuple[str, Tensor]] = []
+    hooks = [
+        module.register_forward_hook(lambda _m, _i, output, name=name: seen.append((name, output)))
+        for name, module in model.base_model.named_modules()
+        if not list(module.children()) and list(module.parameters()) and module not in inside
+    ]
+    ids_BT = torch.zeros(1, 2, dtype=torch.long, device=model.get_input_embeddings().weight.device)
+    training = model.training
+    model.eval()
+    try:
+        end = model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
+    finally:
+        for hook in hooks:
+            hook.remove()
+        model.train(training)
+    found = next(
+        (name for name, output in reversed(seen) if output.shape == end.shape and output.equal(end)), None
+    )
+    if found is None:
+        raise ModelError(
+            f"{type(model).__name__} has no norm behind its last block that an early exit could begin with",
+            "self_distillation by average works with any model",
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class Attention:
+    """The attention module of a block, and the layers in it that make queries, keys and values."""
+
+    module: nn.Module
+    separate: dict[str, nn.Module]  # empty where they are fused
+    fused: nn.Module | None
+
+
+def attention_of(block: nn.Module) -> Attention:
+    """Find the attention of a block. Raises ModelError for a family whose projections have unknown names."""
+    for module in block.modules():
+        children = dict(module.named_children())
+        separate = {
+            role: children[name] for role, names in SEPARATE.items() for name in names if name in children
+        }
+        if len(separate) == len(SEPARATE):
+            return Attention(module, separate, None)
+        for name in FUSED:
+            if name in children:
+                return Attention(module, {}, children[name])
+    raise ModelError(
+        f"{type(block).__name__} has no query, key and value layers of a known name",
+        "attention and value relations are not available for this model: compare hidden states",
+    )
+
+
+def expose_attention(model: nn.Module) -> None:
+    """Have the model form its attention maps, which fused kernels never do: slower, but they can be read."""
+    model.set_attn_implementation("eager")
+
+
+def capture(model: nn.Module, want: Want) -> tuple[dict, list]:
+    """Hook what is wanted, and nothing else: ({(kind, block): tensor or tensors by role}, the hooks to remove)."""
+    kept: dict[tuple[str, int], Tensor | dict[str, Tensor]] = {}
+    blocks, hooks = blocks_of(model), []
+
+    def keep(place: tuple[str, int], take):
+        return lambda _module, _inputs, output: kept.__setitem__(place, take(output))
+
+    def keep_role(block: int, role: str):
+        return lambda _module, _inputs, output: kept.setdefault(("states", block), {}).update({role: output})
+
+    def keep_input(_module, args, kwargs):
+        kept["embeddings", 0] = args[0] if args else kwargs["hidden_states"]
+
+    for block in want.layers:
+        hooks.append(blocks[block].register_forward_hook(keep(("features", block), _first)))
+    for block in want.attention:
+        module = attention_of(blocks[block]).module
+        hooks.append(module.register_forward_hook(keep(("attention", block), lambda output: output[1])))
+    for block in want.states:
+        found = attention_of(blocks[block])
+        if found.fused is not None:
+            hooks.append(found.fused.register_forward_hook(keep(("states", block), _split)))
+        hooks += [m.register_forward_hook(keep_role(block, role)) for role, m in found.separate.items()]
+    if want.embeddings:
+        hooks.append(blocks[0].register_forward_pre_hook(keep_input, with_kwargs=True))
+    return kept, hooks
+
+
+def _first(output: Tensor | tuple) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output
+
+
+def _split(fused_BTD: Tensor) -> dict[str, Tensor]:
+    return dict(zip(SEPARATE, fused_BTD.chunk(3, dim=-1), strict=True))

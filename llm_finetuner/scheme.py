@@ -1,0 +1,65 @@
+"""What a method comes to: the terms of the loss, who answers, and where the examples come from."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Term:
+    """One term of the loss: `weight` times the mean of `objective` over the positions that count.
+
+    The weight and an option called temperature are numbers, or ramps over the run such as "4..1" (see ramp.py).
+    """
+
+    objective: str
+    weight: float | str = 1.0
+    options: dict[str, Any] = field(default_factory=dict)
+    layers: str | list | None = (
+        None  # a named map, student blocks, or (student, teacher) pairs; None: four even ones
+    )
+    projection: Literal["linear", "orthogonal"] = "linear"  # how a projection between unlike widths starts
+
+    @property
+    def counts(self) -> bool:
+        """A term of weight 0 is neither computed nor read."""
+        return self.weight != 0
+
+
+@dataclass(frozen=True)
+class OnPolicy:
+    """Examples that the student writes itself, in place of a share of the data's."""
+
+    share: float  # of the examples of a step: GKD's lambda
+    max_new_tokens: int
+    sampling_temperature: float
+    replay: int  # samples kept to be learned from again; 0: each is used once
+
+
+@dataclass(frozen=True)
+class Writing:
+    """Completions that the teacher writes before the training, in place of the data's."""
+
+    max_new_tokens: int
+    sampling_temperature: float  # 0: the most probable token each time
+    samples: int  # completions a prompt
+    keep_data: bool  # learn from the data's own rows too
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """What a method comes to: the terms of the loss, who answers, and where the examples come from.
+
+    teacher: "given" asks the recipe's teacher; "average" the moving average of the student; "peers" students that
+    learn beside it; "none" nobody.
+    """
+
+    terms: tuple[Term, ...]
+    teacher: Literal["given", "average", "peers", "none"] = "given"
+    teacher_options: dict[str, Any] = field(default_factory=dict)
+    exits: list[int] | None = (
+        None  # student blocks whose own exits learn from the last one; []: the middle one
+    )
+    exit_terms: tuple[Term, ...] = ()
+    peer_terms: tuple[Term, ...] = ()  # what the peers learn by
+    on_policy: OnPolicy | None = None
+    writing: Writing | None = None

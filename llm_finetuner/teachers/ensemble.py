@@ -1,0 +1,130 @@
+"""Several teachers as one: a weighted mixture of their distributions, or of their logits.
+
+Shapes: N positions that count, n a slice of them, C columns that all know, M members.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from llm_finetuner.chunks import LOGITS_A_CHUNK
+from llm_finetuner.errors import RecipeError
+from llm_finetuner.output import Output, Want, at_least_float32
+from llm_finetuner.scheme import Term
+from llm_finetuner.teachers.provider import Provider
+
+
+@dataclass
+class _Rows:
+    """The rows of every member, and the log weight of each at each position [N, M], sliced together."""
+
+    parts: list
+    log_weights_NM: Tensor
+
+    def __getitem__(self, piece: slice | Tensor) -> "_Rows":
+        return _Rows([part[piece] for part in self.parts], self.log_weights_NM[piece])
+
+    def __len__(self) -> int:
+        return len(self.log_weights_NM)
+
+
+class Ensemble(Provider):
+    """mixture "probabilities": the mean distribution, log sum of w_m p_m; "logits": that of the mean logits.
+
+    The mixture is one distribution, which a temperature softens as it would a single teacher's. weights "loss" trusts,
+    for each example, member m in proportion to exp(-loss of m on that example, nats a token). Hidden states are not
+    averaged: an ensemble of several has none.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[Provider],
+        weights: list[float] | str | None = None,
+        mixture: str = "probabilities",
+    ):
+        """weights None: all the same. Raises RecipeError."""
+        if mixture not in ("probabilities", "logits"):
+            raise RecipeError(f"mixture must be probabilities or logits, got {mixture!r}")
+        self.members, self.mixture = list(members), mixture
+        self.weights = None if weights == "loss" else _shares(weights, len(members))
+        self.columns = members[0].columns
+        self.parameters = sum(member.parameters for member in members)
+        if len(members) == 1:
+            self.width, self.depth = members[0].width, members[0].depth
+
+    def prepare(self, want: Want, terms: Sequence[Term]) -> None:
+        if len(self.members) > 1 and want != Want():
+            raise RecipeError(
+                "an ensemble has answers but no hidden states of its own",
+                "take response terms only, or one teacher for the feature and relation terms",
+            )
+        for member in self.members:
+            member.prepare(want, terms)
+
+    def __call__(self, batch: dict[str, Tensor], want: Want) -> Output:
+        said = [member(batch, want) for member in self.members]
+        if len(said) == 1:
+            return said[0]
+        first = said[0]
+        log_weights_NM = self._by_loss(said) if self.weights is None else self._fixed(first)
+        known = [output.known for output in said if output.known is not None]
+        return Output(
+            rows=_Rows([output.rows for output in said], log_weights_NM),
+            head=lambda rows: self._mix(
+                [o.head(part) for o, part in zip(said, rows.parts, strict=True)], rows
+            ),
+            targets=first.targets,
+            examples=first.examples,
+            known=torch.stack(known).all(0) if known else None,
+        )
+
+    def check(self, rows) -> None:
+        for member in self.members:
+            member.check(rows)
+
+    def _fixed(self, output: Output) -> Tensor:
+        return self.weights.log().to(output.targets.device).expand(len(output.targets), -1)
+
+    def _mix(self, answers: list[Tensor], rows: _Rows) -> Tensor:
+        """[n, C] of each member -> [n, C], in float32 and log space."""
+        weights_nM = rows.log_weights_NM
+        if self.mixture == "logits":
+            return sum(
+                at_least_float32(a) * w.exp()[:, None] for a, w in zip(answers, weights_nM.T, strict=True)
+            )
+        logs = [torch.log_softmax(at_least_float32(answer), -1) for answer in answers]
+        return torch.stack([x + w[:, None] for x, w in zip(logs, weights_nM.T, strict=True)]).logsumexp(0)
+
+    def _by_loss(self, said: list[Output]) -> Tensor:
+        """Log weights [N, M] from every member's mean loss on each example."""
+        examples = said[0].examples
+        losses = torch.stack([self._losses(output) for output in said], -1)
+        return torch.log_softmax(-losses, -1)[examples]
+
+    def _losses(self, output: Output) -> Tensor:
+        """Mean nats a token of each example: [B]."""
+        targets = self.place(output.targets)
+        pieces, start, size = [], 0, 256
+        while start < len(targets):
+            piece = slice(start, start + size)
+            answers_nC = at_least_float32(output.head(output.rows[piece]))
+            pieces.append(torch.nn.functional.cross_entropy(answers_nC, targets[piece], reduction="none"))
+            start, size = start + size, max(1, LOGITS_A_CHUNK // answers_nC.shape[-1])
+        nll_N = torch.cat(pieces) if pieces else targets.new_zeros(0, dtype=torch.float32)
+        count = int(output.examples.max()) + 1 if len(targets) else 0
+        sums = nll_N.new_zeros(count).index_add(0, output.examples, nll_N)
+        return sums / torch.bincount(output.examples, minlength=count).clamp(min=1)
+
+
+def _shares(weights: list[float] | str | None, count: int) -> Tensor:
+    """Weights that sum to one. Raises RecipeError."""
+    weights = [1.0] * count if weights is None else weights
+    numbers = isinstance(weights, list) and all(isinstance(w, int | float) and w >= 0 for w in weights)
+    if not numbers or len(weights) != count or not sum(weights):
+        raise RecipeError(
+            f"weights of {count} teachers must be {count} numbers from 0, or loss; got {weights!r}",
+            "leave them out to weigh all the same",
+        )
+    return torch.tensor(weights, dtype=torch.float64) / sum(weights)

@@ -1,0 +1,49 @@
+"""The kinds of teachers and their options. Heavy imports stand inside, so that naming a kind costs nothing.
+
+Each takes (spec, context) and, after *, the options that a recipe sets; each returns a Provider.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llm_finetuner.recipe import Teacher, members_of
+
+if TYPE_CHECKING:
+    from llm_finetuner.teachers.provider import Context, Provider
+
+
+def live(spec: Teacher, context: Context) -> Provider:
+    """A model that answers each batch as it comes."""
+    from llm_finetuner.models import loading
+    from llm_finetuner.named_models import load_teacher
+    from llm_finetuner.teachers.live import live_teacher
+
+    model = load_teacher(spec, context.device)
+    return live_teacher(model, loading.load_tokenizer(spec.name), spec.name, context)
+
+
+def ensemble(
+    spec: Teacher,
+    context: Context,
+    *,
+    members: list | None = None,
+    weights: list[float] | str | None = None,
+    mixture: str = "probabilities",
+) -> Provider:
+    """Several teachers as one: members are names or mappings of a teacher's settings, weights are numbers or "loss"."""
+    from llm_finetuner.registry import TEACHERS, resolve
+    from llm_finetuner.teachers.ensemble import Ensemble
+
+    built = []
+    for member in members_of(spec):
+        kind = resolve(TEACHERS, member.kind, "kind of teacher")
+        built.append(kind(member, context, **member.options))
+    return Ensemble(built, weights, mixture)
+
+
+def average(spec: Teacher, context: Context, *, decay: float = 0.999) -> Provider:
+    """The moving average of the student's own weights."""
+    from llm_finetuner.teachers.average import Average
+
+    return Average(context.task, context.student, decay)

@@ -1,0 +1,41 @@
+"""A control: every position hears the answer meant for another. What still helps then is not what the teacher knows."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llm_finetuner.output import Output, Want
+from llm_finetuner.teachers.provider import Provider
+
+
+class Shuffled(Provider):
+    """Rolls all that a teacher says by half the positions of a batch, so mostly into another sequence."""
+
+    def __init__(self, inner: Provider):
+        self.inner = inner
+        self.columns, self.width, self.depth = inner.columns, inner.width, inner.depth
+        self.parameters = inner.parameters
+
+    def __call__(self, batch: dict[str, Tensor], want: Want) -> Output:
+        said = self.inner(batch, want)
+        order_N = torch.arange(len(said.targets)).roll(len(said.targets) // 2).to(said.targets.device)
+
+        def roll(value: Any) -> Any:
+            return {k: roll(v) for k, v in value.items()} if isinstance(value, dict) else value[order_N]
+
+        told = {name: roll(getattr(said, name)) for name in ("features", "attention", "states")}
+        for name in ("embeddings", "known"):
+            if getattr(said, name) is not None:
+                told[name] = roll(getattr(said, name))
+        return replace(said, rows=said.rows[order_N], **told)
+
+    def view(self, logits_nV: Tensor) -> Tensor:
+        return self.inner.view(logits_nV)
+
+    def place(self, targets_n: Tensor) -> Tensor:
+        return self.inner.place(targets_n)
+
+    def check(self, rows: Any) -> None:
+        self.inner.check(rows)
