@@ -123,7 +123,7 @@ def test_a_teacher_that_is_not_better(models, tokenizer, rows):
 
 def test_too_few_examples_settle_nothing(models, tokenizer, rows):
     found = judged(models, tokenizer, rows[:8], teacher="teacher", distilled=40, baseline_steps=12)
-    assert found["paid"] == "unclear" and "8 examples are too few" in found["sentence"]
+    assert found["paid"] == "unclear" and "lower on 8 examples only, too few" in found["sentence"]
     assert any("Only 8 examples" in warning for warning in found["warnings"])
 
 

@@ -141,7 +141,8 @@ def test_missing_run_fails_with_1(capsys, tmp_path):
 
 
 def test_output_with_a_run_is_refused(capsys, tmp_path):
-    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "recipe.yaml").write_text("method: fine_tuning\n")
+    (tmp_path / "log.jsonl").write_text("")
     assert main([*DISTILL, "--output", str(tmp_path)]) == 2
     err = capsys.readouterr().err
     assert "already holds a run" in err and "resume" in err and "--overwrite" in err

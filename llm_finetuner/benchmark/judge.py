@@ -14,6 +14,7 @@ ENOUGH = 30  # examples; a bootstrap interval over fewer is too narrow
 MUCH = 0.05  # a rise of the calibration error that is worth a warning
 JUDGED = ("distilled", "tuned")  # roles that a sentence is said about
 SAID = {"yes": "paid", "no": "did not pay", "unclear": "made no difference that can be told"}
+FEW = "examples only, too few for an interval"
 BASELINES = {  # role -> where the comparison is fair, and how long the baseline was trained
     "baseline_steps": ("at equal steps", "for as many steps"),
     "baseline_compute": ("at equal compute, teacher passes counted,", "for as much compute"),
@@ -64,7 +65,9 @@ def _against_baselines(line: dict, lines: list[dict], pairs: dict, answers: dict
             other = number(_called(lines, pairs[role]["other"])["perplexity"])
             said = f"{_reaches(line)} against {other} for the same student on cross-entropy alone,"
             said = f"against {other} it is" if clauses else said  # the second time, briefly
-            clauses.append(f"{where} {doing} {SAID[answers[role]]}: {said} {_change(pairs[role], examples)}")
+            clauses.append(
+                f"{where} {doing} {_said(answers[role], examples)}: {said} {_change(pairs[role], examples)}"
+            )
     sentence = "; ".join(clauses)
     return sentence[0].upper() + sentence[1:] + "."
 
@@ -73,7 +76,7 @@ def _of_tuned(line: dict, lines: list[dict], pair: dict | None, paid: str, examp
     if pair is None:
         return "Whether fine-tuning paid is not known: the untouched model was not measured."
     said = _compared(line, lines, pair, "the untouched model", examples)
-    return f"Fine-tuning {SAID[paid]}: {said}."
+    return f"Fine-tuning {_said(paid, examples)}: {said}."
 
 
 def _against_untouched(line: dict, lines: list[dict], pair: dict | None, paid: str, examples: int) -> str:
@@ -84,6 +87,12 @@ def _against_untouched(line: dict, lines: list[dict], pair: dict | None, paid: s
     if paid == "no":
         return f"Distilling did not pay: {said}."
     return f"Whether distilling paid is not known: {said}, but {nothing}."
+
+
+def _said(answered: str, examples: int) -> str:
+    """Few examples show nothing, however large the difference: neither that there is one nor that there is none."""
+    few = answered == "unclear" and examples < ENOUGH
+    return "cannot be judged" if few else SAID[answered]
 
 
 def _called(lines: list[dict], name: str) -> dict:
@@ -106,7 +115,7 @@ def _change(pair: dict, examples: int) -> str:
     change = percent(pair["difference"])
     way = f"{abs(change):.1f} % {'lower' if change < 0 else 'higher'}"
     if examples < ENOUGH or pair["low"] is None:
-        return f"{way}, but {examples} examples are too few to tell this from chance"
+        return f"{way} on {examples} {FEW}"
     low, high = percent(pair["low"]), percent(pair["high"])
     if pair["significant"]:
         near, far = sorted((abs(low), abs(high)))

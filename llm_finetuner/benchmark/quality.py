@@ -42,7 +42,7 @@ class Quality:
 
     @property
     def perplexity(self) -> float:
-        return math.exp(self.loss) if self.loss < 700 else math.inf
+        return math.inf if self.loss >= 700 else math.exp(self.loss)  # NaN stays NaN
 
     def interval(self, *, resamples: int = RESAMPLES, seed: int = 0) -> tuple[float | None, float | None]:
         """95 % percentile bootstrap interval of the perplexity over examples, taken to be independent.

@@ -3,23 +3,19 @@
 import argparse
 import dataclasses
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from llm_finetuner.cli.exits import OK, TERMINATED, program
+from llm_finetuner.cli.folder import check_output
+from llm_finetuner.cli.hub import names_in, prepare
 from llm_finetuner.cli.settings import build, settings
 from llm_finetuner.errors import CheckpointError, DataError, RecipeError
 from llm_finetuner.recipe import Recipe
 from llm_finetuner.registry import MENU
 
-RUN_FILES = (
-    "recipe.yaml",
-    "log.jsonl",
-    "checkpoints",
-    "config.json",
-    "adapter_config.json",
-)  # any of them is a run
 # What `--overwrite` removes when the new run begins; the loop itself forgets the old log and checkpoints.
 STALE_FILES = (
     "report.html", "report.md", "metrics.json", "config.json", "generation_config.json", "model.safetensors",
@@ -74,7 +70,7 @@ def start(recipe: Recipe, given: dict[str, Any], screen) -> Any:
         if not screen.as_json:
             print_recipe(recipe)
         return recipe.to_dict()
-    check_output(recipe.output, given.get("overwrite", False))
+    check_output(recipe, given.get("overwrite", False))
     compare_too = recipe.needs_teacher and not given.get("no_compare")
     return train_and_compare(recipe, screen, compare_too, given.get("baseline", False))
 
@@ -97,18 +93,6 @@ def check_complete(recipe: Recipe) -> None:
             raise RecipeError(f"{path} is missing", f"give it with {flag}, or as {path}=... in a recipe")
 
 
-def check_output(folder: str, overwrite: bool) -> None:
-    """Refuse a folder that holds a run unless it may be overwritten. Raises RecipeError."""
-    there = [Path(folder) / name for name in RUN_FILES if (Path(folder) / name).exists()]
-    if Path(folder).exists() and not Path(folder).is_dir():
-        raise RecipeError(f"output {folder} is a file", "choose another name with --output")
-    if there and not overwrite:
-        raise RecipeError(
-            f"{folder} already holds a run",
-            f"go on with it: {program()} resume {folder}; replace it: --overwrite; or choose another --output",
-        )
-
-
 def train_and_compare(recipe: Recipe, screen, compare_too: bool, baseline: bool, resume: bool = False) -> Any:
     """Train with the live view, then compare; returns what --json prints."""
     metrics = train(recipe, screen, resume)
@@ -122,9 +106,12 @@ def train(recipe: Recipe, screen, resume: bool) -> dict[str, Any]:
     """Train with the live view; an interruption says what was saved and how to go on."""
     from llm_finetuner.cli.progress import View
 
+    prepare(names_in(recipe), screen.warn)
     view = View(screen)
 
     def on_event(kind: str, record: dict[str, Any]) -> None:
+        if "output" in record:
+            record = {**record, "output": recipe.output}  # as it was typed, ./ and all
         if kind == "plan" and not resume:  # all is loaded: from here on the folder is the new run's
             for name in STALE_FILES:
                 (Path(recipe.output) / name).unlink(missing_ok=True)
@@ -147,8 +134,8 @@ def saved(view, folder: str) -> str:
     """What an interrupted run left, and the command that goes on with it."""
     if view.checkpoint is None and not (Path(folder) / "checkpoints").exists():
         return "No step was finished, so nothing was saved."
-    where = view.checkpoint or Path(folder) / "checkpoints"
-    return f"Saved: {where}\nGo on with: {program()} resume {folder}"
+    newest = os.path.basename(view.checkpoint or "")
+    return f"Saved: {os.path.join(folder, 'checkpoints', newest)}\nGo on with: {program()} resume {folder}"
 
 
 def resume(given: dict[str, Any], screen) -> Any:
@@ -174,6 +161,10 @@ def recipe_in(folder: str) -> Recipe:
 def compare(given: dict[str, Any], screen) -> Any:
     """compare RUN."""
     recipe_in(given["run"])
+    if not (Path(given["run"]) / "training.json").exists():
+        raise CheckpointError(
+            f"the run in {given['run']} was not finished", f"go on with it: {program()} resume {given['run']}"
+        )
     prompts = read_lines(given["prompts"], "prompt") if "prompts" in given else None
     return comparison(given["run"], screen, given.get("baseline", False), prompts)
 
@@ -183,6 +174,7 @@ def comparison(folder: str, screen, baseline: bool, prompts: list[str] | None = 
     from llm_finetuner.cli.progress import View
 
     screen.heading("Comparing")
+    prepare(names_in(recipe_in(folder)), screen.warn)
     try:
         with View(screen) as view:
             from llm_finetuner.comparison import compare_run
@@ -192,7 +184,7 @@ def comparison(folder: str, screen, baseline: bool, prompts: list[str] | None = 
         again = f"{program()} compare {folder}{' --baseline' if baseline else ''}"
         raise KeyboardInterrupt(f"The trained model is in {folder}. Compare later: {again}") from stop
     screen.verdict(verdict)
-    screen.show(f"report: {Path(folder) / 'report.html'}")
+    screen.show(f"report: {os.path.join(folder, 'report.html')}")
     return verdict
 
 
@@ -204,16 +196,20 @@ def benchmark(given: dict[str, Any], screen) -> Any:
         raise DataError(f"{len(prompts)} prompts but {len(references)} references", "one reference a prompt")
     from llm_finetuner.cli.progress import quiet_libraries
 
+    name = given["model"]
+    prepare([name], screen.warn)
     quiet_libraries()
+    from llm_finetuner.benchmark.text import ROUGE_FLOOR
     from llm_finetuner.finetuner import LLMFineTuner
     from llm_finetuner.models.loading import load_tokenizer, load_trained
 
-    name = given["model"]
     tuner = LLMFineTuner(load_trained(name, merge=True), tokenizer=load_tokenizer(name))
     tuner.load_model(method="full")
     figures = tuner.benchmark(prompts, references)
-    screen.facts(figures.items())
-    return figures
+    # the facade reports no overlap as a number above 0, for ratios
+    figures = {name: 0.0 if value == ROUGE_FLOOR else value for name, value in figures.items()}
+    screen.scores(figures, tuner.benchmarked_against)
+    return {**figures, "scored_against": tuner.benchmarked_against}
 
 
 def read_lines(path: str, key: str) -> list[str]:
@@ -279,8 +275,9 @@ def preview(given: dict[str, Any], screen) -> Any:
     paths = {s.path: value_of(s, given[s.path]) for s in settings(False) if s.path in given}
     recipe = build("full", paths)
     check_complete(recipe)
+    prepare(names_in(recipe), screen.warn)
     sight = look(recipe)
-    screen.say(sight.sentence)
+    screen.show(sight.sentence)
     screen.preview(sight.rows)
     return {"sentence": sight.sentence, "examples": sight.examples, "rows": sight.rows}
 

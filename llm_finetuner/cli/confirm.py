@@ -6,6 +6,7 @@ from llm_finetuner.cli import preview
 from llm_finetuner.cli.console import Screen
 from llm_finetuner.cli.doctor import memory_available
 from llm_finetuner.cli.estimate import Estimate, Sizes, look_ahead
+from llm_finetuner.cli.hub import NOT_HERE, names_in, prepare, whereabouts
 from llm_finetuner.cli.plain import count, duration, size
 from llm_finetuner.cli.settings import fields_of
 from llm_finetuner.errors import FinetunerError
@@ -18,6 +19,7 @@ Sized = dict[str, Sizes | None]
 def confirm_screen(recipe: Recipe, screen: Screen) -> bool:
     """Show all of it; False where something will stop the run."""
     screen.say("Looking ahead ...", "dim")
+    prepare(names_in(recipe), screen.warn)
     warnings, fits, sizes, sight, guess = list(recipe.warnings()), True, {}, None, None
     tokenizers: Rows = []
     try:
@@ -28,6 +30,8 @@ def confirm_screen(recipe: Recipe, screen: Screen) -> bool:
             fits, words = vocabularies(recipe)
             tokenizers = [("tokenizers", words if fits else f"different: {words}")]
             warnings += [] if fits else ["the run will be refused, because the tokenizers differ"]
+        absent = missing_weights(recipe)
+        warnings, fits = warnings + absent, fits and not absent
     except FinetunerError as error:
         screen.error(error)
         fits = False
@@ -69,6 +73,16 @@ def model_rows(recipe: Recipe, sizes: Sized) -> Rows:
     return [(name, held(model) + told[name]) for name, model in models if model]
 
 
+def missing_weights(recipe: Recipe) -> list[str]:
+    """A warning for each model of the hub that cannot be had now."""
+    names = [model.name for model in (recipe.student, recipe.teacher) if model and not model.from_scratch]
+    return [
+        f"{name} is {NOT_HERE}, and the hub is out of reach"
+        for name in names
+        if whereabouts(name) == NOT_HERE
+    ]
+
+
 def data_rows(recipe: Recipe, sight: preview.Sight | None) -> Rows:
     data = recipe.data
     first = f", first {data.samples} rows" if data.samples else ""
@@ -92,7 +106,9 @@ def training_rows(recipe: Recipe) -> Rows:
 
 def held(model: Any) -> str:
     """A model's name and how it is held."""
+    where = "" if model.from_scratch else whereabouts(model.name)
     how = [
+        (where, bool(where)),
         ("in 4 bits", model.load_in_4bit),
         ("in 8 bits", model.load_in_8bit),
         ("new weights", model.from_scratch),

@@ -11,7 +11,6 @@ from rich.text import Text
 from llm_finetuner.cli.plain import clean, count, shorten, size
 from llm_finetuner.errors import FinetunerError
 
-NARROW = 60  # columns; below this, tables become lines
 METRICS = (  # key of a model's figures, label, how it is spelled
     ("perplexity", "perplexity", "{:.3f}".format),
     ("rouge1", "ROUGE-1", "{:.3f}".format),
@@ -25,6 +24,7 @@ METRICS = (  # key of a model's figures, label, how it is spelled
     ("latency_ms", "latency, ms", "{:.1f}".format),
     ("peak_memory_mb", "peak memory, MB", "{:,.0f}".format),
 )
+MEAN_TOKENS = ("mean_tokens", "tokens a completion", "{:.1f}".format)
 
 
 def text(words: object, style: str = "") -> Text:
@@ -49,7 +49,7 @@ class Screen:
         if not self.quiet:
             self.show(words, style)
 
-    def show(self, words: object, style: str = "") -> None:
+    def show(self, words: object = "", style: str = "") -> None:
         """A line that --quiet keeps; folded at the width of a terminal only."""
         self.console.print(text(words, style), soft_wrap=not self.console.is_terminal)
 
@@ -70,14 +70,18 @@ class Screen:
         self.say(words, "bold")
 
     def facts(self, rows: Iterable[tuple[str, object]]) -> None:
-        """Names and values in two columns."""
-        if self.quiet:
-            return
+        """Names and values in two columns: results, which --quiet keeps."""
         if self.console.is_terminal:
             self.console.print(facts_table(rows))
             return
         for name, value in rows:
             self.show(f"{name}: {value}")
+
+    def scores(self, figures: dict[str, float], against: str) -> None:
+        """How near completions came to references, and to which."""
+        spelled = {key: (label, spell) for key, label, spell in (*METRICS, MEAN_TOKENS)}
+        self.facts((spelled[key][0], spelled[key][1](value)) for key, value in figures.items())
+        self.show(f"scored against {against}")
 
     def preview(self, rows: list[list[tuple[str, bool]]]) -> None:
         """Rows as the model sees them: what is learned in green, what is only read dim."""
@@ -95,10 +99,10 @@ class Screen:
     def verdict(self, verdict: dict[str, Any]) -> None:
         """The table of models, what was retained, two samples, warnings and the one sentence."""
         models = verdict.get("models", [])
-        if models and not self.quiet:
+        if models:
             self.console.print(models_table(models, self.console.width))
         for name, share in (verdict.get("retained") or {}).items():
-            self.say(f"retained, {name}: {share if not isinstance(share, float) else format(share, '.3g')}")
+            self.show(f"retained, {name}: {share if not isinstance(share, float) else format(share, '.3g')}")
         if not self.quiet:
             self.samples(verdict.get("samples", [])[:2])
         for words in verdict.get("warnings", []):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from llm_finetuner.cli.hub import address, trouble
 from llm_finetuner.cli.plain import size
 
 PACKAGES = (
@@ -18,7 +19,6 @@ PACKAGES = (
 )  # fmt: skip
 ENOUGH_DISK = 5 * 2**30
 MEMINFO = Path("/proc/meminfo")
-HUB = "https://huggingface.co"
 
 
 @dataclass(frozen=True)
@@ -101,14 +101,10 @@ def outputs() -> Check:
 
 
 def hub() -> Check:
-    import urllib.error
-    import urllib.request
-
-    try:
-        with urllib.request.urlopen(HUB, timeout=5) as answer:
-            return Check("hub", answer.status < 400, f"{HUB} answers")
-    except (urllib.error.URLError, OSError) as error:
-        return Check("hub", False, f"{HUB} is out of reach ({error}): use local folders for models and data")
+    if not trouble():
+        return Check("hub", True, f"{address()} answers")
+    out = f"{address()} is out of reach ({trouble()}): use local folders for models and data"
+    return Check("hub", False, out)
 
 
 def memory_available() -> tuple[int | None, str]:

@@ -14,6 +14,8 @@ They are estimates: allocators, kernels and short rows make them wrong by a fact
 
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,23 +54,43 @@ class Estimate:
         return sum(self.memory.values())
 
 
+@contextmanager
+def reading(name: str) -> Iterator[None]:
+    """While it lasts, what can go wrong with a model's configuration is a ModelError."""
+    from llm_finetuner.errors import ModelError
+
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(
+            f"cannot read {name!r}: {first}", "is the name right, and the hub in reach?"
+        ) from error
+
+
+def positions(name: str) -> int | None:
+    """Tokens that the model can take at once; None where its configuration sets no bound. Raises ModelError."""
+    from transformers import AutoConfig
+
+    with reading(name):
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False).get_text_config()
+    spelled = config.attribute_map.get(
+        "max_position_embeddings", "max_position_embeddings"
+    )  # GPT-2: n_positions
+    return config.to_dict().get(spelled)
+
+
 def measure(model: Model, recipe: Recipe | None = None) -> Sizes:
     """Build the model without weights, with the recipe's adapter if one is given, and count. Raises ModelError."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from llm_finetuner.errors import ModelError
     from llm_finetuner.registry import TUNINGS, resolve
 
-    try:
+    with reading(model.name):
         config = AutoConfig.from_pretrained(model.name, trust_remote_code=False)
         with torch.device("meta"):
             empty = AutoModelForCausalLM.from_config(config)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(
-            f"cannot read {model.name!r}: {first}", "is the name right, and the hub in reach?"
-        ) from error
     parameters = trainable = sum(p.numel() for p in empty.parameters())
     if recipe is None:
         trainable = 0

@@ -1,5 +1,6 @@
 """The entries of the menu. Each returns an exit code, or BACK for the menu again."""
 
+import os
 import shlex
 import webbrowser
 from pathlib import Path
@@ -9,6 +10,7 @@ from llm_finetuner.cli import commands, prompts
 from llm_finetuner.cli.confirm import confirm_screen
 from llm_finetuner.cli.console import Screen
 from llm_finetuner.cli.exits import OK, program
+from llm_finetuner.cli.folder import check_output
 from llm_finetuner.cli.listing import runs_in
 from llm_finetuner.cli.prompts import BACK, Ask, Pick
 from llm_finetuner.cli.settings import words_of
@@ -42,6 +44,7 @@ def decide(recipe: Recipe, screen: Screen) -> Any:
         ("save", "Save the recipe only", "", None),
         ("quit", "Leave", "", None),
     ]
+    prompts.forget_typing()  # looking ahead takes seconds, and Enter would start a run that nobody looked at
     answer = prompts.ask("Start?", "", Pick(choices, "start" if fits else "back"))
     if answer in (BACK, "back"):
         return BACK
@@ -115,7 +118,7 @@ def run_recipe() -> Any:
     def load(typed: str) -> Recipe:
         recipe = recipe_file.load(Path(typed.strip()).expanduser())
         commands.check_complete(recipe)
-        commands.check_output(recipe.output, overwrite=False)
+        check_output(recipe)
         return recipe
 
     found = sorted(map(str, Path("recipes").glob("*.yaml"))) or ["recipe.yaml"]
@@ -123,12 +126,13 @@ def run_recipe() -> Any:
     return BACK if recipe is BACK else decide(recipe, screen)
 
 
-def choose_run(title: str, needs: str) -> Any:
+def choose_run(title: str, needs: str, unfinished: bool = False) -> Any:
     """One of the runs in outputs/ that has the file or folder `needs`, or a typed folder."""
-    found = [run for run in runs_in("outputs") if (Path(run.folder) / needs).exists()]
+    runs = [run for run in runs_in("outputs") if (Path(run.folder) / needs).exists()]
+    found = [run for run in runs if not (unfinished and run.finished)]
 
     def check(typed: str) -> str:
-        folder = typed.strip()
+        folder = os.path.expanduser(typed.strip())
         if not (Path(folder) / needs).exists():
             raise RecipeError(f"{folder} has no {needs}", "give the folder of a run")
         return folder
@@ -143,7 +147,7 @@ def choose_run(title: str, needs: str) -> Any:
 
 def resume() -> Any:
     """Go on with a run."""
-    folder = choose_run("Which run?", "checkpoints")
+    folder = choose_run("Which run?", "checkpoints", unfinished=True)
     if folder is BACK:
         return BACK
     commands.resume({"run": folder}, Screen())

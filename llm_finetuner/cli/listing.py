@@ -34,7 +34,8 @@ class Run:
     @property
     def summary(self) -> str:
         quality = f", perplexity {self.perplexity:.3f}" if self.perplexity is not None else ""
-        return f"{self.method} of {self.student}, {self.steps} steps{'' if self.finished else ' so far'}{quality}"
+        student = Path(self.student).name if Path(self.student).is_absolute() else self.student
+        return f"{self.method} of {student}, {self.steps} steps{'' if self.finished else ' so far'}{quality}"
 
 
 def show(what: str | None, folder: str, screen: Any) -> Any:
@@ -43,11 +44,12 @@ def show(what: str | None, folder: str, screen: Any) -> Any:
         runs = runs_in(folder)
         screen.facts((run.folder, run.summary) for run in runs)
         if not runs:
-            screen.say(f"no runs in {folder}")
+            screen.show(f"no runs in {folder}")
         return [asdict(run) for run in runs]
     found = {name: entries(TABLES[name]) for name in ([what] if what else TABLES)}
     for name, rows in found.items():
-        screen.heading(name)
+        screen.show()
+        screen.show(name, "bold")
         screen.facts((row["name"], described(row)) for row in rows)
     return found
 

@@ -1,6 +1,7 @@
 """The sub-commands, their help and examples. Apart from app.py, because the menu needs none of it."""
 
 import argparse
+from collections.abc import Sequence
 
 from llm_finetuner import __version__
 from llm_finetuner.cli import flags
@@ -52,7 +53,20 @@ EXAMPLES = {
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose mistakes are RecipeErrors, so that they are printed like all others."""
+    """argparse whose mistakes are RecipeErrors, and which takes key=value between and after flags."""
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace=None) -> argparse.Namespace:
+        found, rest = self.parse_known_args(args, namespace)
+        if found.command == "run":
+            later = [word for word in rest if not word.startswith("-")]
+            words = [found.recipe, *vars(found).get("assignments", []), *later]
+            rest = [word for word in rest if word.startswith("-")]
+            found.recipe = next((word for word in words if "=" not in word), words[0])
+            words.remove(found.recipe)
+            found.assignments = words
+        if rest:
+            self.error(f"unrecognized arguments: {' '.join(rest)}")
+        return found
 
     def error(self, message: str) -> None:
         raise RecipeError(message, f"{self.prog} --help shows what it takes")

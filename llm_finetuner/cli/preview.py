@@ -39,6 +39,7 @@ def stamp(source: str) -> tuple:
 def _look(
     student, source, config, split, samples, max_length, loss_on, on_bad_row, files, columns, _stamp
 ) -> Sight:
+    from llm_finetuner.cli.estimate import positions
     from llm_finetuner.cli.progress import quiet_libraries
     from llm_finetuner.data import shapes, sources, text
     from llm_finetuner.models.loading import load_tokenizer
@@ -54,9 +55,10 @@ def _look(
         text_columns=columns,
         on_bad_row=on_bad_row,
     )
+    limit = min(max_length, positions(student) or max_length)  # what training will cut at
     options = {
         "text_columns": columns,
-        "max_length": max_length,
+        "max_length": limit,
         "loss_on": loss_on,
         "on_bad_row": on_bad_row,
     }
@@ -65,11 +67,18 @@ def _look(
     shown = text.preview(head, tokenizer, n=2, **options)
     stats = text.prepare(head, tokenizer, **options).stats
     examples = max(1, round(rows * stats["examples"] / len(head)))
+    cut = cut_in_words(int(stats["truncated"]), len(head), rows, limit)
     sentence = f"{rows:,} rows, {shapes.describe(read.shape)}" if read.shape else f"{rows:,} prepared rows"
     skipped = f", {read.skipped} bad rows left out" if read.skipped else ""
     return Sight(
-        f"{sentence}{skipped}, {stats['mean_length']:.0f} tokens on average",
+        f"{sentence}{skipped}, {stats['mean_length']:.0f} tokens on average{cut}",
         shown,
         examples,
         stats["mean_length"],
     )
+
+
+def cut_in_words(cut: int, seen: int, rows: int, limit: int) -> str:
+    """How many rows are longer than the limit, for the end of the sentence."""
+    among = "" if seen == rows else f" of the first {seen}"
+    return f"; {cut}{among} rows are longer than {limit} tokens and will be cut" if cut else ""

@@ -58,12 +58,14 @@ def quiet_libraries() -> None:
     import datasets
     import transformers
     from huggingface_hub.utils import enable_progress_bars
+    from huggingface_hub.utils import logging as hub_logging
 
     warnings.filterwarnings("ignore", category=FutureWarning)  # theirs, to each other
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     datasets.disable_progress_bars()
+    hub_logging.set_verbosity_error()
     enable_progress_bars()
 
 
@@ -158,7 +160,7 @@ class View:
             for evaluation in self.evaluations[-3:]:
                 self.screen.say(evaluation_line(evaluation))
         best = f", best at step {record['best_step']}" if record.get("best_step") else ""
-        self.screen.say(
+        self.screen.show(
             f"done: {record.get('steps')} steps in {duration(record.get('seconds'))}{best}{memory()}, "
             f"saved in {record.get('output')}"
         )

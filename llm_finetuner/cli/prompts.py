@@ -3,7 +3,9 @@
 An answered question shrinks to one line. Raises KeyboardInterrupt for Ctrl-C and Ctrl-D.
 """
 
+import os
 import shutil
+import sys
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,8 +13,10 @@ from typing import Any
 
 import questionary
 from prompt_toolkit import print_formatted_text
+from prompt_toolkit.application import get_app_session
 from prompt_toolkit.completion import PathCompleter
 from prompt_toolkit.formatted_text import FormattedText
+from prompt_toolkit.input.typeahead import clear_typeahead
 from prompt_toolkit.key_binding import KeyBindings, merge_key_bindings
 
 from llm_finetuner.errors import RecipeError
@@ -77,6 +81,16 @@ def ask_plain(title: str, why: str, prompt: Ask | Pick | Mark) -> Any:
 def note(words: str) -> None:
     """A plain line between questions."""
     print_formatted_text(words)
+
+
+def forget_typing() -> None:
+    """Drop the keys that were hit while nothing asked for them, so that none of them answers the next question."""
+    keys = get_app_session().input
+    if sys.platform != "win32" and os.isatty(keys.fileno()):
+        import termios
+
+        termios.tcflush(keys.fileno(), termios.TCIFLUSH)
+        clear_typeahead(keys)
 
 
 def _keys(prompt: Ask | Pick | Mark) -> KeyBindings:

@@ -1,13 +1,17 @@
 """The wizard's questions as data: key (a path in the recipe), title, explanation, what to draw."""
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from llm_finetuner.cli.folder import check_output
+from llm_finetuner.cli.hub import is_on_hub
 from llm_finetuner.cli.plain import first_line
-from llm_finetuner.cli.prompts import Ask, Mark, Pick
+from llm_finetuner.cli.prompts import BACK, Ask, Mark, Pick
 from llm_finetuner.cli.settings import Setting, fields_of, options_in
 from llm_finetuner.cli.wording import EXAMPLE_STUDENT, EXAMPLE_TEACHER, TITLES, WHY
 from llm_finetuner.errors import RecipeError
@@ -40,10 +44,13 @@ def questions(answers: Answers) -> list[tuple[Question, str]]:
     """All questions for the answers so far, each with its one-line explanation."""
     method, _ = method_of(answers)
     steps: list[tuple[Question, str]] = [
-        (Question("student.name", lambda a: Ask(EXAMPLE_STUDENT, model_name, is_path=True)), ""),
+        (Question("student.name", lambda a: Ask(EXAMPLE_STUDENT, student_name, is_path=True)), ""),
+        (Question("student.from_scratch", pick_scratch), ""),
     ]
     if method != "fine_tuning":
-        steps.append((Question("teacher.name", lambda a: Ask(EXAMPLE_TEACHER, model_name, is_path=True)), ""))
+        steps.append(
+            (Question("teacher.name", lambda a: Ask(EXAMPLE_TEACHER, teacher_name, is_path=True)), "")
+        )
         steps.append((Question("tuning.kind", pick_tuning), ""))
     steps += [
         (Question("data.source", lambda a: Ask(found_data(), data_source, is_path=True)), ""),
@@ -58,7 +65,9 @@ def questions(answers: Answers) -> list[tuple[Question, str]]:
     steps.append((Question("advanced", pick_advanced), ""))
     steps.append((Question("more", lambda a: mark_more(a, more)), ""))
     steps += [from_setting(s) for s in more if s.path in answers.get("more", ())]
-    steps.append((Question("output", lambda a: Ask(free_folder(a), output_folder, is_path=True)), ""))
+    steps.append(
+        (Question("output", lambda a: Ask(free_folder(a), partial(output_folder, a), is_path=True)), "")
+    )
     return [(question, question.why(told)) for question, told in steps]
 
 
@@ -76,7 +85,8 @@ def further(answers: Answers) -> list[Setting]:
         *options_in(TUNINGS, tuning, "tuning.options"), *fields_of(Train, "train"), *fields_of(Data, "data"),
         *fields_of(Model, "student"), *teacher,
     ]  # fmt: skip
-    return [s for s in settings if s.path not in ASKED + ELSEWHERE]
+    asked = (*ASKED, *ELSEWHERE, *(["student.from_scratch"] if lacks_weights(answers) else []))
+    return [s for s in settings if s.path not in asked]
 
 
 def pick_advanced(answers: Answers) -> Pick:
@@ -133,10 +143,10 @@ def model_name(typed: str) -> str:
     """A model folder or hub name as typed. Raises RecipeError."""
     name = typed.strip()
     path = Path(name).expanduser()
-    if path.is_dir():
+    if name and path.is_dir():
         if not any((path / file).exists() for file in ("config.json", "adapter_config.json")):
             raise RecipeError(f"{name} holds no config.json", "give the folder of a Hugging Face model")
-        return str(path)
+        return os.path.expanduser(name)
     if path.exists() or name.startswith((".", "/", "~")):
         raise RecipeError(f"{name} is not a folder", "give a model's folder, or a hub name such as gpt2")
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
@@ -146,9 +156,38 @@ def model_name(typed: str) -> str:
     return name
 
 
-def is_on_hub(source: str) -> bool:
-    """Whether the source can only be a hub name: nothing local is called that, and it looks like none."""
-    return not Path(source).expanduser().exists() and bool(re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source))
+def student_name(typed: str) -> str:
+    """A student as typed: not an adapter, which cannot be trained on. Raises RecipeError."""
+    name = model_name(typed)
+    if (Path(name) / "adapter_config.json").exists():
+        raise RecipeError(f"{name} holds an adapter, not a model", "merge it first: LLMFineTuner.merge()")
+    return name
+
+
+def teacher_name(typed: str) -> str:
+    """A teacher as typed: one that has learned something. Raises RecipeError."""
+    name = model_name(typed)
+    if Path(name).is_dir() and not holds_weights(Path(name)):
+        raise RecipeError(f"{name} holds no weights", "give the folder of a model that was trained")
+    return name
+
+
+def holds_weights(folder: Path) -> bool:
+    patterns = ("model*.safetensors*", "pytorch_model*.bin*", "adapter_model.*")
+    return any(next(folder.glob(pattern), None) for pattern in patterns)
+
+
+def lacks_weights(answers: Answers) -> bool:
+    """Whether the student is a folder that holds a configuration only."""
+    name = answers.get("student.name")
+    return bool(name) and Path(name).is_dir() and not holds_weights(Path(name))
+
+
+def pick_scratch(answers: Answers) -> Pick | None:
+    """Asked only where there is nothing else to start from."""
+    yes = (True, "Yes, from scratch", "The folder holds no weights: they are drawn from the seed", None)
+    no = (BACK, "No, another model", "", None)
+    return Pick([yes, no], True) if lacks_weights(answers) else None
 
 
 def data_source(typed: str) -> str:
@@ -156,7 +195,7 @@ def data_source(typed: str) -> str:
     name = typed.strip()
     path = Path(name).expanduser()
     if name and path.exists() or any(mark in name for mark in "*?["):
-        return str(path)
+        return os.path.expanduser(name)
     suffixes = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
     if name.startswith((".", "/", "~")) or name.endswith(suffixes) or not is_on_hub(name):
         raise RecipeError(
@@ -193,9 +232,13 @@ def free_folder(answers: Answers) -> str:
     return next(name for name in names if not Path(name).exists())
 
 
-def output_folder(typed: str) -> str:
-    """The folder of the run as typed. Raises RecipeError where a run or a file is in the way."""
-    from llm_finetuner.cli.commands import check_output
-
-    check_output(typed.strip(), overwrite=False)
-    return typed.strip()
+def output_folder(answers: Answers, typed: str) -> str:
+    """The folder of the run as typed. Raises RecipeError where something is in the way."""
+    folder, teacher = os.path.expanduser(typed.strip()), answers.get("teacher.name")
+    check_output(
+        Recipe(
+            student=Model(answers["student.name"]), teacher=Teacher(teacher) if teacher else None,
+            data=Data(answers["data.source"]), output=folder,
+        )
+    )  # fmt: skip
+    return folder

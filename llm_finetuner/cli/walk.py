@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from llm_finetuner.cli import prompts
+from llm_finetuner.cli.hub import prepare
 from llm_finetuner.cli.plain import clean
 from llm_finetuner.cli.prompts import BACK, Ask, Pick
 from llm_finetuner.cli.questions import Question, questions
@@ -119,7 +120,9 @@ class Walk:
 
         prompts.note("Reading the data ... (the first time torch is loaded, which takes a while)")
         try:
-            sight = look(self.recipe())
+            recipe = self.recipe()
+            prepare([recipe.student.name, recipe.data.source], self.screen.warn)
+            sight = look(recipe)
         except FinetunerError as error:
             return error
         self.screen.say(clean(sight.sentence))

@@ -97,6 +97,7 @@ HELP = {
 EXAMPLE_STUDENT, EXAMPLE_TEACHER = "gpt2", "gpt2-medium"
 TITLES = {
     "student.name": "Student model",
+    "student.from_scratch": "Start from new weights?",
     "teacher.name": "Teacher model",
     "tuning.kind": "Which weights of the student move?",
     "data.source": "Training data",
@@ -111,6 +112,7 @@ TITLES = {
 }
 WHY = {  # where the help of the flag is too short for someone who sees it for the first time
     "student.name": "The model to train: a folder (Tab completes), or a name on the hub.",
+    "student.from_scratch": "Only the configuration of the model is read then.",
     "teacher.name": "The bigger model to learn from. Its tokenizer must be the student's.",
     "tuning.kind": "All of them learn most; an adapter needs far less memory.",
     "data.source": "A .jsonl .json .csv .tsv .parquet .txt file, a folder, a glob, or a data set on the hub.",

@@ -67,7 +67,7 @@ def read_json_lines(path: Path) -> Iterator[Record]:
                 problem = row_fault(row) or _surrogate(text, row)
             except (ValueError, RecursionError) as error:
                 problem = _json_fault(error)
-        yield Record(line.number, None if problem else row, problem, text)
+        yield Record(line.number, None if problem else row, problem, text, hint=line.hint)
 
 
 def read_json(path: Path) -> Iterator[Record]:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from llm_finetuner.errors import DataError
 
 GZIP_FREE, GZIP_RATIO = 64 * 2**20, 200  # text shrinks 3 to 50 times; 200 times and 64 MiB is a bomb
-AS_UTF8 = "save the file as UTF-8 (for example: iconv -f LATIN1 -t UTF-8 old > new)"
+NOT_UTF8 = "not UTF-8"
 
 
 class Record(NamedTuple):
@@ -20,6 +20,7 @@ class Record(NamedTuple):
     problem: str = ""
     text: str = ""  # what stood there, for the list of bad rows
     unit: str = "line"
+    hint: str = ""  # what to do about the fault, where leaving the row out is not it
 
 
 def _raw_lines(path: Path) -> Iterator[bytes]:
@@ -47,8 +48,16 @@ def whole(path: Path) -> str:
         line = data.count(b"\n", 0, error.start) + 1
         name = encoding.upper().removesuffix("-SIG")
         what = f"not {name}: byte 0x{data[error.start]:02x} at offset {error.start}"
-        raise DataError(f"{path}, line {line}: {what}", AS_UTF8) from error
+        hint = "it begins as UTF-16: is it damaged?" if encoding == "utf-16" else as_utf8(path, data)
+        raise DataError(f"{path}, line {line}: {what}", hint) from error
     return text
+
+
+def as_utf8(path: Path, data: bytes) -> str:
+    """How to make UTF-8 of a file with these bytes in it; the encoding is a guess between the two commonest."""
+    old = "WINDOWS-1252" if any(0x80 <= byte < 0xA0 for byte in data) else "LATIN1"
+    new = path.with_name(f"{path.stem}.utf8{path.suffix}")
+    return f"UTF-8 is expected, and this may be {old}: iconv -f {old} -t UTF-8 {path} > {new}"
 
 
 def lines_of(path: Path) -> Iterator[Record]:
@@ -64,7 +73,9 @@ def lines_of(path: Path) -> Iterator[Record]:
                 yield Record(later, None, nul, text + "\n" * (later < len(pieces)))
             return
         text = raw.decode("utf-8-sig" if number == 1 else "utf-8", "replace")
-        yield Record(number, None, _byte_fault(raw, at), text)
+        fault = _byte_fault(raw, at)
+        hint = as_utf8(path, raw) if fault.startswith(NOT_UTF8) else ""
+        yield Record(number, None, fault, text, hint=hint)
         at += len(raw)
 
 
@@ -74,5 +85,5 @@ def _byte_fault(raw: bytes, at: int) -> str:
     try:
         raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        return f"not UTF-8: byte 0x{raw[error.start]:02x} at offset {at + error.start}"
+        return f"{NOT_UTF8}: byte 0x{raw[error.start]:02x} at offset {at + error.start}"
     return ""

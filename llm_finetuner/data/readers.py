@@ -11,8 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from llm_finetuner.data.json_rows import read_json, read_json_lines
-from llm_finetuner.data.lines import AS_UTF8, Record, lines_of
+from llm_finetuner.data.lines import Record, lines_of
 from llm_finetuner.errors import DataError
+
+UNDAMAGED = "save the file as UTF-8 again, without NUL bytes"
 
 
 def kind_of(path: Path) -> str:
@@ -39,7 +41,7 @@ def read_file(path: Path) -> Iterator[Record]:
 def _sound_lines(path: Path) -> Iterator[str]:
     for line in lines_of(path):
         if line.problem:  # a quoted field may span lines, so a broken line cannot be skipped alone
-            raise DataError(f"{path}, line {line.number}: {line.problem}", AS_UTF8)
+            raise DataError(f"{path}, line {line.number}: {line.problem}", line.hint or UNDAMAGED)
         yield line.text
 
 
@@ -93,7 +95,8 @@ def _read_text(path: Path) -> Iterator[Record]:
     for line in lines_of(path):
         text = line.text.rstrip("\r\n")
         if text.strip():
-            yield Record(line.number, None if line.problem else {"text": text}, line.problem, text)
+            row = None if line.problem else {"text": text}
+            yield Record(line.number, row, line.problem, text, hint=line.hint)
 
 
 def _read_parquet(path: Path) -> Iterator[Record]:

@@ -77,12 +77,12 @@ class _Gate:
 
     def __init__(self, skip: bool, path: Path | None):
         self.skip, self.path, self.count = skip, path, 0
-        if path:
-            path.unlink(missing_ok=True)  # a list of an earlier run would be read as this one's
+        if path and path.exists():
+            path.unlink()  # a list of an earlier run would be read as this one's
 
     def refuse(self, file: str, record: Record, reason: str) -> None:
         if not self.skip:
-            raise DataError(f"{file}, {record.unit} {record.number}: {reason}", SKIP)
+            raise DataError(f"{file}, {record.unit} {record.number}: {reason}", record.hint or SKIP)
         self.count += 1
         if self.path:
             self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -243,11 +243,12 @@ def _load(call, auto: str, name: str):
         return call(getattr(transformers, auto))
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        hint = (
-            "check the files in that folder"
-            if looks_local
-            else "no folder has that name; is the hub name right, and is the hub in reach?"
-        )
+        weights = [file for pattern in ("*.safetensors*", "*.bin*") for file in path.glob(pattern)]
+        hint = "check the files in that folder"
+        if not looks_local:
+            hint = "no folder has that name; is the hub name right, and is the hub in reach?"
+        elif (path / "config.json").exists() and not weights:
+            hint = "it holds no weights; a student may draw new ones: --from-scratch (from_scratch=True)"
         raise ModelError(f"cannot load {name!r}: {first}", hint) from error
 
 
