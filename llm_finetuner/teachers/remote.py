@@ -98,7 +98,7 @@ class Remote(Provider):
         self.lost, self.heard = (
             0.0,
             0,
-        )  # probability without a token of ours, positions: of what was asked now
+        )  # of what was asked now: probability without a token of ours; positions
 
     def prepare(self, want: Want, terms: Sequence[Term]) -> None:
         """Raise RecipeError where a term reads more than probabilities."""
@@ -182,14 +182,14 @@ class Remote(Provider):
         size = self.batch if echo else 1
         stopped, causes = threading.Event(), []
 
-        def fetch(group: list[int]) -> list[tuple[int, Answer, float]]:
+        def fetch(group: list[int]) -> list[tuple[int, Answer, float, int]]:
             try:
                 if echo:
                     found = self.asker.whole([missing[i][0] for i in group], stopped)
                 else:
                     found = [self.asker.single(*missing[i], stopped) for i in group]
                 return [
-                    (i, self.answers.write(missing[i][0], answer), lost)
+                    (i, self.answers.write(missing[i][0], answer), lost, len(answer.positions))
                     for i, (answer, lost) in zip(group, found, strict=True)
                 ]
             except FinetunerError as error:
@@ -202,11 +202,11 @@ class Remote(Provider):
         futures = [pool.submit(fetch, numbers[at : at + size]) for at in range(0, len(numbers), size)]
         try:
             for future in as_completed(futures):
-                for i, answer, lost in future.result():
+                for i, answer, lost, heard in future.result():
                     kept[i] = answer
-                    self._count(lost, len(answer.positions))
+                    self._count(lost, heard)
         except FinetunerError as error:
-            raise (causes or [error])[0] from None
+            raise causes[0] if causes else error
         finally:  # after Ctrl-C too: no thread goes on asking, and nobody waits for one that is
             stopped.set()
             pool.shutdown(wait=False, cancel_futures=True)
