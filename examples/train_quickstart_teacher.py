@@ -93,16 +93,16 @@ def cut(stream: torch.Tensor, length: int, offset: int = 0) -> torch.Tensor:
     return stream[: len(stream) // length * length].view(-1, length)
 
 
-def build_teacher(vocabulary: int) -> LlamaForCausalLM:
-    """4 layers of 256, head untied."""
+def build_teacher(vocabulary: int, width: int = 256, layers: int = 4) -> LlamaForCausalLM:
+    """Heads of 64, output head untied."""
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=vocabulary,
-            hidden_size=256,
-            intermediate_size=688,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            num_key_value_heads=4,
+            hidden_size=width,
+            intermediate_size=width * 8 // 3 // 16 * 16 + 16,
+            num_hidden_layers=layers,
+            num_attention_heads=width // 64,
+            num_key_value_heads=width // 64,
             max_position_embeddings=512,
             tie_word_embeddings=False,
             **IDS,
@@ -110,14 +110,14 @@ def build_teacher(vocabulary: int) -> LlamaForCausalLM:
     )
 
 
-def student_config(vocabulary: int) -> PhiConfig:
-    """2 layers of 112, a fifth of the teacher's parameters; Phi because its head has a bias."""
+def student_config(vocabulary: int, width: int = 112, layers: int = 2) -> PhiConfig:
+    """As it stands a fifth of the teacher's parameters; Phi because its head has a bias."""
     return PhiConfig(
         architectures=["PhiForCausalLM"],
         vocab_size=vocabulary,
-        hidden_size=112,
-        intermediate_size=448,
-        num_hidden_layers=2,
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         max_position_embeddings=512,
         tie_word_embeddings=False,
@@ -188,9 +188,11 @@ def batches(
             yield blocks[some]
 
 
-def train_teacher(args: argparse.Namespace, streams: dict[str, torch.Tensor]) -> tuple[torch.nn.Module, dict]:
+def train_teacher(
+    model: torch.nn.Module, args: argparse.Namespace, streams: dict[str, torch.Tensor]
+) -> tuple[torch.nn.Module, dict]:
     """Full rate, then straight to zero over the last 60 % of the steps; the best on dev."""
-    model = build_teacher(args.vocabulary).to(args.device)
+    model.to(args.device)
     trainee = Trainee(model, args.dtype, args.compile, lr=8e-3, muon_lr=0.02)
     generator = torch.Generator().manual_seed(args.seed)
     feed = batches(torch.cat([streams["train"], streams["extra"]]), 256, 16, generator)
@@ -239,7 +241,7 @@ def main() -> None:
     tokenizer = train_tokenizer(texts["train"] + texts["dev"], args.vocabulary)
     streams = {part: encode(tokenizer, rows) for part, rows in texts.items()}
     print({part: len(stream) for part, stream in streams.items()}, "tokens", flush=True)
-    teacher, record = train_teacher(args, streams)
+    teacher, record = train_teacher(build_teacher(args.vocabulary), args, streams)
     record |= {"seed": args.seed, "python": platform.python_version(), "torch": torch.__version__}
     record |= {"device": args.device, **figures(teacher, streams, args.device)}
     for name, part in (("teacher", teacher), ("student", student_config(args.vocabulary))):
