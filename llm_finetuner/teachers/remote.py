@@ -205,8 +205,10 @@ class Remote(Provider):
                 for i, answer, lost, heard in future.result():
                     kept[i] = answer
                     self._count(lost, heard)
-        except FinetunerError as error:
-            raise causes[0] if causes else error
+        except FinetunerError:
+            if causes:
+                raise causes[0] from causes[0].__cause__
+            raise
         finally:  # after Ctrl-C too: no thread goes on asking, and nobody waits for one that is
             stopped.set()
             pool.shutdown(wait=False, cancel_futures=True)
