@@ -96,7 +96,7 @@ class TopK:
     def to(self, device: torch.device) -> "TopK":
         return TopK(self.k, self.vocabulary, self.levels.to(device), self.log_shapes.to(device))
 
-    def noise(self, digest: bytes, count: int, seed: int) -> Tensor:
+    def noise(self, key: bytes, count: int) -> Tensor:
         return torch.empty(count, 0)
 
     def encode(self, log_probs_nV: Tensor, _noise: Tensor) -> Tensor:
@@ -169,6 +169,7 @@ class Sampled:
 
     draws: int
     vocabulary: int
+    seed: int
 
     @property
     def record_bytes(self) -> int:
@@ -177,10 +178,10 @@ class Sampled:
     def to(self, _device: torch.device) -> "Sampled":
         return self
 
-    def noise(self, digest: bytes, count: int, seed: int) -> Tensor:
+    def noise(self, key: bytes, count: int) -> Tensor:
         """Uniform numbers [count, draws] that depend on the content of the row and the seed alone."""
-        key = hashlib.blake2b(digest, key=str(seed).encode(), digest_size=7).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(key, "little"))
+        digest = hashlib.blake2b(key, key=str(self.seed).encode(), digest_size=7).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest, "little"))
         return torch.rand(count, self.draws, generator=generator, dtype=torch.float64)
 
     def encode(self, log_probs_nV: Tensor, noise: Tensor) -> Tensor:
@@ -212,7 +213,7 @@ class Exact:
     def to(self, _device: torch.device) -> "Exact":
         return self
 
-    def noise(self, digest: bytes, count: int, seed: int) -> Tensor:
+    def noise(self, key: bytes, count: int) -> Tensor:
         return torch.empty(count, 0)
 
     def encode(self, log_probs_nV: Tensor, _noise: Tensor) -> Tensor:

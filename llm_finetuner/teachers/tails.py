@@ -1,4 +1,4 @@
-"""What all records of a cache share, fitted once to a sample: the shapes that tails have, and levels for log-probabilities.
+"""What all records of a cache share, fitted once to a sample: shapes of tails, levels of log-probabilities.
 
 A teacher's tail is far from even, and far from the mean of its distributions too: the tail after a verb is not the tail
 after a number. A few shapes, one of them named in each record, take most of that error away and cost 6 bits a token.

@@ -1,0 +1,243 @@
+"""Runs a teacher once over prepared rows and writes its answers down, with a measure of what that loses.
+
+What all records share (tails.py) is fitted to the answers on some rows, evenly spaced, before the first shard, and
+stands in the folder from then on: a run that goes on, or adds rows, uses the same.
+Shapes: n positions, k best tokens, V vocabulary.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llm_finetuner.errors import DataError, ModelError, RecipeError
+from llm_finetuner.objectives.divergence import forward_kl
+from llm_finetuner.output import Output, Want
+from llm_finetuner.teachers import tails
+from llm_finetuner.teachers.cached import DTYPES, Cached, codec_of
+from llm_finetuner.teachers.identity import Key, keys_of_rows
+from llm_finetuner.teachers.provider import Provider
+from llm_finetuner.teachers.store import FITTED, MANIFEST, Entry, Store
+
+MODES = ("top_k", "sampled", *DTYPES)
+SHARD_BYTES = 2**24  # a kill loses at most so much
+NUMBERS = 2**24  # log-probabilities in memory at a time
+FIT_NUMBERS, FIT_POSITIONS = 2**26, 8192  # that the shapes of tails are fitted to
+LOW_MASS = 0.8
+FLOAT16_MOST = torch.finfo(torch.float16).max
+
+
+def write_cache(
+    teacher: Provider,
+    task: Any,
+    rows: Any,
+    path: str | Path,
+    *,
+    vocabulary: int,
+    about: dict[str, Any],
+    k: int = 50,
+    mode: str = "top_k",
+    draws: int = 50,
+    seed: int = 0,
+    layers: Sequence[int] = (),
+    batch_size: int = 8,
+    sample: int = 64,
+    device: torch.device | str = "cpu",
+    shard_bytes: int = SHARD_BYTES,
+    on_event: Callable[[str, dict], None] | None = None,
+) -> dict[str, Any]:
+    """Write the answers to `rows` into the folder `path`; rows that are there already are not asked again.
+
+    mode: "top_k", "sampled" (`draws` tokens a position, `seed`), "fp16" or "fp32" (every log-probability).
+    vocabulary: the teacher's first so many columns. layers: its blocks whose hidden states are kept too.
+    about: what the answers are of, such as teacher, fingerprint, tokenizer, template (identity.py), max_length,
+    loss_on: a later call must bring the same. batch_size and device: of the teacher's forward passes.
+    sample: rows, evenly spaced, that the fit and the error are taken from.
+
+    Returns {bytes_per_token (without hidden states), mean_kl (nats, KL(teacher || what the cache answers) on the
+    sample, None for draws), top_mass (what the k best hold, on average), tokens, rows, path}.
+    Raises RecipeError, DataError where the folder is of something else or damaged, TrainingError where it cannot be
+    written. A kill leaves a folder that the same call goes on with, to the same bytes.
+    """
+    say = on_event or (lambda kind, record: None)
+    settings = _settings(mode, k, draws, seed, layers, vocabulary, say)
+    job = _Job(teacher, task, rows, settings, batch_size, torch.device(device))
+    if not job.numbers:
+        raise DataError("no token of the data counts", "labels must hold more than -100")
+    teacher.prepare(job.want, ())
+    store = _open(Path(path), settings, about, job, sample)
+    job.write(store, shard_bytes, say)
+    figures = job.measure(store, k, sample)
+    store.measured(figures)
+    if mode == "top_k" and figures["top_mass"] < LOW_MASS:
+        text = f"the {k} best tokens hold {figures['top_mass']:.2f} of the teacher's mass: a larger k would lose less"
+        say("note", {"text": text})
+    return {**figures, "path": str(path)}
+
+
+def _settings(mode, k, draws, seed, layers, vocabulary, say) -> dict[str, Any]:
+    """What decides the bytes of a record, as the manifest keeps it. Raises RecipeError."""
+    if mode not in MODES:
+        raise RecipeError(f"mode of a cache is {mode!r}", f"choose one of: {', '.join(MODES)}")
+    for name, value in (("k", k), ("draws", draws)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise RecipeError(f"{name} must be a whole number from 1, got {value!r}")
+    if mode == "top_k" and k >= vocabulary:
+        say("note", {"text": f"k={k} is the whole vocabulary of {vocabulary}: every log-probability is kept"})
+        mode = "fp32"
+    options = {"top_k": {"k": k}, "sampled": {"draws": draws, "seed": seed}}.get(mode, {})
+    return {"mode": mode, **options, "vocabulary": vocabulary, "layers": sorted(set(layers))}
+
+
+def _open(folder: Path, settings: dict, about: dict, job: "_Job", sample: int) -> Store:
+    """The store to write to, begun where there is none. Raises DataError where it is of something else."""
+    if not (folder / MANIFEST).exists():
+        strange = [f.name for f in folder.iterdir() if f.name.strip(".") != FITTED and not f.name.endswith(".part")] \
+            if folder.is_dir() else []  # fmt: skip
+        if strange:
+            raise DataError(f"{folder} holds {strange[0]} and no cache", "name a new or empty folder")
+        fitted = job.fit(sample) if settings["mode"] == "top_k" else {}
+        if isinstance(job.teacher.columns, Tensor):
+            fitted["columns"] = job.teacher.columns.cpu()
+        manifest = {
+            "settings": settings,
+            "width": job.teacher.width,
+            "depth": job.teacher.depth,
+            "about": about,
+        }
+        return Store.create(folder, manifest, fitted)
+    store = Store.open(folder, to_write=True)
+    differs = [
+        f"{name} was {was.get(name)!r}, is {now.get(name)!r}"
+        for was, now in ((store.manifest["settings"], settings), (store.manifest["about"], about))
+        for name in {**was, **now}
+        if was.get(name) != now.get(name)
+    ]
+    if differs:
+        raise DataError(f"{folder} is a cache of something else: {'; '.join(differs)}", "name another folder")
+    return store
+
+
+class _Job:
+    """A teacher and the rows it is asked about."""
+
+    def __init__(self, teacher, task, rows, settings, batch_size, device):
+        self.teacher, self.task, self.rows, self.settings = teacher, task, rows, settings
+        self.batch_size, self.device = batch_size, device
+        self.want = Want(layers=tuple(settings["layers"]))
+        self.keys = list(keys_of_rows(rows))
+        self.numbers = [number for number, key in enumerate(self.keys) if key.positions]
+
+    def write(self, store: Store, shard_bytes: int, say) -> None:
+        """Ask for what the store lacks, a shard at a time."""
+        codec = codec_of(self.settings, store.fitted).to(self.device)
+        size = codec.record_bytes + 2 * self.teacher.width * len(self.want.layers)
+        lacking = {
+            key.whole: number
+            for number, key in enumerate(self.keys)
+            if key.positions and key.whole not in store
+        }
+        done = 0
+        for numbers in _portions(list(lacking.values()), self.keys, shard_bytes // size):
+            entries = []
+            numbers.sort(key=lambda number: self.keys[number].length)  # less padding
+            for batch, said in self._answers(numbers):
+                entries += self._encode(codec, batch, said)
+                done += len(batch)
+                tokens = store.tokens + sum(len(entry.records) for entry in entries)
+                say("cache", {"rows": done, "of": len(lacking), "tokens": tokens})
+            store.add(entries)
+
+    def fit(self, sample: int) -> dict[str, Tensor]:
+        """What all records share, from the answers on some rows."""
+        numbers = _evenly(self.numbers, sample, 0)
+        total = sum(self.keys[number].positions for number in numbers)
+        step = -(-total // min(FIT_POSITIONS, max(1, FIT_NUMBERS // self.settings["vocabulary"])))
+        parts, at = [], 0
+        for _, said in self._answers(numbers):
+            for log_probs in self._log_probs(said):
+                parts.append(log_probs[-at % step :: step].clone())
+                at += len(log_probs)
+        codec = tails.fit(torch.cat(parts), self.settings["k"])
+        return {"levels": codec.levels.cpu(), "log_shapes": codec.log_shapes.half().cpu()}
+
+    def measure(self, store: Store, k: int, sample: int) -> dict[str, Any]:
+        """The error on some rows, other ones than for the fit where there are enough, from what was written."""
+        cache, best, divergence, tokens = Cached(store, self.device), 0.0, 0.0, 0
+        for batch, said in self._answers(_evenly(self.numbers, sample, 1)):
+            told, at = cache(self._collate(batch), Want()), 0
+            for log_probs in self._log_probs(said):
+                answers = told.head(told.rows[at : at + len(log_probs)])
+                at += len(log_probs)
+                best += log_probs.topk(min(k, log_probs.shape[1])).values.exp().sum().item()
+                divergence += forward_kl(answers, log_probs).sum().item()
+            tokens += at
+        return {
+            "bytes_per_token": cache.codec.record_bytes,
+            "mean_kl": None if self.settings["mode"] == "sampled" else divergence / tokens,
+            "top_mass": best / tokens,
+            "tokens": store.tokens,
+            "rows": len(store.places),
+        }
+
+    def _encode(self, codec, batch: list[int], said: Output) -> list[Entry]:
+        keys = [self.keys[number] for number in batch]
+        noise = torch.cat([codec.noise(key.whole, key.positions) for key in keys])
+        records, at = [], 0
+        for log_probs in self._log_probs(said):
+            records.append(codec.encode(log_probs, noise[at : at + len(log_probs)]).cpu())
+            at += len(log_probs)
+        counts = [key.positions for key in keys]
+        pieces = torch.cat(records).split(counts)
+        states = {
+            layer: said.features[layer].float().clamp(-FLOAT16_MOST, FLOAT16_MOST).half().cpu().split(counts)
+            for layer in self.want.layers
+        }
+        return [
+            Entry(key.whole, key.content, key.length, pieces[i], {layer: s[i] for layer, s in states.items()})
+            for i, key in enumerate(keys)
+        ]
+
+    def _answers(self, numbers: list[int]) -> Iterator[tuple[list[int], Output]]:
+        for start in range(0, len(numbers), self.batch_size):
+            batch = numbers[start : start + self.batch_size]
+            with torch.no_grad():
+                yield batch, self.teacher(self._collate(batch), self.want)
+
+    def _collate(self, numbers: list[int]) -> dict[str, Tensor]:
+        batch = self.task.collate([self.rows[number] for number in numbers])
+        return {name: tensor.to(self.device) for name, tensor in batch.items()}
+
+    def _log_probs(self, said: Output) -> Iterator[Tensor]:
+        """[n, V] float32, some positions at a time. Raises ModelError where the teacher has fewer columns."""
+        vocabulary = self.settings["vocabulary"]
+        size = max(1, NUMBERS // vocabulary)
+        for start in range(0, len(said.rows), size):
+            with torch.no_grad():
+                logits = said.head(said.rows[start : start + size])
+            if logits.shape[1] < vocabulary:
+                raise ModelError(
+                    f"vocabulary is {vocabulary}, the teacher answers with {logits.shape[1]} columns"
+                )
+            yield logits[:, :vocabulary].to(self.device).float().log_softmax(1)
+
+
+def _portions(numbers: list[int], keys: list[Key], positions: int) -> Iterator[list[int]]:
+    """Rows in their order, about so many positions at a time: the same however often it was begun."""
+    portion, total = [], 0
+    for number in numbers:
+        portion.append(number)
+        total += keys[number].positions
+        if total >= positions:
+            yield portion
+            portion, total = [], 0
+    if portion:
+        yield portion
+
+
+def _evenly(numbers: list[int], count: int, half: int) -> list[int]:
+    """At most `count`, evenly spaced; half=1: from between those of half=0."""
+    count = min(count, len(numbers))
+    return [numbers[(2 * i + half) * len(numbers) // (2 * count)] for i in range(count)]

@@ -1,0 +1,190 @@
+"""A folder of a teacher's answers: shards that are whole or do not exist, found by the content of a row.
+
+    manifest.json          settings, what the answers are of (`about`), measurements, the checksum of every file
+    fitted.safetensors     what all records share
+    shard_00000.safetensors, ...
+        keys [rows, 16], contents [rows, 16]   digests of tokens with counted positions, of tokens alone
+        ends [rows]                            where a row's positions end
+        lengths [rows]                         its tokens
+        records [N, R], layer_<i> [N, D]       the answers: R bytes a position, hidden states in float16
+
+A file is written aside, flushed and renamed, then named in the manifest, so a kill leaves whole shards. Nothing in a
+file depends on when or in how many attempts it was written.
+Shapes: N positions that count, R bytes a record, D hidden width.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import load, save
+from torch import Tensor
+
+from llm_finetuner.errors import DataError, TrainingError
+
+FORMAT = 1
+MANIFEST, FITTED = "manifest.json", "fitted.safetensors"
+
+
+@dataclass
+class Entry:
+    """What is kept of one row: records [N, R] uint8, states {layer: [N, D]} float16."""
+
+    key: bytes
+    content: bytes
+    length: int
+    records: Tensor
+    states: dict[int, Tensor] = field(default_factory=dict)
+
+
+class Store:
+    """An open folder. The index is in memory: about 200 bytes a row; the answers stay on the disk, memory-mapped."""
+
+    def __init__(self, folder: Path, manifest: dict[str, Any], fitted: dict[str, Tensor]):
+        self.folder, self.manifest, self.fitted = folder, manifest, fitted
+        self.places: dict[bytes, tuple[int, int, int]] = {}  # key -> shard, first position, one past the last
+        self.contents: set[bytes] = set()
+        self.longest = 0  # tokens of a row
+        self.files: dict[int, Any] = {}
+        for number in range(len(manifest["shards"])):
+            self._index(number)
+
+    @classmethod
+    def create(cls, folder: Path, manifest: dict[str, Any], fitted: dict[str, Tensor]) -> "Store":
+        """Start an empty one. Raises TrainingError where the folder cannot be written."""
+        data = save(fitted)
+        manifest = {"format": FORMAT, **manifest, "fitted": _digest(data), "shards": []}
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise TrainingError(f"cannot write the cache {folder}: {error}") from error
+        _write(folder / FITTED, data)
+        _write(folder / MANIFEST, _to_json(manifest))
+        return cls(folder, manifest, fitted)
+
+    @classmethod
+    def open(cls, folder: Path, to_write: bool = False) -> "Store":
+        """Read the index and verify every checksum. Raises DataError naming what is missing or damaged.
+
+        to_write: shards that somebody removed are forgotten, so that their rows are computed again.
+        """
+        try:
+            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise DataError(
+                f"{folder} holds no cache of a teacher: no {MANIFEST}", "make it first"
+            ) from error
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"{folder / MANIFEST} cannot be read: {error}",
+                f"remove the folder {folder} and make it again",
+            ) from error
+        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+            raise DataError(
+                f"{folder} is no cache of format {FORMAT}", "make it again with this version, elsewhere"
+            )
+        _verify(folder / FITTED, manifest["fitted"], f"remove the folder {folder} and make it again")
+        if to_write:
+            manifest["shards"] = [s for s in manifest["shards"] if (folder / s["name"]).exists()]
+        for shard in manifest["shards"]:
+            advice = "remove this file and make the cache again: only its rows are computed anew"
+            _verify(folder / shard["name"], shard["sha256"], advice)
+        return cls(folder, manifest, load((folder / FITTED).read_bytes()))
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self.places
+
+    @property
+    def tokens(self) -> int:
+        """Positions that have an answer."""
+        return sum(shard["tokens"] for shard in self.manifest["shards"])
+
+    def read(self, key: bytes, name: str) -> Tensor:
+        """`records` or `layer_<i>` of a row: [N, R] or [N, D]. Raises KeyError for a row that is not there."""
+        number, first, end = self.places[key]
+        return self._file(number).get_slice(name)[first:end]
+
+    def add(self, entries: list[Entry]) -> None:
+        """Write one more shard. Raises TrainingError where the disk is full."""
+        tensors = {
+            "keys": _bytes_of([entry.key for entry in entries]),
+            "contents": _bytes_of([entry.content for entry in entries]),
+            "ends": torch.tensor([len(entry.records) for entry in entries]).cumsum(0),
+            "lengths": torch.tensor([entry.length for entry in entries]),
+            "records": torch.cat([entry.records for entry in entries]),
+        }
+        for layer in entries[0].states:
+            tensors[f"layer_{layer}"] = torch.cat([entry.states[layer] for entry in entries])
+        data, shards = save(tensors), self.manifest["shards"]
+        shard = {
+            "name": f"shard_{int(shards[-1]['name'][6:11]) + 1 if shards else 0:05d}.safetensors",
+            "sha256": _digest(data),
+            "rows": len(entries),
+            "tokens": len(tensors["records"]),
+        }
+        _write(self.folder / shard["name"], data)
+        shards.append(shard)
+        _write(self.folder / MANIFEST, _to_json(self.manifest))
+        self._index(len(shards) - 1)
+
+    def measured(self, figures: dict[str, Any]) -> None:
+        """Keep measurements in the manifest."""
+        self.manifest["measured"] = figures
+        _write(self.folder / MANIFEST, _to_json(self.manifest))
+
+    def _index(self, number: int) -> None:
+        file = self._file(number)
+        keys, contents = (file.get_tensor(name).numpy() for name in ("keys", "contents"))
+        ends = file.get_tensor("ends").tolist()
+        for key, first, end in zip(keys, [0, *ends], ends, strict=False):
+            self.places[key.tobytes()] = (number, first, end)
+        self.contents.update(content.tobytes() for content in contents)
+        self.longest = max(self.longest, int(file.get_tensor("lengths").max()))
+
+    def _file(self, number: int) -> Any:
+        if number not in self.files:
+            path = self.folder / self.manifest["shards"][number]["name"]
+            self.files[number] = safe_open(str(path), framework="pt")
+        return self.files[number]
+
+
+def _bytes_of(digests: list[bytes]) -> Tensor:
+    return torch.from_numpy(np.frombuffer(b"".join(digests), np.uint8).reshape(len(digests), -1).copy())
+
+
+def _to_json(manifest: dict[str, Any]) -> bytes:
+    return (json.dumps(manifest, indent=1) + "\n").encode()
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _verify(path: Path, wanted: str, advice: str) -> None:
+    try:
+        with open(path, "rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}", advice) from error
+    if found != wanted:
+        raise DataError(f"{path} is damaged: its checksum is not the one in {MANIFEST}", advice)
+
+
+def _write(path: Path, data: bytes) -> None:
+    aside = path.with_name(f".{path.name}.part")
+    try:
+        with open(aside, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except OSError as error:
+        raise TrainingError(
+            f"cannot write {path}: {error}", "free some disk space and start again: what is written is kept"
+        ) from error
