@@ -9,23 +9,19 @@ import numpy as np
 import torch
 from torch import nn
 
-from llm_finetuner.checks import check_rows, common_vocabulary
-from llm_finetuner.data import columns, sources, text
-from llm_finetuner.data.examples import IGNORED
-from llm_finetuner.errors import DataError, ModelError, RecipeError
+from llm_finetuner.benchmark.quality import evaluate
+from llm_finetuner.checks import check_rows
+from llm_finetuner.data import sources, text
+from llm_finetuner.errors import DataError
 from llm_finetuner.learner import Learner
 from llm_finetuner.models import loading
-from llm_finetuner.named_models import load_student, load_teacher
-from llm_finetuner.recipe import Data, Recipe, Teacher, members_of
-from llm_finetuner.registry import OPTIMIZERS, SCHEDULES, TASKS, TEACHERS, TUNINGS, resolve
+from llm_finetuner.named_models import begin, cut, load_student, student_source
+from llm_finetuner.recipe import Data, Recipe
+from llm_finetuner.registry import OPTIMIZERS, SCHEDULES, TASKS, TUNINGS, resolve
 from llm_finetuner.rollout import Rollout
-from llm_finetuner.scheme import Scheme
-from llm_finetuner.teachers.live import live_teacher
 from llm_finetuner.teachers.provider import Context, Provider
-from llm_finetuner.teachers.shuffled import Shuffled
-from llm_finetuner.terms import reads_teacher
+from llm_finetuner.teaching import asks, build_peers, build_teacher, write_examples
 from llm_finetuner.tuning.tuned import Tuned
-from llm_finetuner.writing import write_rows
 
 Note = Callable[[str], None]
 
@@ -89,6 +85,19 @@ def load_rows(data: Data, tokenizer, seed: int, output: str, note: Note) -> tupl
     return rows, evenly(held_out, data.eval_samples)
 
 
+def only(rows, wanted: dict[str, Any], source: str):
+    """The rows whose columns have these values: one task of many. Raises DataError."""
+    for column, value in wanted.items():
+        if column not in rows.column_names:
+            raise DataError(f"{source} has no column {column!r}", f"columns: {', '.join(rows.column_names)}")
+        found = [i for i, cell in enumerate(rows[column]) if cell == value]
+        if not found:
+            there = sorted({str(cell) for cell in rows[column]})[:10]
+            raise DataError(f"no row of {source} has {column}={value!r}", f"values there: {', '.join(there)}")
+        rows = rows.select(found)
+    return rows
+
+
 def evenly(rows, count: int | None):
     """`count` rows, evenly spaced over all; None takes all."""
     if count is None or count >= len(rows):
@@ -128,34 +137,38 @@ def assemble(recipe: Recipe, parts: Parts, device: torch.device, note: Note) -> 
     """Load what `parts` does not hold, and check that it fits together before time is spent. Raises FinetunerError."""
     resolve(OPTIMIZERS, recipe.train.optimizer), resolve(SCHEDULES, recipe.train.schedule)
     task, scheme = resolve(TASKS, recipe.task, "task")(), recipe.scheme
-    tokenizer = parts.tokenizer or (
-        loading.load_tokenizer(recipe.student.name) if parts.train is None else None
-    )
+    tokenizer = parts.tokenizer
+    if tokenizer is None and parts.train is None:
+        tokenizer = loading.load_tokenizer(student_source(recipe))
     student = parts.tuned.model if parts.tuned else parts.student
-    student = student if student is not None else load_student(recipe.student, device, recipe.train.seed)
+    fresh = student is None
+    student = load_student(recipe, device) if fresh else student
     data = fit_length(recipe.data, student, note)
-    if parts.train is None:
+    train, held_out = parts.train, parts.held_out
+    if train is None:
         train, held_out = load_rows(data, tokenizer, recipe.train.seed, recipe.output, note)
-    else:
-        train, held_out = parts.train, parts.held_out
     for rows in (train, held_out):
         if rows is not None:
             check_rows(rows, student)
-    if recipe.student.from_scratch and parts.tuned is None:
-        loading.start_head_bias(student, label_counts(train, task.vocabulary(student)))
-    per_epoch = -(-len(train) // (recipe.train.batch_size * recipe.train.gradient_accumulation_steps))
-    steps = recipe.train.steps or max(1, round(recipe.train.epochs * per_epoch))
+    if fresh:
+        student = cut(student, recipe, train)
+    if parts.tuned is None:
+        begin(student, recipe, train)
     student.to(device) if not loading.is_quantised(student) else None
     loading.check_head(student, recipe.student.name or "the student")
-    parts.tuned = tuned = parts.tuned or resolve(TUNINGS, recipe.tuning.kind)(
-        student, steps, **recipe.tuning.options
-    )
+    context = Context(task, student, tokenizer, device, note, recipe.train.seed, recipe.output)
+    if data.hard_share < 1:
+        train = hardest(task, student, train, data.hard_share, note)
+    if scheme.writing:
+        train = write_examples(recipe, parts.teacher, tokenizer, train, context)
+    per_epoch = -(-len(train) // (recipe.train.batch_size * recipe.train.gradient_accumulation_steps))
+    steps = recipe.train.steps or max(1, round(recipe.train.epochs * per_epoch))
+    make = resolve(TUNINGS, recipe.tuning.kind)
+    parts.tuned = tuned = parts.tuned or make(student, steps, **recipe.tuning.options)
     if recipe.train.gradient_checkpointing:
         student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    train = _written(recipe, parts, tokenizer, train, device, note) if scheme.writing else train
-    peers = _peers(recipe, parts, task, student, tokenizer, device) if scheme.teacher == "peers" else []
-    context = Context(task, student, tokenizer, device, note, recipe.train.seed, recipe.output)
-    teacher = _teacher(recipe, parts, context) if _asks(scheme) else None
+    peers = build_peers(recipe, parts.peers, train, context) if scheme.teacher == "peers" else []
+    teacher = build_teacher(recipe, parts.teacher, parts.teacher_tokenizer, context) if asks(scheme) else None
     learner = Learner(task, student, scheme, teacher, peers, tuned.penalty).to(device)
     task.prepare(student, learner.want)
     if teacher is not None:
@@ -170,73 +183,10 @@ def assemble(recipe: Recipe, parts: Parts, device: torch.device, note: Note) -> 
     )
 
 
-def label_counts(rows, vocabulary: int) -> np.ndarray:
-    """How often each token is a counted label: [V]."""
-    parts = columns.flat(rows, "labels")
-    return sum(np.bincount(labels[labels != IGNORED], minlength=vocabulary) for labels in parts)
-
-
-def _written(recipe: Recipe, parts: Parts, tokenizer, rows, device, note: Note):
-    """Rows whose completions the teacher wrote, kept in the run's folder. Raises RecipeError, ModelError."""
-    if isinstance(parts.teacher, Provider) or (recipe.teacher and recipe.teacher.kind != "live"):
-        raise RecipeError(
-            f"{recipe.method} needs one live teacher: a model that can write", "teacher.kind=live"
-        )
-    if parts.teacher is None and recipe.teacher is None:
-        raise RecipeError(f"{recipe.method} needs a teacher", "give teacher.name (or --teacher)")
-    teacher = parts.teacher if parts.teacher is not None else load_teacher(recipe.teacher, device)
-    return write_rows(
-        teacher, tokenizer, rows, recipe.scheme.writing, Path(recipe.output) / "written.jsonl",
-        seed=recipe.train.seed, max_length=recipe.data.max_length, note=note,
-    )  # fmt: skip
-
-
-def _asks(scheme: Scheme) -> bool:
-    """Whether any term is answered from outside: with alpha = 1 nobody is asked."""
-    return scheme.teacher in ("given", "average") and any(reads_teacher(term) for term in scheme.terms)
-
-
-def _teacher(recipe: Recipe, parts: Parts, context: Context) -> Provider:
-    """What answers the student's batches. Raises RecipeError, ModelError."""
-    scheme, spec = recipe.scheme, recipe.teacher
-    if scheme.teacher == "average":
-        kind = resolve(TEACHERS, "average")
-        return kind(Teacher(), context, **scheme.teacher_options)
-    if parts.teacher is None and spec is None:
-        raise RecipeError(
-            f"{recipe.method} needs a teacher", "give teacher.name (or --teacher), or load_teacher_model(...)"
-        )
-    if isinstance(parts.teacher, Provider):
-        provider = parts.teacher
-    elif parts.teacher is not None:
-        model = parts.teacher
-        model = model if loading.is_quantised(model) else model.to(context.device)
-        name = spec.name if spec else "the teacher"
-        provider = live_teacher(model, parts.teacher_tokenizer, name, context)
-    else:
-        kind = resolve(TEACHERS, spec.kind, "kind of teacher")
-        provider = kind(spec, context, **spec.options)
-    return Shuffled(provider) if spec and spec.shuffled else provider
-
-
-def _peers(recipe: Recipe, parts: Parts, task, student, tokenizer, device) -> list[nn.Module]:
-    """The models that learn beside the student. Raises RecipeError, ModelError."""
-    if not parts.peers and recipe.teacher is None:
-        raise RecipeError(
-            f"{recipe.method} needs a second model",
-            "give teacher.name (or --teacher), or setup_online(peers=[...])",
-        )
-    if not parts.peers:
-        seed = recipe.train.seed + 1  # a peer from scratch is another draw than the student
-        for i, spec in enumerate(members_of(recipe.teacher)):
-            parts.peers.append(load_student(spec, device, seed + i))
-            common_vocabulary(task, student, parts.peers[-1], tokenizer, loading.load_tokenizer(spec.name))
-    for peer in parts.peers:
-        if task.vocabulary(peer) != task.vocabulary(student):
-            raise ModelError(
-                f"models that teach each other need equally many logits: {task.vocabulary(student)} and "
-                f"{task.vocabulary(peer)}"
-            )
-        loading.check_head(peer, "the peer")
-        peer.train().requires_grad_(True)
-    return parts.peers
+def hardest(task, student: nn.Module, rows, share: float, note: Note):
+    """The share of the rows on which the student loses most, nats a token, in their order."""
+    quality = evaluate(task, student, rows)
+    count = max(1, round(share * len(rows)))
+    worst = np.argsort(-quality.nll / np.maximum(quality.tokens, 1), kind="stable")[:count]
+    note(f"learning goes on with the {count} of {len(rows)} rows that the student finds hardest")
+    return rows.select(sorted(worst.tolist()))

@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from llm_finetuner import recipe_file
-from llm_finetuner.assembly import Parts, evenly, label_counts, load_rows
+from llm_finetuner.assembly import Parts, evenly, load_rows
 from llm_finetuner.benchmark.speed import cost_ratio
 from llm_finetuner.benchmark.verdict import Entry, verdict
 from llm_finetuner.engine import default_device
 from llm_finetuner.errors import OrderError
 from llm_finetuner.models import loading
-from llm_finetuner.named_models import load_student, load_teacher
+from llm_finetuner.named_models import begin, cut, load_student, load_teacher
 from llm_finetuner.recipe import Recipe, with_method
 from llm_finetuner.registry import TASKS, resolve
 from llm_finetuner.report.write import write
@@ -114,11 +114,8 @@ def load_untouched(recipe: Recipe, device: torch.device, train_rows: Any) -> nn.
         raise OrderError(
             "the untouched student was an object and is gone", "compare with LLMFineTuner.compare"
         )
-    model = load_student(recipe.student, device, recipe.train.seed)
-    if recipe.student.from_scratch and train_rows is not None:
-        loading.start_head_bias(
-            model, label_counts(train_rows, model.get_output_embeddings().weight.shape[0])
-        )
+    model = cut(load_student(recipe, device), recipe, train_rows)
+    begin(model, recipe, train_rows)
     return model
 
 

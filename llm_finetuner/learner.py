@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from llm_finetuner import terms
 from llm_finetuner.chunks import chunked
+from llm_finetuner.errors import RecipeError
 from llm_finetuner.layer_maps import Pairs, layer_pairs
 from llm_finetuner.models.anatomy import final_norm_of
 from llm_finetuner.output import Output, Want, at_least_float32
@@ -84,6 +85,11 @@ class Learner(nn.Module):
         kind = kind_of(term)
         if kind == "logits":
             return ()
+        if not self.provider.depth:
+            raise RecipeError(
+                f"{term.objective} compares hidden states, and this teacher gives answers only",
+                "take response terms, or a live teacher (a cache can hold hidden states of chosen layers)",
+            )
         if kind == "embeddings":
             return ((0, 0),)
         return layer_pairs(term.layers, self.task.depth(self.student), self.provider.depth)

@@ -1,15 +1,23 @@
-"""The models that a recipe names, loaded as it says."""
+"""The models that a recipe names, loaded as it says, and the student as it is when training begins."""
 
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
+from llm_finetuner.data import columns
+from llm_finetuner.data.examples import IGNORED
+from llm_finetuner.errors import RecipeError
 from llm_finetuner.models import loading
-from llm_finetuner.recipe import Model, Teacher
+from llm_finetuner.models.shrink import parse_share, shrink
+from llm_finetuner.recipe import Model, Recipe, Teacher, members_of
+
+ROWS_THAT_WEIGH = 32  # which heads and channels matter is read off this many rows
 
 
-def load_student(model: Model, device: torch.device | str, seed: int, frozen: bool = False) -> nn.Module:
+def load_model(model: Model, device: torch.device | str, seed: int, frozen: bool = False) -> nn.Module:
     """Raises ModelError."""
     return loading.load_causal_lm(
         model.name, device=device, dtype=model.dtype, load_in_4bit=model.load_in_4bit,
@@ -19,5 +27,64 @@ def load_student(model: Model, device: torch.device | str, seed: int, frozen: bo
 
 def load_teacher(model: Teacher, device: torch.device | str) -> nn.Module:
     """A frozen model in eval mode, on the device that the recipe gives it. Raises ModelError."""
-    found = load_student(replace(model, from_scratch=False), model.device or device, 0, frozen=True)
+    found = load_model(replace(model, from_scratch=False), model.device or device, 0, frozen=True)
     return found.eval().requires_grad_(False)
+
+
+def student_source(recipe: Recipe) -> str:
+    """The folder or hub name that the student's weights and tokenizer come from. Raises RecipeError."""
+    if parse_share(recipe.student.name) is None:
+        return recipe.student.name
+    if recipe.teacher is None or not recipe.teacher.name:
+        raise RecipeError(
+            f"student {recipe.student.name!r} is cut from the teacher, and no teacher is named",
+            "give teacher.name",
+        )
+    return members_of(recipe.teacher)[0].name
+
+
+def load_student(recipe: Recipe, device: torch.device | str) -> nn.Module:
+    """The student before `cut`: for "teacher/2" the whole teacher, still to be cut. Raises ModelError."""
+    share = parse_share(recipe.student.name) is not None
+    named = replace(recipe.student, name=student_source(recipe))
+    return load_model(replace(named, from_scratch=False) if share else named, device, recipe.train.seed)
+
+
+def cut(model: nn.Module, recipe: Recipe, rows: Any) -> nn.Module:
+    """The part of the teacher that a student called teacher/2 keeps; any other student as it is.
+
+    rows: prepared rows that show which heads and channels matter, or None for the weights alone. Raises RecipeError,
+    ModelError.
+    """
+    student, divisor = recipe.student, parse_share(recipe.student.name)
+    if divisor is None:
+        return model
+    seen = _batches(rows, model.device) if student.keep_width < 1 and rows is not None else None
+    model = shrink(model, keep=divisor, blocks=student.keep_blocks, width=student.keep_width, activations=seen)
+    return _redrawn(model, recipe.train.seed) if student.from_scratch else model
+
+
+def begin(student: nn.Module, recipe: Recipe, rows: Any) -> None:
+    """Start the head's bias of a student from scratch at how often each token is a label of `rows`."""
+    if recipe.student.from_scratch and rows is not None:
+        loading.start_head_bias(student, label_counts(rows, student.get_output_embeddings().weight.shape[0]))
+
+
+def label_counts(rows: Any, vocabulary: int) -> np.ndarray:
+    """How often each token is a counted label: [V]."""
+    parts = columns.flat(rows, "labels")
+    return sum(np.bincount(labels[labels != IGNORED], minlength=vocabulary) for labels in parts)
+
+
+def _batches(rows: Any, device: torch.device) -> list[dict[str, torch.Tensor]]:
+    """A few rows, one a batch: {input_ids, attention_mask} [1, T]."""
+    step = max(1, len(rows) // ROWS_THAT_WEIGH)
+    picked = [torch.tensor([rows[i]["input_ids"]], device=device) for i in range(0, len(rows), step)]
+    return [{"input_ids": ids_1T, "attention_mask": torch.ones_like(ids_1T)} for ids_1T in picked]
+
+
+def _redrawn(model: nn.Module, seed: int) -> nn.Module:
+    """The same shape with weights drawn from the seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return type(model)._from_config(model.config, dtype=model.dtype).to(model.device)

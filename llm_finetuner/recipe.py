@@ -58,10 +58,13 @@ class Model:
     load_in_8bit: bool = False
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     from_scratch: bool = False  # read the configuration only and draw the weights from the seed
+    keep_blocks: Literal["uniform", "first-last"] = "uniform"  # of a student named teacher/2, teacher/3, ...
+    keep_width: float = 1.0  # share of heads, channels and hidden width that such a student keeps
 
     def __post_init__(self):
         if self.load_in_4bit and self.load_in_8bit:
             raise RecipeError("load_in_4bit and load_in_8bit are both set", "choose one of them")
+        check_range("keep_width", self.keep_width, 0, 1, open_low=True)
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,12 @@ class Data:
     files: str | list[str] | None = None
     samples: int | None = None  # only the first N rows
     text_columns: list[str] | None = None
+    only: dict[str, Any] = field(
+        default_factory=dict
+    )  # rows with these values in these columns: one task of many
+    hard_share: float = (
+        1.0  # learn from this share of the rows, those that the student finds hardest at the start
+    )
     max_length: int = 512  # tokens
     loss_on: Literal["completion", "all"] = "completion"
     on_bad_row: Literal["stop", "skip"] = "stop"
@@ -125,6 +134,7 @@ class Data:
     def __post_init__(self):
         check_range("data.max_length", self.max_length, 4, None)
         check_range("data.eval_fraction", self.eval_fraction, 0, 0.9)
+        check_range("data.hard_share", self.hard_share, 0, 1, open_low=True)
         for name in ("samples", "eval_samples"):
             if getattr(self, name) is not None:
                 check_range(f"data.{name}", getattr(self, name), 1, None)

@@ -4,7 +4,7 @@ Shapes: E examples, N positions that count, n of them at once, D hidden width, V
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +17,7 @@ from llm_finetuner.errors import DataError, ModelError
 from llm_finetuner.objectives.divergence import forward_kl
 from llm_finetuner.objectives.supervised import cross_entropy
 from llm_finetuner.output import Output, Want
+from llm_finetuner.teachers.provider import Provider
 
 POSITIONS = 256  # logits of this many positions exist at a time
 BINS = 15  # of equal width, Guo et al. 2017 (arXiv 1706.04599)
@@ -73,7 +74,7 @@ def evaluate(
     rows: Sequence[dict],
     *,
     batch_size: int = 8,
-    teacher: nn.Module | None = None,
+    teacher: nn.Module | Provider | None = None,
     vocabulary: int | None = None,
 ) -> Quality:
     """Score one model on prepared rows; see `evaluate_all`."""
@@ -88,7 +89,7 @@ def evaluate_all(
     rows: Sequence[dict],
     *,
     batch_size: int = 8,
-    teacher: nn.Module | None = None,
+    teacher: nn.Module | Provider | None = None,
     vocabulary: int | None = None,
 ) -> dict[str, Quality]:
     """Score several models on the same rows, with one pass of the teacher for all of them.
@@ -100,16 +101,25 @@ def evaluate_all(
     tallies = {name: Tally(len(rows)) for name in models}
     lengths = [len(row["input_ids"]) for row in rows]
     order = sorted(range(len(rows)), key=lengths.__getitem__, reverse=True)
-    with eval_mode(*models.values(), *([teacher] if teacher else [])):
+    view = teacher.view if isinstance(teacher, Provider) else lambda logits_nV: logits_nV
+    with eval_mode(*models.values(), *([teacher] if isinstance(teacher, nn.Module) else [])):
         for start in range(0, len(order), batch_size):
             picked = order[start : start + batch_size]
             batch = task.collate([rows[index] for index in picked])
-            said = _run(task, teacher, batch) if teacher else None
+            said = _answer(task, teacher, batch, models) if teacher else None
             for name, model in models.items():
                 output = said if model is teacher else _run(task, model, batch)
                 numbers = torch.tensor(picked)[output.examples.cpu()]
-                _score(output, said, numbers, tallies[name], vocabulary)
+                _score(output, said, numbers, tallies[name], vocabulary, view)
     return {name: tally.quality(teacher is not None) for name, tally in tallies.items()}
+
+
+def _answer(task: Any, teacher: nn.Module | Provider, batch: dict[str, Tensor], models: dict) -> Output:
+    """What the teacher says, on the device of the first model."""
+    if isinstance(teacher, Provider):
+        device = next(next(iter(models.values())).parameters()).device
+        return teacher({key: value.to(device) for key, value in batch.items()}, Want())
+    return _run(task, teacher, batch)
 
 
 def _run(task: Any, model: nn.Module, batch: dict[str, Tensor]) -> Output:
@@ -118,21 +128,28 @@ def _run(task: Any, model: nn.Module, batch: dict[str, Tensor]) -> Output:
 
 
 def _score(
-    student: Output, teacher: Output | None, examples: Tensor, tally: "Tally", vocabulary: int | None
+    student: Output,
+    teacher: Output | None,
+    examples: Tensor,
+    tally: "Tally",
+    vocabulary: int | None,
+    view: Callable[[Tensor], Tensor],
 ) -> None:
     """Add one batch to a tally, a slice of positions at a time; examples [N] numbers the rows."""
     for start in range(0, len(student.rows), POSITIONS):
         part = slice(start, start + POSITIONS)
         logits_nV = student.head(student.rows[part])[:, :vocabulary]
-        teacher_nV = None
+        tally.add(logits_nV, student.targets[part], examples[part])
         if teacher is not None:
-            teacher_nV = teacher.head(teacher.rows[part])[:, :vocabulary].to(logits_nV.device)
-            if teacher_nV.shape != logits_nV.shape:
+            teacher_nC = teacher.head(teacher.rows[part])[:, :vocabulary].to(logits_nV.device)
+            shared_nC = view(logits_nV)
+            if teacher_nC.shape != shared_nC.shape:
                 raise ModelError(
-                    f"the teacher has {teacher_nV.shape[1]} tokens, the student {logits_nV.shape[1]}",
+                    f"the teacher has {teacher_nC.shape[1]} tokens, the student {shared_nC.shape[1]}",
                     "pass vocabulary= the number of tokens of the tokenizer that they share",
                 )
-        tally.add(logits_nV, student.targets[part], examples[part], teacher_nV)
+            known_n = None if teacher.known is None else teacher.known[part]
+            tally.hear(shared_nC, teacher_nC, known_n)
 
 
 class Tally:
@@ -143,12 +160,11 @@ class Tally:
         self.tokens = torch.zeros(examples, dtype=torch.long)
         self.right = torch.zeros(BINS, dtype=torch.float64)  # right answers of each bin of confidence
         self.confidence = torch.zeros(BINS, dtype=torch.float64)  # their summed confidence
+        self.heard = 0  # positions that the teacher answered
         self.agreed = 0.0
         self.kl = 0.0
 
-    def add(
-        self, logits_nV: Tensor, targets_n: Tensor, examples_n: Tensor, teacher_nV: Tensor | None
-    ) -> None:
+    def add(self, logits_nV: Tensor, targets_n: Tensor, examples_n: Tensor) -> None:
         nll_n = cross_entropy(logits_nV, targets_n).double().cpu()
         top_n, said_n = logits_nV.max(-1)
         at_target_n = logits_nV.gather(-1, targets_n[:, None])[:, 0]
@@ -160,9 +176,14 @@ class Tally:
         bin_n = (confidence_n * BINS).ceil().long().sub(1).clamp(0, BINS - 1)  # bins are (low, high]
         self.right.index_add_(0, bin_n, right_n)
         self.confidence.index_add_(0, bin_n, confidence_n)
-        if teacher_nV is not None:
-            self.agreed += float((said_n == teacher_nV.argmax(-1)).sum())
-            self.kl += float(forward_kl(logits_nV, teacher_nV).double().sum())
+
+    def hear(self, shared_nC: Tensor, teacher_nC: Tensor, known_n: Tensor | None) -> None:
+        """What the teacher says of the same positions, where it says anything."""
+        known_n = torch.ones(len(shared_nC), dtype=torch.bool) if known_n is None else known_n.cpu()
+        agreed_n = (shared_nC.argmax(-1) == teacher_nC.argmax(-1)).cpu()
+        self.heard += int(known_n.sum())
+        self.agreed += float(agreed_n[known_n].sum())
+        self.kl += float(forward_kl(shared_nC, teacher_nC).double().cpu()[known_n].sum())
 
     def quality(self, with_teacher: bool) -> Quality:
         count = int(self.tokens.sum())
@@ -175,8 +196,8 @@ class Tally:
             tokens=self.tokens.numpy(),
             accuracy=float(self.right.sum()) / count,
             calibration_error=float((self.right - self.confidence).abs().sum()) / count,
-            agreement=self.agreed / count if with_teacher else None,
-            kl_to_teacher=self.kl / count if with_teacher else None,
+            agreement=self.agreed / max(1, self.heard) if with_teacher else None,
+            kl_to_teacher=self.kl / max(1, self.heard) if with_teacher else None,
         )
 
 

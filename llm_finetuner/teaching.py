@@ -1,0 +1,92 @@
+"""Who teaches a run: the provider of answers, peers that learn beside the student, or a teacher that writes texts."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from llm_finetuner.checks import common_vocabulary
+from llm_finetuner.errors import ModelError, RecipeError
+from llm_finetuner.models import loading
+from llm_finetuner.named_models import label_counts, load_model, load_teacher
+from llm_finetuner.recipe import Recipe, Teacher, members_of
+from llm_finetuner.registry import TEACHERS, resolve
+from llm_finetuner.scheme import Scheme
+from llm_finetuner.teachers.live import live_teacher
+from llm_finetuner.teachers.provider import Context, Provider
+from llm_finetuner.teachers.shuffled import Shuffled
+from llm_finetuner.terms import reads_teacher
+from llm_finetuner.writing import write_rows
+
+
+def asks(scheme: Scheme) -> bool:
+    """Whether any term is answered from outside: with alpha = 1 nobody is asked."""
+    return scheme.teacher in ("given", "average") and any(reads_teacher(term) for term in scheme.terms)
+
+
+def build_teacher(
+    recipe: Recipe, given: nn.Module | Provider | None, tokenizer: Any, context: Context
+) -> Provider:
+    """What answers the student's batches; `given` stands in for what the recipe names, `tokenizer` is its own.
+
+    Raises RecipeError, ModelError.
+    """
+    scheme, spec = recipe.scheme, recipe.teacher
+    if scheme.teacher == "average":
+        return resolve(TEACHERS, "average")(Teacher(), context, **scheme.teacher_options)
+    if given is None:
+        spec = _named(recipe)
+        provider = resolve(TEACHERS, spec.kind, "kind of teacher")(spec, context, **spec.options)
+    elif isinstance(given, Provider):
+        provider = given
+    else:
+        model = given if loading.is_quantised(given) else given.to(context.device)
+        provider = live_teacher(model, tokenizer, spec.name if spec else "the teacher", context)
+    return Shuffled(provider) if spec and spec.shuffled else provider
+
+
+def build_peers(recipe: Recipe, given: list[nn.Module], rows: Any, context: Context) -> list[nn.Module]:
+    """The models that learn beside the student. Raises RecipeError, ModelError."""
+    peers, task = list(given), context.task
+    if not peers:
+        seed = recipe.train.seed + 1  # a peer from scratch is another draw than the student
+        for i, spec in enumerate(members_of(_named(recipe))):
+            peer = load_model(spec, context.device, seed + i)
+            common_vocabulary(
+                task, context.student, peer, context.tokenizer, loading.load_tokenizer(spec.name)
+            )
+            if spec.from_scratch:
+                loading.start_head_bias(peer, label_counts(rows, task.vocabulary(peer)))
+            peers.append(peer)
+    for peer in peers:
+        ours, theirs = task.vocabulary(context.student), task.vocabulary(peer)
+        if theirs != ours:
+            raise ModelError(f"models that teach each other need equally many logits: {ours} and {theirs}")
+        loading.check_head(peer, "the peer")
+        peer.train().requires_grad_(True)
+    return peers
+
+
+def write_examples(recipe: Recipe, given: Any, tokenizer: Any, rows: Any, context: Context) -> Any:
+    """Rows whose completions the teacher wrote, kept in the run's folder. Raises RecipeError, ModelError."""
+    if given is None:
+        spec = _named(recipe)
+        if spec.kind != "live":
+            raise RecipeError(
+                f"{recipe.method} needs a teacher that can write, not {spec.kind}", "teacher.kind=live"
+            )
+        given = load_teacher(spec, context.device)
+    if isinstance(given, Provider):
+        raise RecipeError(f"{recipe.method} needs one teacher that can write: a model")
+    path = Path(recipe.output) / "written.jsonl"
+    return write_rows(
+        given, tokenizer, rows, recipe.scheme.writing, path, seed=recipe.train.seed,
+        max_length=recipe.data.max_length, note=context.note,
+    )  # fmt: skip
+
+
+def _named(recipe: Recipe) -> Teacher:
+    if recipe.teacher is None:
+        hint = "give teacher.name (or --teacher), or load_teacher_model(...)"
+        raise RecipeError(f"{recipe.method} needs a teacher", hint)
+    return recipe.teacher
