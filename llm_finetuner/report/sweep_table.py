@@ -1,0 +1,99 @@
+"""The table of a sweep as Markdown: every trial, best first, and what may be said of the winner."""
+
+from pathlib import Path
+from typing import Any
+
+from llm_finetuner.report.table import DASH, duration, significant
+from llm_finetuner.report.write import markdown
+
+HEAD = "| | trial | {settings}loss, nats a token | minus the best, 95 % interval | told apart | steps | time | state |"
+BELOW = """
+Every loss in the table is on the rows that choose; of a trial that did not finish it is the last there was. +- is the
+standard deviation over seeds. Told apart: a paired bootstrap over 30 examples or more leaves out 0 and, with several
+seeds, the trial is worse with each of them. The intervals do not know that the best of many was taken.
+
+Each trial's trained model is in its folder; checkpoints are kept of the best and of unfinished trials only.
+"""
+PAID = {
+    "yes": "The search paid: its winner is better than the recipe as given.",
+    "no": "The search did not pay: its winner is worse than the recipe as given on rows that chose nothing.",
+    "unclear": "That the search paid is not shown.",
+}
+
+
+def write(result: dict[str, Any], folder: str | Path) -> Path:
+    """Write folder/sweep.md and return its path."""
+    path = Path(folder) / "sweep.md"
+    path.write_text("\n".join([*_words(result), *_table(result), BELOW]), encoding="utf-8")
+    return path
+
+
+def _table(result: dict[str, Any]) -> list[str]:
+    names = list(dict.fromkeys(name for line in result["trials"] for name in line["values"]))
+    head = HEAD.format(settings="".join(f"{markdown(name)} | " for name in names))
+    lines = [head, "|---" * (head.count("|") - 1) + "|"]
+    for place, line in enumerate(result["trials"], 1):
+        values = line["values"]
+        cells = [
+            str(place) if line["state"] == "finished" else "",
+            f"{line['number']}{' (as given)' if line['given'] else ''}",
+            *(DASH if values.get(name) is None else markdown(str(values[name])) for name in names),
+            _loss(line),
+            _difference(line),
+            DASH if line["apart"] is None or line["difference"] == 0 else "yes" if line["apart"] else "no",
+            DASH if line["steps"] is None else f"{line['steps']:,}",
+            DASH if line["seconds"] is None else duration(line["seconds"]),
+            line["state"] + (f": {markdown(line['error'])}" if line["error"] else ""),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _loss(line: dict[str, Any]) -> str:
+    if line["loss"] is None:
+        return DASH
+    return f"{line['loss']:.4f}" + (f" +- {line['sd']:.4f}" if line["sd"] is not None else "")
+
+
+def _difference(line: dict[str, Any]) -> str:
+    if line["low"] is None or line["difference"] == 0:
+        return DASH
+    return f"{line['difference']:+.4f} ({line['low']:+.4f} to {line['high']:+.4f})"
+
+
+def _words(result: dict[str, Any]) -> list[str]:
+    best, report = result["best"], result["report"]
+    winner = " ".join(f"{name}={value}" for name, value in best["settings"].items()) or "nothing changed"
+    also = [line for line in result["trials"] if line["apart"] is False and line["number"] != best["number"]]
+    said = [
+        "# Sweep",
+        "",
+        f"Best: trial {best['number']} ({markdown(winner)}), loss {best['loss']:.4f} on the rows that chose it. "
+        f"{len(also)} of the others cannot be told apart from it.",
+        "",
+        _reported(report, best),
+        "",
+    ]
+    return said + [line for note in result["notes"] for line in (f"- {markdown(note)}", "")]
+
+
+def _reported(report: dict[str, Any], best: dict[str, Any]) -> str:
+    where = (
+        f"On the same {report['examples']} examples that chose it, so the figure is optimistic"
+        if report["optimistic"]
+        else f"On {report['examples']} other held-out examples, which chose nothing"
+    )
+    said = f"{where}: perplexity {_perplexity(report['winner'])}"
+    if report["given"] is None:
+        return f"{said}. The recipe as given did not finish, so there is nothing to hold it against."
+    if best["given"]:
+        return f"{said}. The recipe as given is the best of them."
+    pair = report["difference"]
+    said += f", the recipe as given {_perplexity(report['given'])}; difference {pair['difference']:+.4f} nats a token"
+    said += f" ({pair['low']:+.4f} to {pair['high']:+.4f})" if pair["low"] is not None else ""
+    return f"{said}. {PAID[report['paid']]}"
+
+
+def _perplexity(figures: dict[str, float | None]) -> str:
+    between = f" ({significant(figures['low'])} to {significant(figures['high'])})" if figures["low"] else ""
+    return significant(figures["perplexity"]) + between
