@@ -188,3 +188,23 @@ def test_several_seeds_give_a_mean_and_its_spread(tmp_path):
         recipe.train, learning_rate=result["best"]["settings"].get(RATE, 1e-2)
     )
     assert "+-" in Path(result["table"]).read_text()
+
+
+# ---- what trials share
+
+
+def test_peers_learn_anew_in_every_trial(tmp_path):
+    recipe = recipe_in(tmp_path / "sweep", "online_distillation")
+    result = sweep(recipe, {RATE: [2e-2]}, parts=parts_of(peers=[build_gpt2(64, seed=3)]))
+    alone = replace(recipe, output=str(tmp_path / "alone"), train=replace(recipe.train, learning_rate=2e-2))
+    figures = fit(alone, parts_of(peers=[build_gpt2(64, seed=3)])).metrics
+    assert losses(result)[1] == figures["eval_loss"]
+
+
+def test_a_live_student_is_left_as_it_was(tmp_path):
+    student, teacher = build_gpt2(64), build_llama(64)
+    parts = parts_of(student=student, teacher=teacher)
+    sweep(recipe_in(tmp_path, "vanilla_distillation"), {"temp": [1.0]}, parts=parts)
+    assert parts.student is student and parts.tuned is None and parts.teacher is teacher
+    fresh = build_gpt2(64).state_dict()
+    assert all(value.equal(fresh[name]) for name, value in student.state_dict().items())
