@@ -27,7 +27,11 @@ KINDS = {  # class, config class, settings; together: tied and untied heads, bia
     "llama": ("LlamaForCausalLM", "LlamaConfig", DECODER | {"attention_bias": True, "mlp_bias": True}),
     "mistral": ("MistralForCausalLM", "MistralConfig", DECODER | {"sliding_window": 4}),
     "qwen2": ("Qwen2ForCausalLM", "Qwen2Config", DECODER | WINDOW | {"tie_word_embeddings": True}),
-    "qwen3": ("Qwen3ForCausalLM", "Qwen3Config", DECODER | {"head_dim": 6}),
+    "qwen3": (
+        "Qwen3ForCausalLM",
+        "Qwen3Config",
+        DECODER | {"head_dim": 6, "num_attention_heads": 8, "num_key_value_heads": 4},
+    ),
     "bert": ("BertModel", "BertConfig", BERT),
     "bert masked": ("BertForMaskedLM", "BertConfig", BERT),
     "bert classes": ("BertForSequenceClassification", "BertConfig", BERT | {"num_labels": 3}),

@@ -23,7 +23,7 @@ from llm_finetuner.models.shrink import shrink
             0.7,
             (22, 2, 1, 17),
         ),  # a whole group of two queries goes; hidden is the nearest multiple
-        ("qwen3", 0.9, (28, 4, 2, 22)),
+        ("qwen3", 0.9, (32, 8, 4, 22)),
         ("qwen3", 0.01, (2, 2, 1, 1)),
         ("bert", 0.5, (16, 2, 2, 12)),
     ],
@@ -50,15 +50,15 @@ def silence(model: nn.Module, left: tuple[int, int, int, int]) -> list[int]:
     that mean would change. Returns the hidden dims that still speak.
     """
     family, (_, _, groups, inner) = family_of(model), sizes(model)
-    mute = drawn(D - left[0], D, 0)
-    stay = [d for d in range(D) if d not in mute]
-    block = -1
+    mute = {"D": drawn(D - left[0], D, 0), "P": drawn(D - left[0], D, 1)}
+    stay = [d for d in range(D) if d not in mute["D"]]
+    block, kind = -1, model.config.model_type
     for name, (axes, module) in layers_of(model, family).items():
-        linear = isinstance(module, nn.Linear)
+        turn = isinstance(module, nn.Linear)
         written = [
-            x.T if linear and x.dim() == 2 else x for x in module.parameters(recurse=False)
-        ]  # weight [in, out] and bias: views
-        norm = is_norm(axes, module)
+            x.T if turn and x.dim() == 2 else x for x in module.parameters(recurse=False)
+        ]  # [in, out], [out]
+        gain = written[0] if is_norm(axes, module) else None
         block += name.endswith(family.values)
         if name.endswith(family.attention):
             for group in drawn(groups - left[2], groups, block):
@@ -66,15 +66,11 @@ def silence(model: nn.Module, left: tuple[int, int, int, int]) -> list[int]:
         elif axes == "DM":
             for x in written:
                 x[..., drawn(inner - left[3], inner, block)] = 0
-        if norm and model.config.model_type == "bert":  # what it gives is the residual stream
-            module.weight.fill_(1.3)
-        for x in written if axes[1] in "DP" else []:
-            x[..., mute] = 0
-            if (
-                axes[1] == "D"
-                and not (norm and x is written[0])
-                and model.config.model_type in ("bert", "gpt2")
-            ):
+        if gain is not None and kind == "bert":  # what the norm gives is the residual stream
+            gain.fill_(1.3)
+        for x in written if axes[1] in mute else []:
+            x[..., mute[axes[1]]] = 0
+            if axes[1] == "D" and x is not gain and kind in ("bert", "gpt2"):
                 x[..., stay] -= x[..., stay].mean(-1, keepdim=True)
     return stay
 
@@ -100,7 +96,8 @@ def test_narrowing_away_what_does_nothing_changes_nothing(kind, measured):
 def test_importance_is_what_it_says():
     """Against loops over heads: grouped queries, padding left out, both batches."""
     teacher = build("qwen3")
-    scores = measure(teacher, family_of(teacher), 2, batches())
+    scores = measure(teacher, family_of(teacher), 4, batches())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in teacher.modules())
     seen = {}
     for block, layer in enumerate(teacher.model.layers):
         layer.self_attn.o_proj.register_forward_hook(
@@ -114,9 +111,9 @@ def test_importance_is_what_it_says():
         teacher(**batch)
     keep = batches()[0]["attention_mask"].bool()
     for block, layer in enumerate(teacher.model.layers):
-        weight, total = layer.self_attn.o_proj.weight, torch.zeros(2, dtype=torch.float64)
+        weight, total = layer.self_attn.o_proj.weight, torch.zeros(4, dtype=torch.float64)
         for x in torch.cat([x[keep] for x in seen[block]]):
-            for group in range(2):  # two queries of head_dim 6 each
+            for group in range(4):  # two queries of head_dim 6 each
                 total[group] += (
                     weight[:, group * 12 : group * 12 + 12] @ x[group * 12 : group * 12 + 12]
                 ).norm()

@@ -3,8 +3,9 @@
 Every block keeps as many heads and channels as the others, each its own best; the hidden dims are the same everywhere,
 for the residual stream joins the blocks. A norm over fewer dims would see another mean square than it did, so its
 weight is multiplied by the square root of (mean square over the kept dims / over all dims), as measured in front of
-it: where the dropped dims carried nothing the outputs stay what they were, but for the norm's epsilon, which is left
-alone. A LayerNorm takes the mean over the kept dims, and nothing makes up for that.
+it (without batches: as the weights that write there let expect). Where the dropped dims carried nothing the outputs
+stay what they were, but for the norm's epsilon, which is left alone. A LayerNorm takes the mean over the kept dims, and
+nothing makes up for that. A model with one key-value head for all queries keeps all its heads.
 """
 
 from collections.abc import Iterable
@@ -81,9 +82,8 @@ def _per_block(
 
 
 def _cut(weight: Tensor, axes: str, kept: dict[str, Tensor], out_first: bool) -> Tensor:
-    """The kept part of a matrix, [in, out] or [out, in], or of a vector [out]; always new storage."""
+    """The kept part of a matrix, [in, out] or [out, in], or of a vector [out]."""
     letters = axes[1] if weight.dim() == 1 else axes[::-1] if out_first else axes
-    weight = weight.clone()
     for axis, letter in enumerate(letters):
         if letter != "-":
             weight = weight.index_select(axis, kept[letter].to(weight.device))
