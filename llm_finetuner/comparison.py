@@ -1,5 +1,6 @@
 """Did it pay? Trains the baselines, gathers the models that a verdict compares, and writes the report."""
 
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from llm_finetuner.recipe import Recipe, with_method
 from llm_finetuner.registry import TASKS, resolve
 from llm_finetuner.report.write import write
 from llm_finetuner.run import read_log
+from llm_finetuner.teachers.provider import Provider
 from llm_finetuner.trainer import OnEvent, fit
 from llm_finetuner.tuning.tuned import Tuned
 
@@ -57,20 +59,26 @@ def compare(
     task = resolve(TASKS, recipe.task)()
     folder, steps = Path(recipe.output), subject.history[-1]["step"]
     seconds = sum(record["seconds"] for record in subject.history)
-    role = "distilled" if recipe.needs_teacher else "tuned"
+    role = "distilled" if recipe.distils else "tuned"
     name = recipe.method.replace("_", " ")
     histories = {name: subject.history}
     entries = []
-    if parts.teacher is not None:
+    teacher, warnings = writer(parts.teacher), list(warnings)
+    if teacher is not None:
         where = _folder(recipe.teacher.name) if recipe.teacher else None
-        entries.append(Entry("teacher", "teacher", parts.teacher, subject.tokenizer, where))
+        entries.append(Entry("teacher", "teacher", teacher, subject.tokenizer, where))
+    elif recipe.distils:
+        warnings.append(
+            "the teacher is no single model that is at hand here, so the table has no line for it"
+        )
     entries.append(Entry("untouched student", "untouched", subject.untouched(), subject.tokenizer))
-    if baseline and parts.teacher is not None:
-        ratio = cost_ratio(parts.tuned.model, parts.teacher)
-        for kind, how_long in (("baseline_steps", steps), ("baseline_compute", round(steps * ratio))):
+    if baseline and recipe.distils:
+        how_long = steps
+        for kind in ("baseline_steps", "baseline_compute"):
             entry, history = _train_baseline(subject, kind, how_long, on_event)
             entries.append(entry)
             histories[entry.name] = history
+            how_long = round(steps * _cost(subject, teacher, history))
     entries.append(Entry(name, role, parts.tuned.model, subject.tokenizer, folder, steps, seconds))
     for entry, history in others:
         entries.append(entry)
@@ -79,6 +87,22 @@ def compare(
     said["warnings"] = [*warnings, *said["warnings"]]
     said["report"] = str(write(said, histories, folder, recipe=recipe))
     return said
+
+
+def writer(teacher: nn.Module | Provider | None) -> nn.Module | None:
+    """The teacher where it is one model, which can write texts and be measured."""
+    return teacher if isinstance(teacher, nn.Module) else None
+
+
+def _cost(subject: Subject, teacher: nn.Module | None, baseline: list[dict]) -> float:
+    """Compute of a step over one of cross-entropy: counted for one live teacher, else by the seconds taken."""
+    plain = {"vanilla_distillation", "feature_distillation", "relation_distillation", "distillation"}
+    if teacher is not None and subject.recipe.method in plain:
+        return cost_ratio(subject.parts.tuned.model, teacher)
+    a_step = [
+        statistics.median(record["seconds"] for record in history) for history in (subject.history, baseline)
+    ]
+    return a_step[0] / a_step[1]
 
 
 def _train_baseline(
@@ -91,7 +115,12 @@ def _train_baseline(
         recipe, output=str(folder), train=replace(recipe.train, steps=steps, save_every=0, patience=0)
     )
     parts = replace(
-        subject.parts, student=subject.untouched(), tuned=None, teacher=None, tokenizer=subject.tokenizer
+        subject.parts,
+        student=subject.untouched(),
+        tuned=None,
+        teacher=None,
+        peers=[],
+        tokenizer=subject.tokenizer,
     )
     result = fit(recipe, parts, on_event=on_event)
     name = "cross-entropy, same steps" if role == "baseline_steps" else "cross-entropy, same compute"
@@ -164,7 +193,8 @@ def compare_run(
     )
     bits = {"load_in_4bit": recipe.student.load_in_4bit, "load_in_8bit": recipe.student.load_in_8bit}
     model = loading.load_trained(run, where, **bits)
-    teacher = load_teacher(recipe.teacher, where) if recipe.teacher else None
+    live = recipe.teacher and recipe.teacher.kind == "live" and recipe.scheme.teacher != "peers"
+    teacher = load_teacher(recipe.teacher, where) if live else None
     subject = Subject(
         recipe=recipe,
         parts=Parts(tuned=Tuned(model), teacher=teacher, train=train, held_out=held_out, device=device),

@@ -10,21 +10,23 @@ from torch import nn
 
 from llm_finetuner import recipe_file
 from llm_finetuner.assembly import Parts
-from llm_finetuner.checks import common_vocabulary
 from llm_finetuner.data import sources, text
 from llm_finetuner.engine import default_device
 from llm_finetuner.errors import ModelError, OrderError, RecipeError
 from llm_finetuner.judging import Judging
 from llm_finetuner.layer_maps import layer_pairs
 from llm_finetuner.models import loading
-from llm_finetuner.named_models import load_student, load_teacher
-from llm_finetuner.recipe import Data, Model, Recipe, Teacher, Train, Tuning
+from llm_finetuner.named_models import load_student
+from llm_finetuner.recipe import Data, Model, Recipe, Train, Tuning
 from llm_finetuner.registry import menu_entry
 from llm_finetuner.setup_methods import setup_method
+from llm_finetuner.teacher_methods import Teaching
+from llm_finetuner.teachers.provider import Provider
+from llm_finetuner.terms import kind_of
 from llm_finetuner.trainer import OnEvent, TrainResult, fit
 
 
-class LLMFineTuner(Judging):
+class LLMFineTuner(Teaching, Judging):
     """Fine-tune or distil a language model and find out whether it paid.
 
     model_name: a folder, a hub name, or a transformers model (then give its tokenizer too).
@@ -85,32 +87,9 @@ class LLMFineTuner(Judging):
             given = self._given if self._untouched is None else copy.deepcopy(self._untouched)
             self._parts.student = given if loading.is_quantised(given) else given.to(self.device)
         else:
-            self._parts.student = load_student(student, self.device, self.recipe.train.seed)
+            self._parts.student = load_student(self.recipe, self.device)
             self.tokenizer  # noqa: B018  a folder without tokenizer should fail now, not after training
         self._parts.tuned, self._last, self._phases = None, None, []
-
-    def load_teacher_model(
-        self, teacher_model_name: str | nn.Module, load_in_4bit: bool = False, load_in_8bit: bool = False,
-        *, tokenizer: Any = None,
-    ) -> None:  # fmt: skip
-        """Load a frozen teacher: a folder, a hub name, or a model. Raises ModelError, also when the tokens differ."""
-        live = isinstance(teacher_model_name, nn.Module)
-        name = loading.check_live(teacher_model_name).name_or_path if live else str(teacher_model_name)
-        if live and teacher_model_name is (self._given if self.model is None else self.model):
-            raise ModelError(
-                "student and teacher are one object", "give a copy as the teacher: copy.deepcopy(model)"
-            )
-        spec = Teacher(name, load_in_4bit=load_in_4bit, load_in_8bit=load_in_8bit)
-        if live:
-            model = teacher_model_name.eval().requires_grad_(False)
-            model = model if loading.is_quantised(model) else model.to(self.device)
-        else:
-            model, tokenizer = load_teacher(spec, self.device), tokenizer or loading.load_tokenizer(name)
-        if self.model is not None:
-            ours = self._parts.tokenizer if self._given is not None else self.tokenizer
-            common_vocabulary(self._task, self.model, model, ours, tokenizer)
-        self._parts.teacher, self._parts.teacher_tokenizer = model, tokenizer
-        self.recipe = replace(self.recipe, teacher=spec)
 
     # ---- data
 
@@ -153,6 +132,12 @@ class LLMFineTuner(Judging):
     setup_adalora = setup_method("adalora")
     setup_vanilla_distillation = setup_method("vanilla_distillation")
     setup_feature_distillation = setup_method("feature_distillation")
+    setup_relation_distillation = setup_method("relation_distillation")
+    setup_distillation = setup_method("distillation")
+    setup_self_distillation = setup_method("self_distillation")
+    setup_online = setup_method("online_distillation")
+    setup_on_policy = setup_method("on_policy_distillation")
+    setup_sequence_distillation = setup_method("sequence_distillation")
 
     def _set_tuning(self, kind: str, options: dict) -> None:
         self._need_model()
@@ -166,15 +151,31 @@ class LLMFineTuner(Judging):
 
     def _set_method(self, method: str, options: dict) -> None:
         self._need_model()
-        if self._parts.teacher is None:
-            raise OrderError(f"{method} needs a teacher", "call load_teacher_model(...) first")
         recipe = replace(self.recipe, method=method, options=options)
-        task = self._task
-        for term in recipe.terms:
-            layer_pairs(term.layers, task.depth(self.model), task.depth(self._parts.teacher))
+        self._need_teacher(recipe)
+        self._check_layers(recipe)
         self.recipe = recipe
         for said in self.recipe.warnings():
             warnings.warn(said, stacklevel=3)
+
+    def _check_layers(self, recipe: Recipe) -> None:
+        """Raise RecipeError for blocks that a model does not have, now and not when training begins."""
+        depth, teacher = self._task.depth(self.model), self._parts.teacher
+        theirs = teacher.depth if isinstance(teacher, Provider) else teacher and self._task.depth(teacher)
+        for term in recipe.terms:
+            if kind_of(term) not in ("logits", "embeddings") and theirs:
+                layer_pairs(term.layers, depth, theirs)
+        if recipe.scheme.exits:
+            layer_pairs(recipe.scheme.exits, depth, depth)
+
+    def _need_teacher(self, recipe: Recipe) -> None:
+        """Raises OrderError. A method with peers trains the models that were loaded as teachers."""
+        if recipe.needs_teacher and self._parts.teacher is None and not self._parts.peers:
+            raise OrderError(f"{recipe.method} needs a teacher", "call load_teacher_model(...) first")
+        if recipe.scheme.teacher == "peers" and not self._parts.peers:
+            if not self._members:
+                raise OrderError(f"{recipe.method} trains its peers, and a cache cannot learn", "load models")
+            self._parts.peers = [copy.deepcopy(model) for model, _ in self._members]
 
     # ---- training
 
@@ -212,8 +213,7 @@ class LLMFineTuner(Judging):
             raise RecipeError(
                 f"train(method={method!r}) is not known", 'only "standard" (without the teacher) is'
             )
-        if recipe.needs_teacher and self._parts.teacher is None:
-            raise OrderError(f"{recipe.method} needs a teacher", "call load_teacher_model(...) first")
+        self._need_teacher(recipe)
         if eval_fraction is None:
             asked = settings.get("eval_every") or settings.get("patience")
             eval_fraction = Data.eval_fraction if asked and eval_dataset is None else 0

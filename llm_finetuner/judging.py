@@ -15,10 +15,12 @@ from llm_finetuner.benchmark.quality import evaluate
 from llm_finetuner.checks import check_rows, common_vocabulary
 from llm_finetuner.data import sources, text
 from llm_finetuner.errors import ModelError, OrderError
+from llm_finetuner.export.beside import stop_early
 from llm_finetuner.export.hub import upload
 from llm_finetuner.models import loading
 from llm_finetuner.recipe import Recipe
 from llm_finetuner.registry import TASKS, resolve
+from llm_finetuner.teachers.provider import Provider
 from llm_finetuner.trainer import OnEvent, TrainResult
 
 
@@ -49,16 +51,19 @@ class Judging:
             self._parts.tokenizer = loading.load_tokenizer(self.recipe.student.name)
         return self._parts.tokenizer
 
-    def evaluate(self, dataset: Any, batch_size: int = 8) -> dict[str, Any]:
+    def evaluate(self, dataset: Any, batch_size: int = 8, *, exit_layer: int | None = None) -> dict[str, Any]:
         """Loss (nats a token), perplexity with its 95 % interval, tokens, accuracy, calibration error; with a teacher
         also agreement and KL. Raises OrderError, DataError."""
         self._need_model()
         rows = self._prepare(dataset).dataset
-        for model in (self.model, self._parts.teacher):
-            check_rows(rows, model) if model is not None else None
+        check_rows(rows, self.model)
+        if isinstance(self._parts.teacher, Provider):
+            self._parts.teacher.check(rows)
+        elif self._parts.teacher is not None:
+            check_rows(rows, self._parts.teacher)
         quality = evaluate(
             self._task,
-            self.model,
+            self._stopped(exit_layer),
             rows,
             batch_size=batch_size,
             teacher=self._parts.teacher,
@@ -66,13 +71,27 @@ class Judging:
         )
         return quality.summary()
 
-    def generate(self, prompts: str | Sequence[str], max_new_tokens: int = 64, **options: Any) -> list[str]:
-        """The continuation of each prompt, without the prompt; greedy unless do_sample=True."""
+    def generate(
+        self,
+        prompts: str | Sequence[str],
+        max_new_tokens: int = 64,
+        *,
+        exit_layer: int | None = None,
+        **options: Any,
+    ) -> list[str]:
+        """The continuation of each prompt, without the prompt; greedy unless do_sample=True.
+
+        exit_layer: stop after this block, where self-distillation trained an exit. Raises OrderError, ModelError.
+        """
         self._need_model()
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         return generation.generate(
-            self.model, self.tokenizer, prompts, max_new_tokens=max_new_tokens, **options
+            self._stopped(exit_layer), self.tokenizer, prompts, max_new_tokens=max_new_tokens, **options
         )
+
+    def _stopped(self, exit_layer: int | None) -> nn.Module:
+        """The student, or the part of it that ends at an exit."""
+        return self.model if exit_layer is None else stop_early(self.model, self.recipe.output, exit_layer)
 
     def benchmark(
         self,
@@ -90,7 +109,11 @@ class Judging:
             raise OrderError("nothing has been trained yet", "call train(...) first, or use_finetuned=False")
         model = self.model if use_finetuned or self._last is None else self._load_untouched()
         scores, self.benchmarked_against = generation.benchmark(
-            model, self.tokenizer, list(test_prompts), references, teacher=self._parts.teacher
+            model,
+            self.tokenizer,
+            list(test_prompts),
+            references,
+            teacher=comparison.writer(self._parts.teacher),
         )
         return scores
 
@@ -165,7 +188,7 @@ class Judging:
             raise OrderError("no model is loaded", "call load_model(...) first")
 
     def _shared(self) -> int | None:
-        if self._parts.teacher is None:
+        if not isinstance(self._parts.teacher, nn.Module):
             return None
         return common_vocabulary(
             self._task, self.model, self._parts.teacher, self._parts.tokenizer, self._parts.teacher_tokenizer

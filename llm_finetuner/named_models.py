@@ -59,8 +59,10 @@ def cut(model: nn.Module, recipe: Recipe, rows: Any) -> nn.Module:
     student, divisor = recipe.student, parse_share(recipe.student.name)
     if divisor is None:
         return model
-    seen = _batches(rows, model.device) if student.keep_width < 1 and rows is not None else None
-    model = shrink(model, keep=divisor, blocks=student.keep_blocks, width=student.keep_width, activations=seen)
+    seen = batches(rows, model.device) if student.keep_width < 1 and rows is not None else None
+    model = shrink(
+        model, keep=divisor, blocks=student.keep_blocks, width=student.keep_width, activations=seen
+    )
     return _redrawn(model, recipe.train.seed) if student.from_scratch else model
 
 
@@ -76,7 +78,7 @@ def label_counts(rows: Any, vocabulary: int) -> np.ndarray:
     return sum(np.bincount(labels[labels != IGNORED], minlength=vocabulary) for labels in parts)
 
 
-def _batches(rows: Any, device: torch.device) -> list[dict[str, torch.Tensor]]:
+def batches(rows: Any, device: torch.device) -> list[dict[str, torch.Tensor]]:
     """A few rows, one a batch: {input_ids, attention_mask} [1, T]."""
     step = max(1, len(rows) // ROWS_THAT_WEIGH)
     picked = [torch.tensor([rows[i]["input_ids"]], device=device) for i in range(0, len(rows), step)]

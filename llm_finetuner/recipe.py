@@ -194,6 +194,9 @@ class Recipe:
     teacher: Teacher | None = None
     data: Data = Data()
     train: Train = Train()
+    stages: list[dict[str, Any]] = field(
+        default_factory=list
+    )  # a chain: what each stage changes (see chain.py)
     output: str = "outputs/run"
 
     def __post_init__(self):
@@ -217,7 +220,8 @@ class Recipe:
             kind = resolve(TEACHERS, self.teacher.kind, "kind of teacher")
             options = fill_options(self.teacher.kind, kind, self.teacher.options)
             object.__setattr__(self, "teacher", replace(self.teacher, options=options))
-            members_of(self.teacher)
+            for member in members_of(self.teacher):
+                fill_options(member.kind, resolve(TEACHERS, member.kind, "kind of teacher"), member.options)
         method(**self.options)  # raises now what would be wrong later
 
     @property
@@ -250,10 +254,11 @@ class Recipe:
         said = []
         scheme = self.scheme
         names = {term.objective for term in (*scheme.terms, *scheme.exit_terms)}
-        if "temperature" in self.options and "forward_kl" not in names:
+        heated = any("temperature" in term.options for term in (*scheme.terms, *scheme.exit_terms))
+        if "temperature" in self.options and not heated:
             why = "output_weight is 0" if "output_weight" in self.options else "alpha is 1"
             said.append(f"temperature={self.options['temperature']} has no effect: {why}")
-        if self.needs_teacher and names == {"cross_entropy"}:
+        if self.needs_teacher and names == {"cross_entropy"} and scheme.writing is None:
             said.append(
                 "alpha=1 gives all weight to the ground truth: this is plain fine-tuning, the teacher is not used"
             )

@@ -11,7 +11,7 @@ import yaml
 
 from llm_finetuner.errors import RecipeError
 from llm_finetuner.recipe import Recipe
-from llm_finetuner.registry import METHODS, TUNINGS, options_of, plain, resolve, unknown
+from llm_finetuner.registry import METHODS, TEACHERS, TUNINGS, options_of, plain, resolve, unknown
 
 
 def save(recipe: Recipe, path: str | Path) -> None:
@@ -43,37 +43,61 @@ def load(path: str | Path, overrides: typing.Sequence[str] = ()) -> Recipe:
 
 def override(recipe: Recipe, assignments: typing.Sequence[str]) -> Recipe:
     """Apply "train.steps=50", "temperature=3" (an option of the method), "student.name=gpt2". Raises RecipeError."""
-    values = recipe.to_dict()
+    pairs = []
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals:
             raise RecipeError(f"{assignment!r} is not key=value", "example: train.learning_rate=1e-4")
-        path = key.strip().split(".")
-        if len(path) == 1 and path[0] not in values:
-            section = "options" if path[0] in values["options"] else "tuning"
-            known = {**values["options"], **values["tuning"]["options"], **values}
-            if path[0] not in known:
-                raise unknown("setting", path[0], known)
-            path = ["options", path[0]] if section == "options" else ["tuning", "options", path[0]]
         try:
-            value = yaml.load(text, Loader=_loader())
+            pairs.append((key.strip(), yaml.load(text, Loader=_loader())))
         except yaml.YAMLError as error:
             raise RecipeError(f"{assignment!r}: the value is not valid YAML") from error
-        node = values
-        for part in path[:-1]:
-            if part == "teacher" and node.get("teacher") is None:
-                node["teacher"] = {}
-            node = node.get(part) if isinstance(node, dict) else None
-            if not isinstance(node, dict):
-                raise RecipeError(f"unknown setting {key!r}", f"sections: {', '.join(values)}")
-        node[path[-1]] = value
-        if path == ["method"]:  # options of another method do not carry over
-            kept = options_of(resolve(METHODS, value, "method"))
-            values["options"] = {k: values["options"].get(k, default) for k, default in kept.items()}
-        if path == ["tuning", "kind"]:
-            kept = options_of(resolve(TUNINGS, value, "tuning"))
-            values["tuning"]["options"] = {k: values["tuning"]["options"].get(k, v) for k, v in kept.items()}
+    return change(recipe, pairs)
+
+
+def change(recipe: Recipe, pairs: typing.Iterable[tuple[str, Any]]) -> Recipe:
+    """The recipe with other settings, one after the other, named as in `override`. Raises RecipeError.
+
+    A section given as a mapping changes what it names and keeps the rest; student and teacher may be given by name.
+    """
+    values = recipe.to_dict()
+    for key, value in pairs:
+        _set(values, key, value)
     return from_dict(values)
+
+
+def _set(values: dict[str, Any], key: str, value: Any) -> None:
+    path = key.split(".")
+    if path[0] in ("student", "teacher") and len(path) == 1 and isinstance(value, str):
+        path, value = [path[0], "name"], value
+    if len(path) == 1 and path[0] in values and isinstance(value, dict) and path[0] != "options":
+        for name, inner in value.items():
+            _set(values, f"{key}.{name}", inner)
+        return
+    if len(path) == 1 and path[0] not in values:
+        section = "options" if path[0] in values["options"] else "tuning"
+        known = {**values["options"], **values["tuning"]["options"], **values}
+        if path[0] not in known:
+            raise unknown("setting", path[0], known)
+        path = ["options", path[0]] if section == "options" else ["tuning", "options", path[0]]
+    node = values
+    for part in path[:-1]:
+        if part == "teacher" and node.get("teacher") is None:
+            node["teacher"] = {}
+        node = node.get(part) if isinstance(node, dict) else None
+        if not isinstance(node, dict):
+            raise RecipeError(f"unknown setting {key!r}", f"sections: {', '.join(values)}")
+    node[path[-1]] = value
+    if path == ["method"]:  # options of another method do not carry over
+        kept = options_of(resolve(METHODS, value, "method"))
+        values["options"] = {k: values["options"].get(k, default) for k, default in kept.items()}
+    if path == ["tuning", "kind"]:
+        kept = options_of(resolve(TUNINGS, value, "tuning"))
+        values["tuning"]["options"] = {k: values["tuning"]["options"].get(k, v) for k, v in kept.items()}
+    if path == ["teacher", "kind"]:
+        kept = options_of(resolve(TEACHERS, value, "kind of teacher"))
+        given = node.get("options") or {}
+        node["options"] = {k: given.get(k, v) for k, v in kept.items()}
 
 
 def _loader():

@@ -56,7 +56,8 @@ TEACHERS = {
     "live": "llm_finetuner.teachers.kinds:live",
     "ensemble": "llm_finetuner.teachers.kinds:ensemble",
     "average": "llm_finetuner.teachers.kinds:average",
-    "remote": "llm_finetuner.teachers.remote:remote",
+    "cached": "llm_finetuner.teachers.kinds:cached",
+    "remote": "llm_finetuner.teachers.kinds:remote",
 }
 OPTIMIZERS = {"adamw": "llm_finetuner.optim:adamw", "adamw_8bit": "llm_finetuner.optim:adamw_8bit"}
 SCHEDULES = {

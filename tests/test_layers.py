@@ -54,7 +54,17 @@ LAYERS = [  # bottom first; a name is a folder, or a file without .py
         "export",
     },
     {"trainer"},
-    {"finetuner", "judging", "setup_methods", "comparison", "quickstart", "sweep"},
+    {
+        "finetuner",
+        "judging",
+        "setup_methods",
+        "teacher_methods",
+        "comparison",
+        "chain",
+        "cache_job",
+        "quickstart",
+        "sweep",
+    },
     {"cli"},
     {"finetune_cli"},
 ]

@@ -18,7 +18,7 @@ from llm_finetuner.recipe import Teacher
 from llm_finetuner.tasks.causal_lm import CausalLM
 from llm_finetuner.teachers import endpoint, remote_asker
 from llm_finetuner.teachers.provider import Context
-from llm_finetuner.teachers.remote import remote
+from llm_finetuner.teachers.kinds import remote
 
 TASK = CausalLM()
 
@@ -190,7 +190,7 @@ from llm_finetuner.output import Want
 from llm_finetuner.recipe import Teacher
 from llm_finetuner.tasks.causal_lm import CausalLM
 from llm_finetuner.teachers.provider import Context
-from llm_finetuner.teachers.remote import remote
+from llm_finetuner.teachers.kinds import remote
 url, cache, rows, size = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), int(sys.argv[4])
 
 class Student(torch.nn.Module):

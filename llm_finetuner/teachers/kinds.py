@@ -47,3 +47,36 @@ def average(spec: Teacher, context: Context, *, decay: float = 0.999) -> Provide
     from llm_finetuner.teachers.average import Average
 
     return Average(context.task, context.student, decay)
+
+
+def cached(spec: Teacher, context: Context, *, path: str = "") -> Provider:
+    """The answers of a teacher that were written down in the folder `path`: no teacher in memory."""
+    from llm_finetuner.teachers import cached as heavy
+
+    return heavy.cached(spec, context, path=path)
+
+
+def remote(
+    spec: Teacher,
+    context: Context,
+    *,
+    url: str = "",
+    k: int = 50,
+    timeout: float = 60.0,
+    retries: int = 4,
+    concurrency: int = 4,
+    batch: int = 8,
+    key_variable: str = "OPENAI_API_KEY",
+    cache: str = "",
+) -> Provider:
+    """The k most probable tokens of each position, asked of a completions endpoint at `url` that knows spec.name.
+
+    timeout: seconds a request. batch: sequences a request. concurrency: requests at a time. key_variable: the
+    environment variable that holds the key. cache: folder of the answers; "": one for all runs of the user.
+    """
+    from llm_finetuner.teachers.remote import connect
+
+    return connect(
+        spec, context, url=url, k=k, timeout=timeout, retries=retries, concurrency=concurrency, batch=batch,
+        key_variable=key_variable, cache=cache,
+    )  # fmt: skip

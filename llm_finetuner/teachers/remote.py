@@ -30,25 +30,20 @@ LOST = 0.01  # mean probability of tokens that cannot be told apart, above which
 LOST_AFTER = 64  # positions, before which that mean says little
 
 
-def remote(
+def connect(
     spec: Model,
     context: Context,
     *,
-    url: str = "",
-    k: int = 50,
-    timeout: float = 60.0,
-    retries: int = 4,
-    concurrency: int = 4,
-    batch: int = 8,
-    key_variable: str = "OPENAI_API_KEY",
-    cache: str = "",
+    url: str,
+    k: int,
+    timeout: float,
+    retries: int,
+    concurrency: int,
+    batch: int,
+    key_variable: str,
+    cache: str,
 ) -> "Remote":
-    """Provider of the k most probable tokens of each position, the tail kept; `spec.name` as the endpoint knows it.
-
-    timeout: seconds a request. batch: sequences a request. concurrency: requests at a time. key_variable: the
-    environment variable that holds the key. cache: folder of the answers; "": one for all runs of the user, under
-    ~/.cache. Raises FinetunerError.
-    """
+    """The provider that kinds.py describes. Raises FinetunerError."""
     if not spec.name:
         raise RecipeError(
             "a remote teacher needs a name", "give teacher.name: the model as the endpoint calls it"

@@ -1,0 +1,247 @@
+"""What LLMFineTuner does with teachers: load them, write their answers or texts down, cut students from them."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from llm_finetuner import chain
+from llm_finetuner import sweep as search
+from llm_finetuner.assembly import Parts, hardest
+from llm_finetuner.cache_job import cache_answers
+from llm_finetuner.checks import common_vocabulary
+from llm_finetuner.errors import ModelError, OrderError, RecipeError
+from llm_finetuner.judging import Judging
+from llm_finetuner.models import loading
+from llm_finetuner.models.shrink import describe, shrink
+from llm_finetuner.named_models import batches, load_teacher
+from llm_finetuner.recipe import Recipe, Teacher
+from llm_finetuner.registry import TEACHERS, resolve
+from llm_finetuner.scheme import Writing
+from llm_finetuner.teachers.ensemble import Ensemble
+from llm_finetuner.teachers.live import live_teacher
+from llm_finetuner.teachers.provider import Context, Provider
+from llm_finetuner.trainer import OnEvent
+from llm_finetuner.writing import write_rows
+
+Model = str | nn.Module
+
+
+class Teaching(Judging):
+    """The part of LLMFineTuner that deals with teachers."""
+
+    _given: nn.Module | None
+    _members: list[tuple[nn.Module, Any]]  # the live teachers with their tokenizers
+
+    def load_teacher_model(
+        self,
+        teacher_model_name: Model | Sequence[Model] | None = None,
+        load_in_4bit: bool = False,
+        load_in_8bit: bool = False,
+        *,
+        tokenizer: Any = None,
+        weights: Sequence[float] | str | None = None,
+        mixture: str = "probabilities",
+        cache: str | Path | None = None,
+        device: str | None = None,
+        **options: Any,
+    ) -> None:
+        """Load a frozen teacher: a folder, a hub name, a model; several of them as a list; or the answers in a cache.
+
+        weights: of several, numbers or "loss". mixture: of their probabilities or logits. device: where it stands, None
+        beside the student. kind="remote" with url=... and other options asks an endpoint. Raises ModelError, also when
+        the tokens differ.
+        """
+        several = not isinstance(teacher_model_name, str | nn.Module | None)
+        kind = options.pop("kind", None) or ("cached" if cache else "live")
+        given = list(teacher_model_name) if several else [teacher_model_name]
+        spec = Teacher(load_in_4bit=load_in_4bit, load_in_8bit=load_in_8bit, device=device)
+        if kind != "live":
+            options = {**options, "path": str(cache)} if cache else options
+            self._set_teacher(replace(spec, name=str(given[0] or ""), kind=kind, options=options), [])
+            return
+        if options:
+            raise RecipeError(f"a live teacher has no option {next(iter(options))!r}")
+        tokenizers = list(tokenizer) if isinstance(tokenizer, list | tuple) else [tokenizer] * len(given)
+        members = [self._member(model, spec, t) for model, t in zip(given, tokenizers, strict=True)]
+        names = [_name(model) for model in given]
+        if several:
+            chosen = (
+                list(weights) if isinstance(weights, Sequence) and not isinstance(weights, str) else weights
+            )
+            mixed = {"members": names, "weights": chosen, "mixture": mixture}
+            spec = replace(spec, kind="ensemble", options=mixed)
+        self._set_teacher(replace(spec, name=names[0] if not several else ""), members)
+
+    def _member(self, given: Model | None, spec: Teacher, tokenizer: Any) -> tuple[nn.Module, Any]:
+        if given is None:
+            raise ModelError("no teacher was named", "give a folder, a hub name, a model, or cache=...")
+        if not isinstance(given, nn.Module):
+            model = load_teacher(replace(spec, name=str(given)), self.device)
+            return model, tokenizer or loading.load_tokenizer(str(given))
+        loading.check_live(given)
+        if given is (self._given if self.model is None else self.model):
+            raise ModelError(
+                "student and teacher are one object", "give a copy as the teacher: copy.deepcopy(model)"
+            )
+        model = given.eval().requires_grad_(False)
+        return (model if loading.is_quantised(model) else model.to(self.device)), tokenizer
+
+    def _set_teacher(self, spec: Teacher, members: list[tuple[nn.Module, Any]]) -> None:
+        recipe = replace(self.recipe, teacher=spec)
+        self._parts.peers = []
+        if spec.kind == "live":
+            (model, tokenizer), *_ = members
+            if self.model is not None:
+                common_vocabulary(self._task, self.model, model, self._tokenizer_if_any(), tokenizer)
+            self._parts.teacher, self._parts.teacher_tokenizer = model, tokenizer
+        else:
+            self._parts.teacher = self._provider(recipe, members)
+            self._parts.teacher_tokenizer = None
+        self._members, self.recipe = members, recipe
+
+    def _provider(self, recipe: Recipe, members: list[tuple[nn.Module, Any]]) -> Provider:
+        """What answers in place of a single live model. Raises OrderError, RecipeError, DataError."""
+        self._need_model()
+        context = Context(
+            self._task, self.model, self._tokenizer_if_any(), self.device, lambda text: None, recipe.train.seed,
+            recipe.output,
+        )  # fmt: skip
+        spec = recipe.teacher
+        if spec.kind == "ensemble":
+            built = [live_teacher(model, t, model.name_or_path, context) for model, t in members]
+            return Ensemble(built, spec.options["weights"], spec.options["mixture"])
+        return resolve(TEACHERS, spec.kind, "kind of teacher")(spec, context, **spec.options)
+
+    def _tokenizer_if_any(self) -> Any:
+        """The student's tokenizer; None for a model that came as an object without one."""
+        return self._parts.tokenizer if self._given is not None else self.tokenizer
+
+    # ---- what teachers leave on disk
+
+    def cache_teacher(
+        self, dataset: Any, path: str | Path, k: int = 50, *, mode: str = "top_k", draws: int = 50,
+        layers: Sequence[int] = (), on_event: OnEvent | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Write down what the teacher answers to the rows: {"bytes_per_token", "mean_kl", "tokens", "top_mass", ...}.
+
+        mean_kl is the cache's own error in nats: KL(teacher || what the cache answers). Train from it with
+        load_teacher_model(cache=path). Raises OrderError, DataError, RecipeError.
+        """
+        self._need_model()
+        if not self._members:
+            raise OrderError("there is no live teacher to ask", "call load_teacher_model(...) first")
+        parts = replace(self._parts, train=self._prepare(dataset).dataset, held_out=None, student=self.model)
+        parts = replace(parts, tokenizer=self._tokenizer_if_any())
+        return cache_answers(
+            self.recipe, path, k=k, mode=mode, draws=draws, layers=layers, parts=parts, on_event=on_event
+        )
+
+    def generate_dataset(
+        self, dataset: Any, path: str | Path, max_new_tokens: int = 128, *, sampling_temperature: float = 0.0,
+        samples: int = 1, on_event: OnEvent | None = None,
+    ) -> Any:  # fmt: skip
+        """Have the teacher complete the prompts of the rows: prepared rows to train on, kept in `path` (JSON lines).
+
+        The same call goes on where a killed one stopped. Raises OrderError, DataError.
+        """
+        self._need_model()
+        if not self._members:
+            raise OrderError(
+                "there is no live teacher that could write", "call load_teacher_model(...) first"
+            )
+        say = on_event or (lambda kind, record: None)
+        return write_rows(
+            self._members[0][0], self.tokenizer, self._prepare(dataset).dataset,
+            Writing(max_new_tokens, sampling_temperature, samples, keep_data=False), Path(path),
+            seed=self.recipe.train.seed, max_length=self.recipe.data.max_length,
+            note=lambda text: say("note", {"text": text}),
+        )  # fmt: skip
+
+    # ---- students, chains, searches
+
+    def student_from_teacher(
+        self,
+        keep: float | int = 0.5,
+        *,
+        blocks: str | list[int] = "uniform",
+        width: float = 1.0,
+        dataset: Any = None,
+    ) -> str:
+        """Make the student a part of the teacher, and say in one line how much smaller it is.
+
+        keep: the share of the blocks (or 2 for half of them). blocks: uniform, first-last, or their numbers. width: the
+        share of heads, channels and hidden width, the important ones as measured on `dataset`. Raises OrderError.
+        """
+        if not self._members:
+            raise OrderError(
+                "there is no live teacher to take blocks from", "call load_teacher_model(...) first"
+            )
+        if self._parts.tuned is not None:
+            raise OrderError("a training has begun, so the student is fixed", "call load_model() again first")
+        model, tokenizer = self._members[0]
+        seen = None
+        if dataset is not None:
+            seen = batches(self._prepare(dataset).dataset, model.get_input_embeddings().weight.device)
+        student = shrink(model, keep=keep, blocks=blocks, width=width, activations=seen).float()
+        self._parts.student = self._given = student
+        self._parts.tokenizer = self._parts.tokenizer or tokenizer
+        self._untouched = None
+        return describe(model, student)
+
+    def hard_examples(self, dataset: Any, share: float = 0.2) -> Any:
+        """The share of the rows that the student as it is now finds hardest (nats a token), to go on with."""
+        self._need_model()
+        return hardest(self._task, self.model, self._prepare(dataset).dataset, share, lambda text: None)
+
+    def progressive(
+        self, stages: Sequence[str | dict[str, Any]], *, baseline: bool = False, on_event: OnEvent | None = None,
+        **settings: Any,
+    ) -> dict[str, Any]:  # fmt: skip
+        """A chain of distillations: each stage's student is the next one's teacher, each with its verdict.
+
+        stages: student names, or settings that a stage changes, as in a recipe. settings: fields of `recipe.train`.
+        The models and the data are those that the recipe names. See chain.py. Raises FinetunerError.
+        """
+        self._need_data()
+        recipe = replace(self.recipe, stages=list(stages), train=replace(self.recipe.train, **settings))
+        return chain.run_chain(recipe, baseline=baseline, on_event=on_event)
+
+    def sweep(
+        self, space: dict[str, Any] | list[dict[str, Any]], dataset: Any = None, *, search_by: str = "grid",
+        trials: int | None = None, minutes: float | None = None, seeds: int = 1, on_event: OnEvent | None = None,
+        **settings: Any,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Try settings and rank them with their uncertainty: {"trials", "best", "report", "recipe", "table"}.
+
+        space: {"temperature": [2, 4], "alpha": [0.3, 0.5]}, or a list of settings. search_by: grid or optuna. settings:
+        fields of `recipe.train` that all trials share. See sweep.py. Raises FinetunerError.
+        """
+        self._need_model()
+        parts = Parts(device=self._parts.device)
+        if dataset is not None:
+            train, held_out = self._rows(dataset, None, self.recipe.data.eval_fraction)
+            parts = replace(self._parts, train=train, held_out=held_out, tuned=None)
+        else:
+            self._need_data()
+        recipe = replace(self.recipe, train=replace(self.recipe.train, **settings))
+        return search.sweep(
+            recipe,
+            space,
+            search=search_by,
+            trials=trials,
+            minutes=minutes,
+            seeds=seeds,
+            parts=parts,
+            on_event=on_event,
+        )
+
+    def _need_data(self) -> None:
+        if self.recipe.data.source is None:
+            raise OrderError("no data are named", "call load_dataset_from_source(...) first")
+
+
+def _name(model: Model | None) -> str:
+    return model.name_or_path if isinstance(model, nn.Module) else str(model)
