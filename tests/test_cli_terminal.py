@@ -104,6 +104,25 @@ def test_no_color_is_honoured(tmp_path, monkeypatch):
     assert b"\x1b[0;36" not in written and b"[36m" not in written and b"38;5" not in written
 
 
+@pytest.mark.slow
+def test_keys_hit_while_looking_ahead_start_no_run(student_folder, data_file, tmp_path):
+    child = spawn(CLI, cwd=tmp_path)
+    child.timeout = 240  # torch is loaded on the way
+    answers = [("6", "Student model"), (student_folder, "Training data"), (data_file, "as you mean them"),
+               ("", "Epochs"), ("", "Batch size"), ("", "Learning rate"), ("", "Longest"), ("", "How many"),
+               ("", "other settings"), ("", "Output folder"), ("run", "Looking ahead")]  # fmt: skip
+    for answer, expected in answers:
+        child.send(f"{answer}\r")
+        child.expect(expected)
+    child.send("\r\r\r")
+    child.expect("Start\\?")
+    child.sendintr()
+    child.expect("Nothing was changed")
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 130 and list(tmp_path.iterdir()) == []
+
+
 def started_run(student: str, data: str, folder: Path) -> subprocess.Popen:
     """A training that is under way."""
     words = [

@@ -126,6 +126,38 @@ def test_bad_rows_can_be_left_out(keys, here):
     assert recipe.data.on_bad_row == "skip"
 
 
+@pytest.fixture
+def bare(here):
+    """A third folder: configuration and tokenizer, no weights."""
+    ignored = shutil.ignore_patterns("*.safetensors")
+    shutil.copytree(here / "small", here / "bare", ignore=ignored)
+
+
+def test_a_student_without_weights_starts_from_new_ones(keys, bare):
+    recipe = keys(answers_to("full"), "bare", ENTER, ENTER, *DATA, ENTER * 7)
+    assert recipe.student.name == "bare" and recipe.student.from_scratch
+
+
+def test_a_student_without_weights_can_be_another_one(keys, bare):
+    moves = ["bare", ENTER, DOWN, ENTER, CTRL_U, "small", ENTER]
+    recipe = keys(answers_to("full"), *moves, *DATA, ENTER * 7)
+    assert recipe.student.name == "small" and not recipe.student.from_scratch
+
+
+def test_a_student_that_cannot_be_loaded_is_asked_for_again(keys, here, capsys):
+    moves = ["no-such-model", ENTER, "rows.jsonl", ENTER, ENTER, "small", ENTER]
+    recipe = keys(answers_to("full"), *moves, ENTER, ENTER, ENTER * 7)
+    assert "cannot load 'no-such-model'" in capsys.readouterr().out
+    assert (recipe.student.name, recipe.data.source) == ("small", "rows.jsonl")
+
+
+def test_what_is_typed_stays_as_typed(keys, here):
+    recipe = keys(
+        answers_to("full"), "./small", ENTER, "./rows.jsonl", ENTER, ENTER, ENTER * 6, "./out", ENTER
+    )
+    assert (recipe.student.name, recipe.data.source, recipe.output) == ("./small", "./rows.jsonl", "./out")
+
+
 def test_columns_can_be_named(keys, here):
     moves = ["rows.jsonl", ENTER, DOWN, ENTER, "answer", ENTER, ENTER]
     recipe = keys(answers_to("full"), "small", ENTER, *moves, ENTER * 7)

@@ -198,6 +198,7 @@ def benchmark(given: dict[str, Any], screen) -> Any:
 
     name = given["model"]
     prepare([name], screen.warn)
+    screen.say("Loading ...", "dim")
     quiet_libraries()
     from llm_finetuner.benchmark.text import ROUGE_FLOOR
     from llm_finetuner.finetuner import LLMFineTuner

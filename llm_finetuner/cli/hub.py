@@ -28,14 +28,16 @@ def is_on_hub(name: str) -> bool:
 @functools.cache
 def trouble() -> str:
     """Why the hub is out of reach, or "" where it answers; asked once."""
-    from urllib.error import HTTPError
+    from urllib.error import HTTPError, URLError
     from urllib.request import Request, urlopen
 
     try:
         urlopen(Request(address(), method="HEAD"), timeout=PATIENCE).close()
     except HTTPError:
         return ""  # an answer, if an unfriendly one
-    except (OSError, ValueError) as error:  # URLError is an OSError; ValueError: HF_ENDPOINT is no address
+    except URLError as error:
+        return str(error.reason)
+    except (OSError, ValueError) as error:  # ValueError: HF_ENDPOINT is no address
         return str(error)
     return ""
 

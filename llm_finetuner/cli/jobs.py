@@ -161,7 +161,7 @@ def compare() -> Any:
         ("benchmark", "Benchmark", "Score a model's completions of a file of prompts", None),
     ]
     what = prompts.ask("Compare or benchmark?", "", Pick(choices, "compare"))
-    folder = BACK if what is BACK else choose_run("Which run?", "recipe.yaml")
+    folder = BACK if what is BACK else choose_run("Which run?", "training.json")
     if folder is BACK:
         return BACK
     screen = Screen()

@@ -9,7 +9,7 @@ from llm_finetuner.cli.plain import clean
 from llm_finetuner.cli.prompts import BACK, Ask, Pick
 from llm_finetuner.cli.questions import Question, questions
 from llm_finetuner.cli.settings import Setting, build, fields_of
-from llm_finetuner.errors import FinetunerError, RecipeError
+from llm_finetuner.errors import FinetunerError, ModelError, RecipeError
 from llm_finetuner.recipe import Data, Recipe
 
 
@@ -92,10 +92,20 @@ class Walk:
                 if "on-bad-row" in failed.hint:
                     choices.insert(0, ("skip", "Leave bad rows out", "They are counted and listed", None))
                     default = "skip"
+                elif isinstance(failed, ModelError):
+                    choices.insert(
+                        0, ("model", "Another model", "Back to the question for the student", None)
+                    )
+                    default = "model"
                 else:
                     default = "back"
+            prompts.forget_typing()  # reading took a while
             title = "Are the data read as you mean them?" if failed is None else "What now?"
             answer = prompts.ask(title, "", Pick(choices, default))
+            if answer == "model":
+                while self.done[-1] != "student.name":
+                    self.back()
+                return BACK
             if answer in (BACK, "back"):
                 self.answers.pop("data.text_columns", None)
                 self.answers.pop("data.on_bad_row", None)
