@@ -12,7 +12,7 @@ from torch import nn
 from llm_finetuner.benchmark.quality import evaluate
 from llm_finetuner.checks import check_rows
 from llm_finetuner.data import sources, text
-from llm_finetuner.errors import DataError
+from llm_finetuner.errors import DataError, RecipeError
 from llm_finetuner.learner import Learner
 from llm_finetuner.models import loading
 from llm_finetuner.named_models import begin, cut, load_student, student_source
@@ -57,10 +57,10 @@ def load_rows(data: Data, tokenizer, seed: int, output: str, note: Note) -> tupl
         )  # fmt: skip
         if rows.skipped:
             note(f"{rows.skipped} rows of {source} were skipped; they are listed in {bad_rows}")
+        wanted = only(rows.dataset, data.only, source)
         try:
             done = text.prepare(
-                rows.dataset, tokenizer, text_columns=data.text_columns, max_length=data.max_length,
-                loss_on=data.loss_on,
+                wanted, tokenizer, text_columns=data.text_columns, max_length=data.max_length, loss_on=data.loss_on,
             )  # fmt: skip
         except DataError as error:
             raise DataError(f"{source}: {error.what}", error.hint) from error
@@ -160,7 +160,7 @@ def assemble(recipe: Recipe, parts: Parts, device: torch.device, note: Note) -> 
     if data.hard_share < 1:
         train = hardest(task, student, train, data.hard_share, note)
     if scheme.writing:
-        train = write_examples(recipe, parts.teacher, tokenizer, train, context)
+        train = write_examples(replace(recipe, data=data), parts.teacher, tokenizer, train, context)
     per_epoch = -(-len(train) // (recipe.train.batch_size * recipe.train.gradient_accumulation_steps))
     steps = recipe.train.steps or max(1, round(recipe.train.epochs * per_epoch))
     make = resolve(TUNINGS, recipe.tuning.kind)
@@ -177,6 +177,11 @@ def assemble(recipe: Recipe, parts: Parts, device: torch.device, note: Note) -> 
             teacher.check(rows) if rows is not None else None
     rollout = None
     if scheme.on_policy:
+        if teacher is not None and teacher.stored:
+            raise RecipeError(
+                f"{recipe.method} asks the teacher about what the student writes, and this one has stored answers only",
+                "take a live teacher, or a method that learns from the data",
+            )
         rollout = Rollout(scheme.on_policy, tokenizer, recipe.train.seed, data.max_length)
     return Assembly(
         task, tuned, tokenizer, teacher, learner, rollout, train, held_out, data, steps, per_epoch

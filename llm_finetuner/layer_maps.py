@@ -9,7 +9,7 @@ Pairs = tuple[tuple[int, int], ...]  # (student block, teacher block)
 
 def _relative(block: int, student: int, teacher: int) -> int:
     """The teacher block that ends at the same relative depth, TinyBERT's uniform map (arXiv 1909.10351)."""
-    return (block + 1) * teacher // student - 1
+    return max((block + 1) * teacher // student - 1, 0)  # a deeper student's first blocks have none so low
 
 
 NAMED: dict[str, Callable[[int, int], list[tuple[int, int]]]] = {  # of the two depths

@@ -189,6 +189,8 @@ class Learner(nn.Module):
             for k, other in enumerate(others):
                 heard = [scaled(t, 1 / len(others)) if reads_teacher(t) else t for t in listed]
                 heard = [t for t in heard if k == 0 or reads_teacher(t)]
+                if not heard:  # a peer that learns from the data alone asks once
+                    continue
                 loss, seen = self._over_rows(model, said[i], other, heard)
                 total = total + loss
                 if i or k:
@@ -225,8 +227,14 @@ def _exits(task, student: nn.Module, scheme: Scheme) -> nn.ModuleDict:
     if scheme.exits is None:
         return nn.ModuleDict()
     depth = task.depth(student)
-    blocks = {block for block, _ in layer_pairs(scheme.exits or [(depth - 1) // 2], depth, depth)}
-    return nn.ModuleDict({str(block): final_norm_of(student) for block in sorted(blocks)})
+    blocks = scheme.exits or [(depth - 1) // 2]
+    for block in blocks:
+        if isinstance(block, bool) or not isinstance(block, int) or not 0 <= block < depth - 1:
+            raise RecipeError(
+                f"exits names block {block!r}: the student can stop early after blocks 0 to {depth - 2}",
+                "give block numbers from 0, or leave it out for the middle one",
+            )
+    return nn.ModuleDict({str(block): final_norm_of(student) for block in sorted(set(blocks))})
 
 
 def _measures(shared_nC: Tensor, answers_nC: Tensor, targets: Tensor, known: Tensor | None) -> list[Tensor]:
@@ -236,6 +244,7 @@ def _measures(shared_nC: Tensor, answers_nC: Tensor, targets: Tensor, known: Ten
         targets = torch.where(known, targets, -100)
     # the student's logit at the teacher's top token is its largest; one argmax less, which is slow on a CPU
     at_top = shared_nC.gather(-1, answers_nC.argmax(-1, keepdim=True))
-    agree = (at_top == shared_nC.amax(-1, keepdim=True))[:, 0] & (targets != -100)
+    agree = (at_top == shared_nC.amax(-1, keepdim=True))[:, 0]
+    agree = agree if known is None else agree & known
     nll = torch.nn.functional.cross_entropy(answers_nC, targets, reduction="sum")
     return [nll, agree.sum()]

@@ -6,7 +6,8 @@ import re
 from llm_finetuner.errors import RecipeError
 
 SHAPES = ("linear", "cosine")
-_RAMP = re.compile(r"^\s*(-?[\d.]*\d)\s*\.\.\s*(-?[\d.]*\d)\s*(?::\s*(\w+)\s*)?$")
+_NUMBER = r"(-?\d+(?:\.\d+)?)"
+_RAMP = re.compile(rf"^\s*{_NUMBER}\s*\.\.\s*{_NUMBER}\s*(?::\s*(\w+)\s*)?$")
 
 
 def at(value: float | str, progress: float) -> float:

@@ -23,6 +23,12 @@ def prompt_length(example: dict) -> int:
     return first if first > 1 else max(1, len(labels) // 2)
 
 
+def room_for(max_new_tokens: int, max_length: int) -> tuple[int, int]:
+    """Tokens of a prompt and new tokens that fit together: what does not fit at all gets half of max_length."""
+    new = max_new_tokens if max_new_tokens < max_length else max_length // 2
+    return max_length - new, new
+
+
 class Rollout:
     """Replaces examples of a step. What it draws depends on the seed, the step and the process only.
 
@@ -34,7 +40,8 @@ class Rollout:
             raise ModelError(
                 "the student writes its own examples and needs its tokenizer", "give tokenizer=..."
             )
-        self.plan, self.tokenizer, self.seed, self.max_length = plan, tokenizer, seed, max_length
+        self.plan, self.tokenizer, self.seed = plan, tokenizer, seed
+        self.room, self.max_new_tokens = room_for(plan.max_new_tokens, max_length)
         self.buffer: list[dict] = []
 
     def __call__(
@@ -62,10 +69,9 @@ class Rollout:
     def _write(self, student: nn.Module, examples: list[dict], seed: int) -> list[dict]:
         if not examples:
             return []
-        room = max(1, self.max_length - self.plan.max_new_tokens)
-        prompts = [example["input_ids"][: prompt_length(example)][-room:] for example in examples]
+        prompts = [example["input_ids"][: prompt_length(example)][-self.room :] for example in examples]
         said = continuations(
-            student, self.tokenizer, prompts, max_new_tokens=self.plan.max_new_tokens, batch_size=len(prompts),
+            student, self.tokenizer, prompts, max_new_tokens=self.max_new_tokens, batch_size=len(prompts),
             do_sample=True, temperature=self.plan.sampling_temperature, seed=seed,
         )  # fmt: skip
         return [self._example(p, tokens, ended) for p, (tokens, ended) in zip(prompts, said, strict=True)]

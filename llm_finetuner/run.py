@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from llm_finetuner.errors import RecipeError, TrainingError
-from llm_finetuner.recipe import Recipe
+from llm_finetuner.recipe import Recipe, members_of
 
 BEGUN = ("log.jsonl", "training.json", "checkpoints")  # any of them beside recipe.yaml is a run
 
@@ -36,12 +36,29 @@ def writing(folder: str | Path) -> Iterator[None]:
 
 def with_whole_paths(recipe: Recipe) -> Recipe:
     """The recipe with the full paths of what lies on this disk, so that it can be resumed from any folder."""
-    teacher = recipe.teacher and replace(recipe.teacher, name=whole_path(recipe.teacher.name))
+    teacher = recipe.teacher and replace(
+        recipe.teacher,
+        name=whole_path(recipe.teacher.name),
+        options=_with_whole_members(recipe.teacher.options),
+    )
     data = replace(
         recipe.data, source=whole_path(recipe.data.source), eval_source=whole_path(recipe.data.eval_source)
     )
     student = replace(recipe.student, name=whole_path(recipe.student.name))
     return replace(recipe, student=student, teacher=teacher, data=data)
+
+
+def _with_whole_members(options: dict) -> dict:
+    """The options of a teacher with the full paths of an ensemble's members."""
+    if not options.get("members"):
+        return options
+    members = [
+        whole_path(member)
+        if isinstance(member, str)
+        else {key: whole_path(value) if key == "name" else value for key, value in member.items()}
+        for member in options["members"]
+    ]
+    return {**options, "members": members}
 
 
 def whole_path(name: str | None) -> str | None:
@@ -113,13 +130,8 @@ class Signals:
 def spare_models(recipe: Recipe) -> None:
     """Refuse an output folder that holds a model which is no run of ours: writing there would destroy it."""
     folder = Path(recipe.output)
-    for model in (recipe.student, recipe.teacher):
-        if (
-            model
-            and model.name
-            and Path(model.name).is_dir()
-            and folder.resolve() == Path(model.name).resolve()
-        ):
+    for model in (recipe.student, *(members_of(recipe.teacher) if recipe.teacher else ())):
+        if model.name and Path(model.name).is_dir() and folder.resolve() == Path(model.name).resolve():
             raise RecipeError(
                 f"output {recipe.output!r} is the folder of a model of this run", "choose another output"
             )

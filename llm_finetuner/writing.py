@@ -3,6 +3,7 @@
 import json
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from torch import nn
 from llm_finetuner.benchmark.text import continuations
 from llm_finetuner.data.examples import Builder
 from llm_finetuner.errors import DataError, ModelError
-from llm_finetuner.rollout import prompt_length
+from llm_finetuner.rollout import prompt_length, room_for
 from llm_finetuner.scheme import Writing
+from llm_finetuner.teachers.identity import fingerprint
 
 PROMPTS_AT_ONCE = 16
 
@@ -28,7 +30,7 @@ def write_rows(
     max_length: int,
     note: Callable[[str], None],
 ) -> Any:
-    """Prepared rows whose completions the teacher wrote. `path`: JSON lines of {row, sample, seed, prompt, tokens}.
+    """Prepared rows whose completions the teacher wrote. `path`: JSON lines of {row, sample, teacher, seed, ..., prompt, tokens}.
 
     The prompt of a row is what does not count, or its first half. What the file holds already is not written again.
     Raises ModelError, DataError.
@@ -36,8 +38,11 @@ def write_rows(
     if tokenizer is None:
         raise ModelError("the teacher writes text and needs a tokenizer", "give tokenizer=...")
     prompts = [row["input_ids"][: prompt_length(row)] for row in rows]
-    prompts = [ids[-max(1, max_length - plan.max_new_tokens) :] for ids in prompts]
-    done = _read(path, prompts, plan, seed)
+    room, new = room_for(plan.max_new_tokens, max_length)
+    prompts = [ids[-room:] for ids in prompts]
+    plan = replace(plan, max_new_tokens=new)
+    about = _about(teacher, plan, seed)
+    done = _read(path, prompts, plan.samples, about)
     missing = [(i, s) for i in range(len(prompts)) for s in range(plan.samples) if (i, s) not in done]
     if missing:
         note(f"the teacher writes {len(missing)} completions into {path}")
@@ -52,7 +57,7 @@ def write_rows(
                 record = {
                     "row": i,
                     "sample": sample,
-                    **_about(plan, seed),
+                    **about,
                     "prompt": prompts[i],
                     "tokens": new,
                 }
@@ -73,11 +78,20 @@ def _write(teacher: nn.Module, tokenizer: Any, prompts: list[list[int]], plan: W
     )  # fmt: skip
 
 
-def _about(plan: Writing, seed: int) -> dict[str, Any]:
-    return {"seed": seed, "temperature": plan.sampling_temperature, "max_new_tokens": plan.max_new_tokens}
+def _about(teacher: nn.Module, plan: Writing, seed: int) -> dict[str, Any]:
+    """What decides a completion beside its prompt."""
+    offloaded = any(weight.is_meta for weight in teacher.parameters())
+    return {
+        "teacher": teacher.name_or_path if offloaded else fingerprint(teacher),
+        "seed": seed,
+        "temperature": plan.sampling_temperature,
+        "max_new_tokens": plan.max_new_tokens,
+    }
 
 
-def _read(path: Path, prompts: list[list[int]], plan: Writing, seed: int) -> dict[tuple[int, int], list[int]]:
+def _read(
+    path: Path, prompts: list[list[int]], samples: int, about: dict
+) -> dict[tuple[int, int], list[int]]:
     """What was written before a kill, by (row, sample). Raises DataError when it belongs to other prompts."""
     done: dict[tuple[int, int], list[int]] = {}
     whole = []
@@ -89,13 +103,14 @@ def _read(path: Path, prompts: list[list[int]], plan: Writing, seed: int) -> dic
         if not line.endswith("\n"):
             break
         i = record["row"]
-        about = {key: record[key] for key in _about(plan, seed)}
-        if i >= len(prompts) or record["prompt"] != prompts[i] or about != _about(plan, seed):
+        was = {key: record.get(key) for key in about}
+        if i >= len(prompts) or record["prompt"] != prompts[i] or was != about:
             raise DataError(
-                f"{path} holds completions of other prompts or settings ({about})",
+                f"{path} holds completions of other prompts, another teacher or other settings ({was})",
                 "remove that file, or choose another output folder",
             )
-        done[i, record["sample"]] = record["tokens"]
+        if record["sample"] < samples:
+            done[i, record["sample"]] = record["tokens"]
         whole.append(line)
     if path.exists():
         path.write_text("".join(whole), encoding="utf-8")

@@ -19,6 +19,7 @@ EXITS = "exits.safetensors"
 
 def save_beside(learner: Learner, tokenizer: Any, folder: Path) -> None:
     """Write exits.safetensors (the norm of every exit) and peer_1/, peer_2/ ... where there are any."""
+    (folder / EXITS).unlink(missing_ok=True)  # of an earlier run in this folder
     if learner.exits:
         weights = {name: tensor.contiguous().cpu() for name, tensor in learner.exits.state_dict().items()}
         save_file(weights, str(folder / EXITS))

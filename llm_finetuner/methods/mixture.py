@@ -1,5 +1,6 @@
 """Any number of weighted terms, by name."""
 
+import re
 from typing import Any
 
 from llm_finetuner.errors import RecipeError
@@ -10,18 +11,24 @@ from llm_finetuner.scheme import Scheme, Term
 
 DEFAULT = {"cross_entropy": 0.5, "forward_kl": {"weight": 0.5, "temperature": 2.0}}
 OF_TERM = ("weight", "layers", "projection")
+_AGAIN = re.compile(r"(.+)_\d+$")  # forward_kl_2
 
 
 def distillation(*, objectives: dict[str, Any] | None = None, layers: str | list | None = None) -> Scheme:
     """The sum of named objectives: {"cross_entropy": 0.5, "skew_forward_kl": {"weight": 0.5, "lam": 0.1}}.
 
     An objective is a weight, or a mapping of weight, layers, projection and the objective's own options; weights and
-    temperatures may change over the run ("1..0"). layers: the pairs of blocks of the terms that name none. None takes
-    half cross-entropy, half forward KL at temperature 2.
+    temperatures may change over the run ("1..0"). The same objective a second time is called forward_kl_2, as in the
+    log. layers: the pairs of blocks of the terms that name none. None takes half cross-entropy, half forward KL at
+    temperature 2.
     """
     terms = []
+    if objectives is not None and not isinstance(objectives, dict):
+        raise RecipeError(f"objectives must be a mapping of names, got {objectives!r}", f"such as {DEFAULT}")
     for name, given in (DEFAULT if objectives is None else objectives).items():
-        if name not in OBJECTIVES and ":" not in name:
+        again = _AGAIN.match(name)
+        objective = again[1] if again and again[1] in OBJECTIVES else name
+        if objective not in OBJECTIVES and ":" not in objective:
             raise unknown("objective", name, OBJECTIVES)
         given = given if isinstance(given, dict) else {"weight": given}
         weight = given.get("weight", 1.0)
@@ -30,7 +37,10 @@ def distillation(*, objectives: dict[str, Any] | None = None, layers: str | list
             check_ramp(f"temperature of {name}", given["temperature"], 0.1, 100)
         options = {key: value for key, value in given.items() if key not in OF_TERM}
         placed = given.get("layers", layers)
-        terms.append(Term(name, weight, options, layers=placed, projection=given.get("projection", "linear")))
+        projection = given.get("projection", "linear")
+        if projection not in ("linear", "orthogonal"):
+            raise RecipeError(f"projection of {name} must be linear or orthogonal, got {projection!r}")
+        terms.append(Term(objective, weight, options, layers=placed, projection=projection))
     if not any(any(ends(term.weight)) for term in terms):
         raise RecipeError("no objective has a weight", f"the default is objectives: {DEFAULT}")
     return Scheme(tuple(terms))

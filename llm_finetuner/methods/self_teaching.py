@@ -27,6 +27,10 @@ def self_distillation(
         if exits is not None:
             raise RecipeError("exits have no effect with by=average", "leave them out, or take by=exits")
         return Scheme(terms, teacher="average", teacher_options={"decay": decay})
+    if exits is not None and (not isinstance(exits, list) or not exits):
+        raise RecipeError(
+            f"exits must be a list of block numbers, got {exits!r}", "leave it out for the middle one"
+        )
     if by != "exits":
         raise RecipeError(f"by must be exits or average, got {by!r}")
     return Scheme((Term("cross_entropy"),), teacher="none", exits=exits or [], exit_terms=terms)

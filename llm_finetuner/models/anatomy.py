@@ -19,6 +19,7 @@ SEPARATE = {
     "value": ("v_proj", "value", "v_lin"),
 }
 FUSED = ("c_attn",)  # query, key and value side by side in one output
+INTERLEAVED = ("GPTBigCodeAttention",)  # have such a layer too, in another order
 
 
 def final_norm_of(model: nn.Module) -> nn.Module:
@@ -80,7 +81,7 @@ def attention_of(block: nn.Module) -> Attention:
         if len(separate) == len(SEPARATE):
             return Attention(module, separate, None)
         for name in FUSED:
-            if name in children:
+            if name in children and type(module).__name__ not in INTERLEAVED:
                 return Attention(module, {}, children[name])
     raise ModelError(
         f"{type(block).__name__} has no query, key and value layers of a known name",

@@ -58,6 +58,8 @@ class Cached(Provider):
     It is compared with what the store says of itself when a row is not found.
     """
 
+    stored = True
+
     def __init__(self, store: Store, device: torch.device, present: dict[str, Any] | None = None):
         self.store, self.present = store, dict(present or {})
         self.settings = store.manifest["settings"]

@@ -5,13 +5,14 @@ Shapes: N positions that count, n a slice of them, C columns that all know, M me
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from llm_finetuner.chunks import LOGITS_A_CHUNK
 from llm_finetuner.errors import RecipeError
-from llm_finetuner.output import Output, Want, at_least_float32
+from llm_finetuner.output import Columns, Output, Want, at_least_float32, select
 from llm_finetuner.scheme import Term
 from llm_finetuner.teachers.provider import Provider
 
@@ -49,7 +50,8 @@ class Ensemble(Provider):
             raise RecipeError(f"mixture must be probabilities or logits, got {mixture!r}")
         self.members, self.mixture = list(members), mixture
         self.weights = None if weights == "loss" else _shares(weights, len(members))
-        self.columns = members[0].columns
+        self.columns, self.places = _common([member.columns for member in members])
+        self.stored = any(member.stored for member in members)
         self.parameters = sum(member.parameters for member in members)
         if len(members) == 1:
             self.width, self.depth = members[0].width, members[0].depth
@@ -73,16 +75,38 @@ class Ensemble(Provider):
         return Output(
             rows=_Rows([output.rows for output in said], log_weights_NM),
             head=lambda rows: self._mix(
-                [o.head(part) for o, part in zip(said, rows.parts, strict=True)], rows
+                [
+                    select(output.head(part), places)
+                    for output, part, places in zip(said, rows.parts, self.places, strict=True)
+                ],
+                rows,
             ),
             targets=first.targets,
             examples=first.examples,
             known=torch.stack(known).all(0) if known else None,
         )
 
+    def view(self, logits_nV: Tensor) -> Tensor:
+        alone = len(self.members) == 1
+        return self.members[0].view(logits_nV) if alone else super().view(logits_nV)
+
+    def place(self, targets_n: Tensor) -> Tensor:
+        return self.members[0].place(targets_n) if len(self.members) == 1 else super().place(targets_n)
+
     def check(self, rows) -> None:
         for member in self.members:
             member.check(rows)
+
+    def follow(self) -> None:
+        for member in self.members:
+            member.follow()
+
+    def state(self) -> dict[str, Any]:
+        return {str(number): member.state() for number, member in enumerate(self.members)}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        for number, member in enumerate(self.members):
+            member.load_state(state[str(number)])
 
     def _fixed(self, output: Output) -> Tensor:
         return self.weights.log().to(output.targets.device).expand(len(output.targets), -1)
@@ -100,22 +124,42 @@ class Ensemble(Provider):
     def _by_loss(self, said: list[Output]) -> Tensor:
         """Log weights [N, M] from every member's mean loss on each example."""
         examples = said[0].examples
-        losses = torch.stack([self._losses(output) for output in said], -1)
+        losses = torch.stack([self._losses(o, p) for o, p in zip(said, self.places, strict=True)], -1)
         return torch.log_softmax(-losses, -1)[examples]
 
-    def _losses(self, output: Output) -> Tensor:
+    def _losses(self, output: Output, places: Columns) -> Tensor:
         """Mean nats a token of each example: [B]."""
         targets = self.place(output.targets)
         pieces, start, size = [], 0, 256
         while start < len(targets):
             piece = slice(start, start + size)
-            answers_nC = at_least_float32(output.head(output.rows[piece]))
+            answers_nC = at_least_float32(select(output.head(output.rows[piece]), places))
             pieces.append(torch.nn.functional.cross_entropy(answers_nC, targets[piece], reduction="none"))
             start, size = start + size, max(1, LOGITS_A_CHUNK // answers_nC.shape[-1])
         nll_N = torch.cat(pieces) if pieces else targets.new_zeros(0, dtype=torch.float32)
         count = int(output.examples.max()) + 1 if len(targets) else 0
         sums = nll_N.new_zeros(count).index_add(0, output.examples, nll_N)
         return sums / torch.bincount(output.examples, minlength=count).clamp(min=1)
+
+
+def _common(spoken: Sequence[Columns]) -> tuple[Columns, list[Columns]]:
+    """The student's columns that all members speak of, and where each member's answers have them."""
+    chosen = [columns for columns in spoken if isinstance(columns, Tensor)]
+    first = min((columns for columns in spoken if isinstance(columns, int)), default=None)
+    if not chosen:
+        return first, [first] * len(spoken)
+    ids_C = chosen[0].sort().values
+    for other in chosen[1:]:
+        ids_C = ids_C[torch.isin(ids_C, other)]
+    ids_C = ids_C if first is None else ids_C[ids_C < first]
+    places: list[Columns] = []
+    for columns in spoken:
+        if isinstance(columns, Tensor):
+            order = columns.argsort()
+            places.append(order[torch.searchsorted(columns[order], ids_C)])
+        else:
+            places.append(ids_C)
+    return ids_C, places
 
 
 def _shares(weights: list[float] | str | None, count: int) -> Tensor:

@@ -38,6 +38,7 @@ class Provider:
     width: int = 0  # D of its hidden states; 0: it has none
     depth: int = 0  # blocks
     parameters: int = 0  # held in memory
+    stored: bool = False  # answers only the rows that it was made for
 
     def __call__(self, batch: dict[str, Tensor], want: Want) -> Output:
         raise NotImplementedError

@@ -1,5 +1,6 @@
 """A control: every position hears the answer meant for another. What still helps then is not what the teacher knows."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 from llm_finetuner.output import Output, Want
+from llm_finetuner.scheme import Term
 from llm_finetuner.teachers.provider import Provider
 
 
@@ -16,7 +18,7 @@ class Shuffled(Provider):
     def __init__(self, inner: Provider):
         self.inner = inner
         self.columns, self.width, self.depth = inner.columns, inner.width, inner.depth
-        self.parameters = inner.parameters
+        self.parameters, self.stored = inner.parameters, inner.stored
 
     def __call__(self, batch: dict[str, Tensor], want: Want) -> Output:
         said = self.inner(batch, want)
@@ -31,6 +33,9 @@ class Shuffled(Provider):
                 told[name] = roll(getattr(said, name))
         return replace(said, rows=said.rows[order_N], **told)
 
+    def prepare(self, want: Want, terms: Sequence[Term]) -> None:
+        self.inner.prepare(want, terms)
+
     def view(self, logits_nV: Tensor) -> Tensor:
         return self.inner.view(logits_nV)
 
@@ -39,3 +44,12 @@ class Shuffled(Provider):
 
     def check(self, rows: Any) -> None:
         self.inner.check(rows)
+
+    def follow(self) -> None:
+        self.inner.follow()
+
+    def state(self) -> dict[str, Any]:
+        return self.inner.state()
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.inner.load_state(state)
