@@ -80,12 +80,17 @@ def hidden_states(name: str, kind: str, dtype: torch.dtype) -> list:
     return [*changed, *arguments[2:]]
 
 
-@pytest.mark.parametrize("name", FEATURE)
-@pytest.mark.parametrize("kind", ["zero", "constant", "twins", "large", "tiny"])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        (name, kind)
+        for name in FEATURE
+        for kind in ("zero", "constant", "twins", "large", "tiny")
+        if "attention" not in name or kind in ("zero", "twins")  # the others are no probabilities
+    ],
+)
 @pytest.mark.parametrize("sides", ["both", "student"])
 def test_degenerate_states_give_finite_losses_and_gradients(name, kind, sides):
-    if "attention" in name and kind not in ("zero", "twins"):
-        pytest.skip("no probabilities")
     for dtype in (torch.float32, torch.bfloat16):
         arguments = hidden_states(name, kind, dtype)
         if sides == "student":
@@ -112,27 +117,29 @@ def test_a_rotated_teacher_is_the_same_teacher(name):
     )
 
 
-@pytest.mark.parametrize("name", OVER_PAIRS)
+@pytest.mark.parametrize("name", ["distance", "similarity", "token_relation"])
 def test_losses_of_a_sequence_sum_to_positions_times_the_mean_over_its_pairs(name):
-    """The reference states the mean a position; this is the sum of the longest sequence, from the pairs themselves."""
-    fn, (own, other, examples) = resolve(OBJECTIVES, name), inputs(name, {})
+    own, other, examples = inputs(name, {})
     where = examples == 3
-    loss = fn(own, other, examples)[where]
-    if name in ("angle", "cka"):
-        assert torch.allclose(loss, loss[:1].expand(5), rtol=1e-14)
-        return
-    x, y = own[where].detach(), other[where]
-    if name == "distance":
-        x, y = torch.cdist(x, x), torch.cdist(y, y)
-        x, y = 20 * x / x.sum(), 20 * y / y.sum()
-        pairs = torch.nn.functional.huber_loss(x, y, reduction="none").sum() / 20
-    elif name == "token_relation":
-        x, y = (torch.nn.functional.normalize(z) for z in (x, y))
-        pairs = (x @ x.T - y @ y.T).square().sum() / 20
-    else:
-        x, y = (torch.nn.functional.normalize(z @ z.T) for z in (x, y))
-        pairs = (x - y).square().sum() / 25
-    assert torch.allclose(loss.sum(), 5 * pairs, rtol=1e-7)
+    relations = []
+    for x in (own[where].detach(), other[where]):
+        if name == "distance":
+            apart = torch.cdist(x, x)
+            relations.append(20 * apart / apart.sum())
+        elif name == "similarity":
+            relations.append(torch.nn.functional.normalize(x @ x.T))
+        else:
+            relations.append(torch.nn.functional.cosine_similarity(x[:, None], x, dim=-1))
+    error = torch.nn.functional.huber_loss if name == "distance" else torch.nn.functional.mse_loss
+    mean = error(*relations, reduction="sum") / (25 if name == "similarity" else 20)
+    assert torch.allclose(resolve(OBJECTIVES, name)(own, other, examples)[where].sum(), 5 * mean, rtol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["angle", "cka"])
+def test_every_position_carries_its_sequences_mean(name):
+    loss = resolve(OBJECTIVES, name)(*inputs(name, {}))
+    for example in EXAMPLES.unique():
+        assert loss[example == EXAMPLES].unique().numel() == 1
 
 
 def test_distances_tell_twins_from_neighbours():
@@ -146,6 +153,41 @@ def test_distances_tell_twins_from_neighbours():
     assert apart[0, 0, 1] == 0 and torch.allclose(apart, want, rtol=1e-4)
     (gradient,) = torch.autograd.grad(apart[0, 0, 1], x)
     assert not gradient.any()
+
+
+def test_what_rounding_cannot_tell_apart_counts_as_one_point():
+    """The distance of near twins is noise, whose gradient would be of length 1 in a random direction."""
+    torch.manual_seed(0)
+    x = torch.randn(40, 64)
+    x[1::2] = x[::2] + 1e-6 * torch.randn(20, 64)
+    x.requires_grad_()
+    apart = distances(x[None])[0]
+    twins = apart.diagonal(1)[::2]
+    assert not twins.any() and not torch.autograd.grad(twins.sum(), x)[0].any()
+    assert apart.count_nonzero() == 40 * 38
+
+
+def test_a_large_offset_that_all_positions_share_costs_no_precision():
+    torch.manual_seed(0)
+    own, other = torch.randn(30, 16), torch.randn(30, 16)
+    examples = torch.zeros(30, dtype=torch.long)
+    for name in ("distance", "angle", "cka"):
+        fn = resolve(OBJECTIVES, name)
+        far = 300 + own
+        exact = fn(far.double(), other.double(), examples)
+        assert torch.allclose(fn(far, other, examples).double(), exact, rtol=1e-4), name
+
+
+def test_cka_of_states_that_do_not_vary_is_not_made_of_rounding():
+    torch.manual_seed(0)
+    examples = torch.arange(20).repeat_interleave(7)
+    constant = torch.randn(20, 33).repeat_interleave(7, 0).requires_grad_()
+    for own, other in (
+        (constant, torch.randn(140, 9)),
+        (torch.randn(140, 9).requires_grad_(), constant.detach()),
+    ):
+        loss = resolve(OBJECTIVES, "cka")(own, other, examples)
+        assert not loss.any() and not torch.autograd.grad(loss.sum(), own)[0].any()
 
 
 def test_angle_looks_at_the_chosen_positions_alone():
