@@ -12,7 +12,7 @@ from llm_finetuner.output import at_least_float32
 from llm_finetuner.ranges import check_number
 
 # A token of probability 0 under the distribution in the denominator makes a KL infinite. It counts as one of the
-# smallest normal float32: a finite loss, whose gradient still says to leave the token. Only what a mask ruled out is changed.
+# smallest normal float32: a finite loss, whose gradient still says to leave the token. Nothing else is changed.
 LOG_TINY = math.log(torch.finfo(torch.float32).tiny)  # -87.3
 MASKED = -1e30  # masks are written as -inf, or as the most negative number of the dtype
 
