@@ -102,7 +102,7 @@ def _is_byte(string: str) -> bool:
 
 def _reader(core: Any):
     """How the decoder reads a token: str -> bytes."""
-    decoder = json.loads(core.to_str())["decoder"] or {"type": "none"}
+    decoder = json.loads(core.decoder.__getstate__()) if core.decoder is not None else {"type": "nothing"}
     steps = decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
     kinds = {step["type"] for step in steps}
     if "ByteLevel" in kinds:
@@ -176,7 +176,8 @@ def homes(student: Vocabulary, teacher: Vocabulary, pairing: Pairing) -> tuple[l
 
     Shared tokens have a place each. Another token belongs to the shared one with which the other tokenizer would begin
     its text, and where that one is not shared, to the longest shared token that its bytes begin with: when the teacher
-    expects " hello" and the student writes " hel" + "lo", then " hel" is what the student has to say next.
+    expects " hello" and the student writes " hel" + "lo", then " hel" is what the student has to say next. An
+    approximation, for what is written may depend on what follows (exact for BPE: Phan et al. 2025, arXiv 2512.14954).
     Place C holds what is left over. Ids without a token have -1.
     """
     own, theirs = [-1] * len(student), [-1] * len(teacher)
