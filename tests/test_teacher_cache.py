@@ -1,14 +1,11 @@
-"""The cached teacher: the same loss as the live one, found by content, whole after a kill, refused where it differs."""
+"""The cached teacher: the same loss as the live one, found by content, refused for what it cannot answer."""
 
 import copy
 import json
-import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from cache_models import ABOUT, CPU, NOTHING, TASK, V, answers, build_teacher, listed, open_cache, write
 from conftest import build_gpt2, build_llama, build_tokenizer, prepared_rows
 
 from llm_finetuner.assembly import Parts
@@ -16,63 +13,23 @@ from llm_finetuner.errors import DataError, RecipeError
 from llm_finetuner.output import Want
 from llm_finetuner.recipe import Model, Recipe, Teacher, Train
 from llm_finetuner.scheme import Term
-from llm_finetuner.tasks.causal_lm import CausalLM
-from llm_finetuner.teachers.cached import Cached, cached
+from llm_finetuner.teachers.cached import cached
 from llm_finetuner.teachers.caching import write_cache
-from llm_finetuner.teachers.identity import fingerprint, template_digest, tokenizer_digest
+from llm_finetuner.teachers.identity import (
+    fingerprint,
+    keys_of_batch,
+    keys_of_rows,
+    template_digest,
+    tokenizer_digest,
+)
 from llm_finetuner.teachers.live import Live
 from llm_finetuner.teachers.provider import Context
-from llm_finetuner.teachers.store import Store
 from llm_finetuner.trainer import fit
-
-V = 64
-TASK, CPU = CausalLM(), torch.device("cpu")
-NOTHING = Want()
-ABOUT = {"teacher": "t", "fingerprint": "f", "max_length": 14, "loss_on": "completion"}
 
 
 @pytest.fixture(scope="module")
 def model():
-    return build_llama(V).double()
-
-
-class Counting(Live):
-    """A live teacher that counts the rows it is asked about."""
-
-    asked = 0
-
-    def __call__(self, batch, want):
-        self.asked += len(batch["input_ids"])
-        return super().__call__(batch, want)
-
-
-def write(model, rows, path, **options):
-    options = {"vocabulary": V, "about": ABOUT, "k": 20, **options}
-    return write_cache(Live(TASK, model), TASK, rows, path, **options)
-
-
-def open_cache(path, **present) -> Cached:
-    return Cached(Store.open(Path(path)), CPU, present)
-
-
-def listed(rows) -> list[dict]:
-    return [rows[i] for i in range(len(rows))]
-
-
-def answers(teacher, rows, want=NOTHING, batch_size=4):
-    """Log-probabilities of each row, [n, V], with its features."""
-    said = []
-    for start in range(0, len(rows), batch_size):
-        out = teacher(TASK.collate(rows[start : start + batch_size]), want)
-        for number in range(min(batch_size, len(rows) - start)):
-            here = out.examples == number
-            log_probs = out.head(out.rows[here]).float().log_softmax(-1)
-            said.append((log_probs, {layer: x[here] for layer, x in out.features.items()}))
-    return said
-
-
-def files_of(folder) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in Path(folder).iterdir()}
+    return build_teacher()
 
 
 def sgd(parameters, weight_decay, device):
@@ -193,113 +150,6 @@ def test_a_batch_in_which_nothing_counts_is_answered(tmp_path, model):
     assert out.head(out.rows).shape == (0, V) and out.features[1].shape == (0, 32) and len(out.targets) == 0
 
 
-def test_rows_are_stored_once_and_more_can_be_added(tmp_path, model):
-    rows = listed(prepared_rows(9, V))
-    first = write(model, rows[:3] * 3, tmp_path / "c")
-    assert first["rows"] == 3
-    teacher = Counting(TASK, model)
-    options = {"vocabulary": V, "about": ABOUT, "k": 20, "sample": 1}
-    more = write_cache(teacher, TASK, rows, tmp_path / "c", **options)
-    assert more["rows"] == 9 and teacher.asked == 6 + 1  # the new ones, and one for the error
-    open_cache(tmp_path / "c").check(rows)
-
-
-KILLED = """
-import os, signal, sys
-sys.path.insert(0, {tests!r})
-from test_teacher_cache import V, build_llama, prepared_rows, write
-def kill(kind, record):
-    if kind == "cache" and record["rows"] >= {after}:
-        os.kill(os.getpid(), signal.SIGKILL)
-write(build_llama(V).double(), prepared_rows(24, V), {path!r}, batch_size=2, shard_bytes=2000, on_event=kill)
-"""
-
-
-def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path, model):
-    rows, options = prepared_rows(24, V), {"batch_size": 2, "shard_bytes": 2000}
-    write(model, rows, tmp_path / "whole", **options)
-    code = KILLED.format(tests=str(Path(__file__).parent), after=14, path=str(tmp_path / "killed"))
-    died = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert died.returncode == -signal.SIGKILL, died.stderr
-    before = files_of(tmp_path / "killed")
-    whole = files_of(tmp_path / "whole")
-    shards = [name for name in whole if name.startswith("shard")]
-    kept = [name for name in before if name.startswith("shard")]
-    assert 0 < len(kept) < len(shards)
-    (tmp_path / "killed" / shards[-1]).write_bytes(
-        b"cut sh"
-    )  # as if it died between a shard and the manifest
-    (tmp_path / "killed" / f".{sorted(shards)[-1]}.part").write_bytes(b"cut")
-    asked = []
-    write(model, rows, tmp_path / "killed", on_event=lambda _, r: asked.append(r.get("of")), **options)
-    done = sum(shard["rows"] for shard in json.loads(before["manifest.json"])["shards"])
-    assert done > 0 and asked[0] == 24 - done
-    assert files_of(tmp_path / "killed") == whole
-
-
-@pytest.mark.parametrize("name", ["shard_00001.safetensors", "fitted.safetensors"])
-def test_a_flipped_bit_is_found_and_a_shard_can_be_made_again(tmp_path, model, name):
-    rows = listed(prepared_rows(12, V))
-    write(model, rows, tmp_path / "c", shard_bytes=1500)
-    file = tmp_path / "c" / name
-    data = bytearray(file.read_bytes())
-    data[-3] ^= 16
-    file.write_bytes(data)
-    for use in (
-        lambda: Store.open(tmp_path / "c"),
-        lambda: write(model, rows, tmp_path / "c", shard_bytes=1500),
-    ):
-        with pytest.raises(DataError, match=rf"{name} is damaged") as error:
-            use()
-        assert "remove" in error.value.hint
-    if name.startswith("shard"):
-        file.unlink()
-        with pytest.raises(DataError, match="cannot be read"):
-            Store.open(tmp_path / "c")
-        write(model, rows, tmp_path / "c", shard_bytes=1500)
-        open_cache(tmp_path / "c").check(rows)
-
-
-def test_rows_that_are_not_there_are_refused_with_what_differs(tmp_path, model):
-    rows = prepared_rows(12, V)
-    write(model, rows, tmp_path / "c")
-    teacher = open_cache(tmp_path / "c", max_length=20, tokenizer="x")
-    longer = [{name: (row[name] * 4)[:20] for name in row} for row in rows]
-    with pytest.raises(DataError, match=r"12 of 12 rows .*row 0: max_length was 14, is 20; it has 20 tokens"):
-        teacher.check(longer)
-    everything = [{**row, "labels": row["input_ids"]} for row in rows]
-    with pytest.raises(DataError, match="other positions count .loss_on was 'completion'"):
-        open_cache(tmp_path / "c").check(everything)
-    with pytest.raises(DataError, match="other positions count"):
-        open_cache(tmp_path / "c")(TASK.collate(everything[:2]), NOTHING)
-    others = listed(prepared_rows(3, V, seed=5))
-    with pytest.raises(DataError, match="3 of 5 rows .*these are other rows than the 12 cached ones"):
-        open_cache(tmp_path / "c").check(
-            listed(rows)[:2] + [{k: v[:6] for k, v in r.items()} for r in others]
-        )
-    counted_padding = TASK.collate(listed(rows)[:2])
-    counted_padding["labels"][:, -1], counted_padding["attention_mask"][:, -1] = 3, 0
-    with pytest.raises(DataError, match="attention_mask is 0"):
-        open_cache(tmp_path / "c")(counted_padding, NOTHING)
-
-
-def test_another_teacher_or_setting_is_not_mixed_in(tmp_path, model):
-    rows = prepared_rows(6, V)
-    write(model, rows, tmp_path / "c")
-    with pytest.raises(DataError, match="k was 20, is 10"):
-        write(model, rows, tmp_path / "c", k=10)
-    with pytest.raises(DataError, match="fingerprint was 'f', is 'g'"):
-        write(model, rows, tmp_path / "c", about={**ABOUT, "fingerprint": "g"})
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "config.json").write_text("{}")
-    with pytest.raises(DataError, match="holds config.json and no cache"):
-        write(model, rows, tmp_path / "other")
-    for wrong in ({"k": 0}, {"mode": "best"}, {"draws": 1.5}):
-        with pytest.raises(RecipeError):
-            write(model, rows, tmp_path / "new", **wrong)
-    assert not (tmp_path / "new").exists()
-
-
 def test_the_builder_refuses_another_tokenizer(tmp_path, model, tokenizer):
     rows = prepared_rows(6, V)
     about = {**ABOUT, "tokenizer": tokenizer_digest(tokenizer), "template": template_digest(tokenizer)}
@@ -370,6 +220,13 @@ def test_columns_of_an_aligned_teacher_are_kept(tmp_path, model):
     assert torch.equal(stored.columns, columns)
     for (ours, _), (live, _) in zip(answers(stored, rows), answers(teacher, rows), strict=True):
         assert torch.allclose(ours, live, atol=1e-6)
+
+
+def test_keys_of_a_dataset_a_list_and_a_batch_are_the_same():
+    rows = prepared_rows(2503, V).select(range(2500, -1, -1))
+    keys = list(keys_of_rows(rows))
+    assert keys == list(keys_of_rows(listed(rows))) and len(set(keys)) > 2400
+    assert keys[:7] == keys_of_batch(TASK.collate(listed(rows)[:7]))
 
 
 def test_a_fingerprint_tells_weights_apart(model):

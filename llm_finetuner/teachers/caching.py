@@ -26,6 +26,7 @@ SHARD_BYTES = 2**24  # a kill loses at most so much
 NUMBERS = 2**24  # log-probabilities in memory at a time
 FIT_NUMBERS, FIT_POSITIONS = 2**26, 8192  # that the shapes of tails are fitted to
 LOW_MASS = 0.8
+OURS = (FITTED, "bad_rows.jsonl")  # may stand in a folder where no cache has begun
 FLOAT16_MOST = torch.finfo(torch.float16).max
 
 
@@ -94,8 +95,8 @@ def _settings(mode, k, draws, seed, layers, vocabulary, say) -> dict[str, Any]:
 def _open(folder: Path, settings: dict, about: dict, job: "_Job", sample: int) -> Store:
     """The store to write to, begun where there is none. Raises DataError where it is of something else."""
     if not (folder / MANIFEST).exists():
-        strange = [f.name for f in folder.iterdir() if f.name.strip(".") != FITTED and not f.name.endswith(".part")] \
-            if folder.is_dir() else []  # fmt: skip
+        found = [file.name for file in folder.iterdir()] if folder.is_dir() else []
+        strange = [name for name in found if name not in OURS and not name.endswith(".part")]
         if strange:
             raise DataError(f"{folder} holds {strange[0]} and no cache", "name a new or empty folder")
         fitted = job.fit(sample) if settings["mode"] == "top_k" else {}

@@ -9,10 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from llm_finetuner.data import columns
 from llm_finetuner.data.examples import IGNORED
 from llm_finetuner.errors import DataError
 
 SIZE = 16  # bytes
+NAMES = ("input_ids", "labels", "attention_mask")
 
 
 class Key(NamedTuple):
@@ -43,14 +45,19 @@ def key_of(ids: Any, labels: Any, mask: Any) -> Key:
 
 def keys_of_batch(batch: dict[str, Tensor]) -> list[Key]:
     """The keys of each row of a collated batch."""
-    columns = (batch[name].cpu().numpy() for name in ("input_ids", "labels", "attention_mask"))
-    return [key_of(*row) for row in zip(*columns, strict=True)]
+    return [key_of(*row) for row in zip(*(batch[name].cpu().numpy() for name in NAMES), strict=True)]
 
 
 def keys_of_rows(rows: Any) -> Iterator[Key]:
-    """The keys of prepared rows, in their order."""
-    for row in rows:
-        yield key_of(row["input_ids"], row["labels"], row["attention_mask"])
+    """The keys of prepared rows, a list or a dataset, in their order."""
+    if isinstance(rows, list):
+        for row in rows:
+            yield key_of(*(row[name] for name in NAMES))
+        return
+    lengths = columns.lengths(rows)
+    for number, flat in enumerate(zip(*(columns.flat(rows, name) for name in NAMES), strict=True)):
+        ends = lengths[number * columns.BATCH : (number + 1) * columns.BATCH].cumsum()[:-1]
+        yield from map(key_of, *(np.split(column, ends) for column in flat))
 
 
 def fingerprint(model: nn.Module) -> str:
