@@ -95,7 +95,7 @@ def members_of(teacher: Teacher) -> list[Teacher]:
                 f"a member must be a model's name or settings of a teacher, got {member!r}",
                 f"settings: {', '.join(sorted(known))}",
             )
-        found.append(replace(teacher, kind="live", **{"options": {}, **settings}))
+        found.append(replace(teacher, **{"kind": "live", "options": {}, "shuffled": False, **settings}))
     return found
 
 

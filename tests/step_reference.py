@@ -4,12 +4,16 @@ SGD at rate 1 moves every weight by minus its gradient. Letters: N positions tha
 """
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
+from safetensors.torch import load_file
 
 from llm_finetuner.assembly import Parts
 from llm_finetuner.recipe import Model, Recipe, Teacher, Train
+from llm_finetuner.run import read_log
 from llm_finetuner.trainer import fit
 
 STEP = {
@@ -101,3 +105,41 @@ def assert_close(got: dict, want: dict, tolerance: float = 1e-9) -> None:
     assert scale > 0
     for name, gradient in want.items():
         assert (got[name] - gradient).abs().max() <= tolerance * scale, name
+
+
+def follow(model, loss, rate: float) -> None:
+    """One step of SGD."""
+    found = gradients(loss, model)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            p -= rate * found[name]
+
+
+class Stopped(Exception):
+    """Ends a run in the middle of a step's report, as a crash would."""
+
+
+def assert_resumes(folder: Path, recipe: Recipe, build_parts) -> None:
+    """A run that ends after step 3, with a checkpoint of step 2, and goes on: the same log and weights, bit for bit."""
+    runs = [folder / name for name in ("whole", "cut")]
+
+    def stop(kind: str, record: dict) -> None:
+        if kind == "step" and record["step"] == 3:
+            raise Stopped
+
+    train = replace(recipe.train, steps=5, save_every=2, optimizer="adamw", learning_rate=1e-3)
+    whole, cut = (replace(recipe, train=train, output=str(run)) for run in runs)
+    fit(whole, build_parts())
+    with pytest.raises(Stopped):
+        fit(cut, build_parts(), on_event=stop)
+    fit(cut, build_parts(), resume=True)
+    plain = [
+        [{k: v for k, v in record.items() if k not in ("seconds", "tokens_per_second")} for record in read_log(run)]
+        for run in runs
+    ]  # fmt: skip
+    assert plain[0] == plain[1] and [record["step"] for record in plain[1]] == [1, 2, 3, 4, 5]
+    files = [sorted(p.relative_to(run) for p in run.rglob("*.safetensors")) for run in runs]
+    assert files[0] == files[1] and len(files[0]) > 1
+    for name in files[0]:
+        want, got = load_file(runs[0] / name), load_file(runs[1] / name)
+        assert want.keys() == got.keys() and all(torch.equal(want[k], got[k]) for k in want), name

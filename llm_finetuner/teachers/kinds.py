@@ -34,11 +34,13 @@ def ensemble(
     """Several teachers as one: members are names or mappings of a teacher's settings, weights are numbers or "loss"."""
     from llm_finetuner.registry import TEACHERS, resolve
     from llm_finetuner.teachers.ensemble import Ensemble
+    from llm_finetuner.teachers.shuffled import Shuffled
 
     built = []
     for member in members_of(spec):
         kind = resolve(TEACHERS, member.kind, "kind of teacher")
-        built.append(kind(member, context, **member.options))
+        provider = kind(member, context, **member.options)
+        built.append(Shuffled(provider) if member.shuffled else provider)
     return Ensemble(built, weights, mixture)
 
 
@@ -80,3 +82,13 @@ def remote(
         spec, context, url=url, k=k, timeout=timeout, retries=retries, concurrency=concurrency, batch=batch,
         key_variable=key_variable, cache=cache,
     )  # fmt: skip
+
+
+def across(spec: Teacher, context: Context, *, compare: str = "shared") -> Provider:
+    """A model with another tokenizer, heard where both come to an end of a token.
+
+    compare: "shared" brings both distributions to the tokens that they share; "sorted" is for the objective uld.
+    """
+    from llm_finetuner.teachers import across as heavy
+
+    return heavy.across(spec, context, compare=compare)
