@@ -16,7 +16,7 @@ from llm_finetuner.recipe import Recipe
 from llm_finetuner.registry import TASKS, resolve
 from llm_finetuner.teachers.caching import write_cache
 from llm_finetuner.teachers.identity import fingerprint, template_digest, tokenizer_digest
-from llm_finetuner.teachers.live import live_teacher
+from llm_finetuner.teachers.matched import live_teacher
 from llm_finetuner.teachers.provider import Context, Provider
 from llm_finetuner.trainer import OnEvent
 

@@ -27,7 +27,7 @@ def common_vocabulary(task, student, teacher, tokenizer, teacher_tokenizer) -> i
     if not same:
         raise ModelError(
             f"student and teacher have different tokenizers: {why}",
-            "take a teacher with the student's tokenizer; distilling across tokenizers is planned, not there yet",
+            "take a teacher with the student's tokenizer, or teacher.kind=across, which needs no common tokens",
         )
     tokens = max(tokenizer.get_vocab().values()) + 1
     return None if ours == theirs <= tokens else min(tokens, ours, theirs)

@@ -194,6 +194,8 @@ def compare_run(
     bits = {"load_in_4bit": recipe.student.load_in_4bit, "load_in_8bit": recipe.student.load_in_8bit}
     model = loading.load_trained(run, where, **bits)
     live = recipe.teacher and recipe.teacher.kind == "live" and recipe.scheme.teacher != "peers"
+    if live:
+        live = loading.same_vocabulary(tokenizer, loading.load_tokenizer(recipe.teacher.name))[0]
     teacher = load_teacher(recipe.teacher, where) if live else None
     subject = Subject(
         recipe=recipe,

@@ -67,7 +67,8 @@ class Learner(nn.Module):
             total, sums = self._over_rows(self.student, student, teacher, own)
         for term, name, pairs in zip(own, names_of(own), self.pairs, strict=True):
             if kind_of(term) != "logits":
-                value = self._over_pairs(term, pairs, student, teacher)
+                over = self._over_pairs if pairs else self._over_spans
+                value = over(term, pairs, student, teacher)
                 total = total + term.weight * value
                 sums[name] = value.detach()
         for block in self.exits:
@@ -83,7 +84,7 @@ class Learner(nn.Module):
 
     def _pairs(self, term: Term) -> Pairs:
         kind = kind_of(term)
-        if kind == "logits":
+        if kind in ("logits", "spans"):
             return ()
         if not self.provider.depth:
             raise RecipeError(
@@ -134,8 +135,20 @@ class Learner(nn.Module):
                 projection = self.projections[_key(kind, s)]
                 own = projection(own.to(projection.weight.dtype))
             given = {f"student_{kind}": own, f"teacher_{kind}": _read(teacher, kind, t), **extra}
-            values.append(objective(**given, **term.options).sum())
+            value_N = objective(**given, **term.options)
+            values.append((value_N if teacher.known is None else value_N[teacher.known]).sum())
         return torch.stack(values).mean()
+
+    def _over_spans(self, term: Term, _pairs: Pairs, student: Output, teacher: Output) -> Tensor:
+        """The sum over texts of several tokens, of a teacher with another tokenizer."""
+        objective = resolve(OBJECTIVES, term.objective)
+        if teacher.spans is None:
+            raise RecipeError(
+                f"{term.objective} compares texts that two tokenizers cut differently; this teacher has no such",
+                "teacher.kind=across, not shuffled",
+            )
+        own = teacher.spans.student(student.rows, student.head)
+        return objective(own, teacher.spans.teacher(), **term.options).sum()
 
     def _over_rows(
         self, model: nn.Module, own: Output, teacher: Output | None, listed: Sequence[Term]
@@ -227,7 +240,9 @@ def _exits(task, student: nn.Module, scheme: Scheme) -> nn.ModuleDict:
     if scheme.exits is None:
         return nn.ModuleDict()
     depth = task.depth(student)
-    blocks = scheme.exits or [(depth - 1) // 2]
+    if depth < 2:
+        raise RecipeError("the student has one block and cannot stop early", "self_distillation by average works")
+    blocks = scheme.exits or [(depth - 2) // 2]
     for block in blocks:
         if isinstance(block, bool) or not isinstance(block, int) or not 0 <= block < depth - 1:
             raise RecipeError(

@@ -31,6 +31,7 @@ class Output:
     attention: dict[int, Tensor] = field(default_factory=dict)  # block -> [N, H, T], where a position looks
     states: dict[int, dict[str, Tensor]] = field(default_factory=dict)  # block -> query, key, value: [N, D]
     embeddings: Tensor | None = None  # [N, D]
+    spans: Any = None  # of a teacher with another tokenizer: what it says of texts of several tokens
     targets: Tensor | None = None  # [N] token ids; -100 where the right answer is not known
     known: Tensor | None = None  # [N] whether a teacher has an answer here; None: everywhere
     examples: Tensor | None = None  # [N] which sequence of the batch a position belongs to

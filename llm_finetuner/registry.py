@@ -33,6 +33,8 @@ OBJECTIVES = {
     "angle": "llm_finetuner.objectives.relation:angle",
     "similarity": "llm_finetuner.objectives.relation:similarity",
     "token_relation": "llm_finetuner.objectives.relation:token_relation",
+    "span_kl": "llm_finetuner.objectives.across:span_kl",
+    "uld": "llm_finetuner.objectives.across:uld",
 }
 METHODS = {
     "fine_tuning": "llm_finetuner.methods.fine_tuning:fine_tuning",
@@ -58,6 +60,7 @@ TEACHERS = {
     "average": "llm_finetuner.teachers.kinds:average",
     "cached": "llm_finetuner.teachers.kinds:cached",
     "remote": "llm_finetuner.teachers.kinds:remote",
+    "across": "llm_finetuner.teachers.kinds:across",
 }
 OPTIMIZERS = {"adamw": "llm_finetuner.optim:adamw", "adamw_8bit": "llm_finetuner.optim:adamw_8bit"}
 SCHEDULES = {

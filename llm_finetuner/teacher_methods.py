@@ -21,7 +21,7 @@ from llm_finetuner.recipe import Recipe, Teacher
 from llm_finetuner.registry import TEACHERS, resolve
 from llm_finetuner.scheme import Writing
 from llm_finetuner.teachers.ensemble import Ensemble
-from llm_finetuner.teachers.live import live_teacher
+from llm_finetuner.teachers.matched import live_teacher
 from llm_finetuner.teachers.provider import Context, Provider
 from llm_finetuner.trainer import OnEvent
 from llm_finetuner.writing import write_rows
@@ -94,9 +94,12 @@ class Teaching(Judging):
         self._parts.peers = []
         if spec.kind == "live":
             (model, tokenizer), *_ = members
-            if self.model is not None:
-                common_vocabulary(self._task, self.model, model, self._tokenizer_if_any(), tokenizer)
             self._parts.teacher, self._parts.teacher_tokenizer = model, tokenizer
+            ours = None if self.model is None else self._tokenizer_if_any()
+            if None not in (ours, tokenizer) and not loading.same_vocabulary(ours, tokenizer)[0]:
+                self._parts.teacher = self._provider(recipe, members)  # the same tokens under other numbers
+            elif self.model is not None:
+                common_vocabulary(self._task, self.model, model, ours, tokenizer)
         else:
             self._parts.teacher = self._provider(recipe, members)
             self._parts.teacher_tokenizer = None
@@ -110,6 +113,8 @@ class Teaching(Judging):
             recipe.output,
         )  # fmt: skip
         spec = recipe.teacher
+        if spec.kind == "live":
+            return live_teacher(*members[0], spec.name, context)
         if spec.kind == "ensemble":
             built = [live_teacher(model, t, model.name_or_path, context) for model, t in members]
             return Ensemble(built, spec.options["weights"], spec.options["mixture"])

@@ -12,7 +12,7 @@ from llm_finetuner.named_models import label_counts, load_model, load_teacher
 from llm_finetuner.recipe import Recipe, Teacher, members_of
 from llm_finetuner.registry import TEACHERS, resolve
 from llm_finetuner.scheme import Scheme
-from llm_finetuner.teachers.live import live_teacher
+from llm_finetuner.teachers.matched import live_teacher
 from llm_finetuner.teachers.provider import Context, Provider
 from llm_finetuner.teachers.shuffled import Shuffled
 from llm_finetuner.terms import reads_teacher

@@ -28,8 +28,8 @@ def reads_teacher(term: Term) -> bool:
 
 
 def kind_of(term: Term) -> str:
-    """What a term compares: "logits", or one of PAIRED."""
-    return next((kind for kind in PAIRED if f"student_{kind}" in reads(term)), "logits")
+    """What a term compares: "logits", "spans", or one of PAIRED."""
+    return next((kind for kind in (*PAIRED, "spans") if f"student_{kind}" in reads(term)), "logits")
 
 
 def check_options(term: Term) -> None:

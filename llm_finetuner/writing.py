@@ -30,7 +30,7 @@ def write_rows(
     max_length: int,
     note: Callable[[str], None],
 ) -> Any:
-    """Prepared rows whose completions the teacher wrote. `path`: JSON lines of {row, sample, teacher, seed, ..., prompt, tokens}.
+    """Prepared rows whose completions the teacher wrote. `path`: JSON lines of {row, sample, teacher, ..., tokens}.
 
     The prompt of a row is what does not count, or its first half. What the file holds already is not written again.
     Raises ModelError, DataError.

@@ -240,6 +240,16 @@ def token_relation(student_hidden, teacher_hidden, examples):
     return _by_sequence(examples, loss, student_hidden, teacher_hidden)
 
 
+def span_kl(student_spans, teacher_spans):
+    p, q = teacher_spans.exp(), student_spans.exp()
+    return p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
+
+
+def uld(student, teacher):
+    p, q = (softmax(x).sort(descending=True)[0] for x in (teacher, student))
+    return (p - q).abs().sum(-1)
+
+
 def reads(name: str) -> list[str]:
     """What the objective reads, in its order."""
     parameters = inspect.signature(resolve(OBJECTIVES, name)).parameters.values()
@@ -270,6 +280,8 @@ def inputs(name: str, options: dict) -> list:
         elif kind == "states":
             width = 8 if own else 12
             value = {k: torch.randn(count, width, dtype=torch.float64) for k in ("query", "key", "value")}
+        elif kind == "spans":
+            value = -torch.rand(count, dtype=torch.float64) - 0.1
         else:
             width = {"hidden": 5 if own else 9}.get(kind, 11)
             value = torch.randn(count, width, dtype=torch.float64)

@@ -43,6 +43,7 @@ LAYERS = [  # bottom first; a name is a folder, or a file without .py
         "learner",
         "checks",
         "named_models",
+        "teaching",
         "rollout",
         "writing",
         "tasks",

@@ -8,7 +8,7 @@ from objective_references import convert, inputs, leaves, reads
 from llm_finetuner.errors import RecipeError
 from llm_finetuner.registry import OBJECTIVES, options_of, resolve
 
-RESPONSE = [name for name in OBJECTIVES if reads(name) == ["student", "teacher"]]
+RESPONSE = [name for name in OBJECTIVES if "temperature" in options_of(resolve(OBJECTIVES, name))]
 OPTIONS = {  # further ones than the defaults, which every objective is tested with
     "jsd": [{"beta": 0.1}, {"beta": 0.9}],
     "skew_forward_kl": [{"lam": 0.7}],

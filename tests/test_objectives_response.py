@@ -4,12 +4,12 @@ import math
 
 import pytest
 import torch
-from objective_references import inputs, reads
+from objective_references import inputs
 
 from llm_finetuner.log_space import LOG_TINY
-from llm_finetuner.registry import OBJECTIVES, resolve
+from llm_finetuner.registry import OBJECTIVES, options_of, resolve
 
-RESPONSE = [name for name in OBJECTIVES if reads(name) == ["student", "teacher"]]
+RESPONSE = [name for name in OBJECTIVES if "temperature" in options_of(resolve(OBJECTIVES, name))]
 CASES = [(name, {}) for name in RESPONSE]
 CASES += [("alpha_beta", {"a": a, "b": b}) for a, b in [(1, 0), (0, 1), (0, 0), (0, 0.3), (2, 2)]]
 each_case = pytest.mark.parametrize(("name", "options"), CASES, ids=str)

@@ -12,7 +12,6 @@ the usual one, else what is brought together softens together.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -31,20 +30,13 @@ from llm_finetuner.registry import OBJECTIVES, resolve
 from llm_finetuner.scheme import Term
 from llm_finetuner.teachers.live import Live
 from llm_finetuner.teachers.provider import Context, Provider
-from llm_finetuner.teachers.reading import IGNORE, Spans, plan
+from llm_finetuner.teachers.reading import IGNORE, plan
 from llm_finetuner.teachers.spans import line_up
 from llm_finetuner.terms import reads
 
 SAMPLE = 200  # rows of a report
 UNREADABLE = 0.05  # of these rows, at most
 COMPARISONS = ("shared", "sorted")
-
-
-@dataclass
-class AcrossOutput(Output):
-    """What the loop needs more: the spans of the batch."""
-
-    spans: Spans | None = None
 
 
 def across(spec: Teacher, context: Context, *, compare: str = "shared") -> "Across":
@@ -119,7 +111,7 @@ class Across(Provider):
                 )
         self.live.prepare(want, terms)
 
-    def __call__(self, batch: dict[str, Tensor], want: Want) -> AcrossOutput:
+    def __call__(self, batch: dict[str, Tensor], want: Want) -> Output:
         home = batch["input_ids"].device
         lengths = batch["attention_mask"].sum(1).tolist()
         rows = [ids[:length] for ids, length in zip(batch["input_ids"].tolist(), lengths, strict=True)]
@@ -135,7 +127,7 @@ class Across(Provider):
         examples, targets = counted_BT.nonzero()[:, 0], batch["labels"][:, 1:][counted_BT]
         if "sampled" in batch:  # what the student wrote itself is no ground truth
             targets = torch.where(batch["sampled"][examples], IGNORE, targets)
-        return AcrossOutput(
+        return Output(
             rows=pick(said.rows),
             head=lambda rows_nD: self._heard(said.head(rows_nD)),
             features={block: pick(x) for block, x in said.features.items()},

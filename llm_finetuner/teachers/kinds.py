@@ -17,7 +17,7 @@ def live(spec: Teacher, context: Context) -> Provider:
     """A model that answers each batch as it comes."""
     from llm_finetuner.models import loading
     from llm_finetuner.named_models import load_teacher
-    from llm_finetuner.teachers.live import live_teacher
+    from llm_finetuner.teachers.matched import live_teacher
 
     model = load_teacher(spec, context.device)
     return live_teacher(model, loading.load_tokenizer(spec.name), spec.name, context)

@@ -7,11 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llm_finetuner.checks import check_rows, common_vocabulary
-from llm_finetuner.models import loading
+from llm_finetuner.checks import check_rows
 from llm_finetuner.output import Columns, Output, Want
 from llm_finetuner.scheme import Term
-from llm_finetuner.teachers.provider import Context, Provider
+from llm_finetuner.teachers.provider import Provider
 
 
 class Live(Provider):
@@ -50,13 +49,6 @@ class Live(Provider):
 
     def check(self, rows: Any) -> None:
         check_rows(rows, self.model)
-
-
-def live_teacher(model: nn.Module, tokenizer: Any, name: str, context: Context) -> Provider:
-    """A model as the teacher of a student, whose tokens it must share. Raises ModelError."""
-    loading.check_head(model, name)
-    columns = common_vocabulary(context.task, context.student, model, context.tokenizer, tokenizer)
-    return Live(context.task, model, columns)
 
 
 def moved(value: Any, device: torch.device) -> Any:

@@ -31,7 +31,7 @@ class Shuffled(Provider):
         for name in ("embeddings", "known"):
             if getattr(said, name) is not None:
                 told[name] = roll(getattr(said, name))
-        return replace(said, rows=said.rows[order_N], **told)
+        return replace(said, rows=said.rows[order_N], spans=None, **told)
 
     def prepare(self, want: Want, terms: Sequence[Term]) -> None:
         self.inner.prepare(want, terms)
