@@ -241,8 +241,8 @@ def _exits(task, student: nn.Module, scheme: Scheme) -> nn.ModuleDict:
         return nn.ModuleDict()
     depth = task.depth(student)
     if depth < 2:
-        raise RecipeError("the student has one block and cannot stop early", "self_distillation by average works")
-    blocks = scheme.exits or [(depth - 2) // 2]
+        raise RecipeError("the student has one block and cannot stop early", "by: average")
+    blocks = scheme.exits or [(depth - 1) // 2]
     for block in blocks:
         if isinstance(block, bool) or not isinstance(block, int) or not 0 <= block < depth - 1:
             raise RecipeError(
