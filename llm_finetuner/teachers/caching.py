@@ -5,6 +5,7 @@ stands in the folder from then on: a run that goes on, or adds rows, uses the sa
 Shapes: n positions, k best tokens, V vocabulary.
 """
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,7 @@ def write_cache(
     if not job.numbers:
         raise DataError("no token of the data counts", "labels must hold more than -100")
     teacher.prepare(job.want, ())
+    about = json.loads(json.dumps(about))  # as the manifest will give it back
     store = _open(Path(path), settings, about, job, sample)
     job.write(store, shard_bytes, say)
     figures = job.measure(store, k, sample)

@@ -37,8 +37,8 @@ def unpack(records_nR: Tensor, fields: list[tuple[int, int]]) -> list[Tensor]:
         piece = bits[:, start : start + count * width]
         start += count * width
         if width > 1:
-            weights = torch.arange(width, device=bits.device)
-            piece = (piece.reshape(len(bits), count, width).long() << weights).sum(-1)
+            weights = (1 << torch.arange(width, device=bits.device)).double()
+            piece = (piece.reshape(len(bits), count, width).double() @ weights).long()  # exact below 2^53
         numbers.append(piece if width else records_nR.new_zeros(len(bits), count, dtype=torch.int64))
     return numbers
 

@@ -28,7 +28,8 @@ def spread(ids_nk: Tensor, log_probs_nk: Tensor, vocabulary: int, prior_V: Tenso
     else:
         log_prior = prior_V.to(ids_nk.device, torch.float32).log()[None]
         rest_n = 1 - prior_V.to(ids_nk.device, torch.float64)[ids_nk].masked_fill(missing, 0).sum(1)
-    dense = torch.empty(len(ids_nk), vocabulary + 1, device=ids_nk.device)  # the last column takes the missing ones
+    # the last column takes the missing ones
+    dense = torch.empty(len(ids_nk), vocabulary + 1, device=ids_nk.device)
     dense[:, :vocabulary] = log_prior
     places = ids_nk.masked_fill(missing, vocabulary)
     return fill_(dense, places, log_probs, tail_n.log(), rest_n)[:, :vocabulary]
