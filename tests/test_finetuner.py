@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import build_gpt2, build_llama, build_tokenizer, prepared_rows, save_model
+from other_tokenizers import build_other
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -92,12 +93,24 @@ def test_temperature_without_effect_warns(finetuner, teacher_folder):
         finetuner.setup_feature_distillation(temperature=3.0, output_weight=0.5)
 
 
-def test_another_tokenizer_is_refused_even_with_equal_widths(finetuner, tmp_path, tokenizer):
-    other = build_tokenizer(extra=["<|other|>"])
-    folder = save_model(tmp_path / "other", build_llama(len(tokenizer)), other)
+def test_another_tokenizer_is_refused_and_the_way_across_named(finetuner, tmp_path):
+    other = build_other()
+    folder = save_model(tmp_path / "other", build_llama(len(other)), other)
     finetuner.load_model(method="vanilla_distillation")
-    with pytest.raises(ModelError, match="different tokenizers"):
+    with pytest.raises(ModelError, match="different tokens") as caught:
         finetuner.load_teacher_model(folder)
+    assert "across" in caught.value.hint
+
+
+def test_the_same_tokens_under_other_numbers_are_aligned(finetuner, tmp_path, rows):
+    """One token more shifts all others: with equal widths the numbers would look right and mean something else."""
+    other = build_tokenizer(extra=["<|other|>"])
+    folder = save_model(tmp_path / "other", build_llama(len(other)), other)
+    finetuner.load_model(method="vanilla_distillation")
+    finetuner.load_teacher_model(folder)
+    finetuner.setup_vanilla_distillation(alpha=0.0)
+    record = finetuner.train(rows, **QUICK).history[0]
+    assert 0 < record["forward_kl"] < 10 and record["teacher_nll"] > 1
 
 
 def test_padded_vocabularies_are_masked_on_both_sides(tmp_path, tokenizer, rows):
