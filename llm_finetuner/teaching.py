@@ -51,6 +51,11 @@ def build_peers(recipe: Recipe, given: list[nn.Module], rows: Any, context: Cont
     if not peers:
         seed = recipe.train.seed + 1  # a peer from scratch is another draw than the student
         for i, spec in enumerate(members_of(_named(recipe))):
+            if spec.kind != "live":
+                raise RecipeError(
+                    f"{recipe.method} trains its peers, and a {spec.kind} teacher cannot learn",
+                    "name models: teacher.kind=live, or an ensemble of them",
+                )
             peer = load_model(spec, context.device, seed + i)
             common_vocabulary(
                 task, context.student, peer, context.tokenizer, loading.load_tokenizer(spec.name)
