@@ -156,7 +156,8 @@ def assemble(recipe: Recipe, parts: Parts, device: torch.device, note: Note) -> 
         begin(student, recipe, train)
     student.to(device) if not loading.is_quantised(student) else None
     loading.check_head(student, recipe.student.name or "the student")
-    context = Context(task, student, tokenizer, device, note, recipe.train.seed, recipe.output)
+    about = {"max_length": data.max_length, "loss_on": data.loss_on} if parts.train is None else {}
+    context = Context(task, student, tokenizer, device, note, recipe.train.seed, recipe.output, about)
     if data.hard_share < 1:
         train = hardest(task, student, train, data.hard_share, note)
     if scheme.writing:

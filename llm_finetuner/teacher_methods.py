@@ -87,7 +87,8 @@ class Teaching(Judging):
                 "student and teacher are one object", "give a copy as the teacher: copy.deepcopy(model)"
             )
         model = given.eval().requires_grad_(False)
-        return (model if loading.is_quantised(model) else model.to(self.device)), tokenizer
+        stays = loading.is_quantised(model) or spec.device
+        return (model if stays else model.to(self.device)), tokenizer
 
     def _set_teacher(self, spec: Teacher, members: list[tuple[nn.Module, Any]]) -> None:
         recipe = replace(self.recipe, teacher=spec)

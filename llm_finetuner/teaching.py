@@ -40,7 +40,8 @@ def build_teacher(
     elif isinstance(given, Provider):
         provider = given
     else:
-        model = given if loading.is_quantised(given) else given.to(context.device)
+        stays = loading.is_quantised(given) or (spec is not None and spec.device)
+        model = given if stays else given.to(context.device)
         provider = live_teacher(model, tokenizer, spec.name if spec else "the teacher", context)
     return Shuffled(provider) if spec and spec.shuffled else provider
 

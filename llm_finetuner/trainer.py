@@ -167,7 +167,7 @@ class _Run:
             "step": step,
             "epoch": step / built.steps_per_epoch,
             **means,
-            "teacher_nll": means.get("teacher_nll"),
+            "teacher_nll": _finite(means.get("teacher_nll")),
             "agreement": means.get("agreement"),
             "tokens_per_second": tokens / seconds,
             "learning_rate": now,
@@ -321,6 +321,11 @@ class _Run:
         }
         self.engine.start_trackers("llm-finetuner", {k: v for k, v in settings.items() if k != "warnings"})
         self.say("plan", settings)
+
+
+def _finite(value: float | None) -> float | None:
+    """None for the infinite surprise of a teacher whose answers are a few draws."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _width(provider: Provider) -> int | None:

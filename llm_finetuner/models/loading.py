@@ -26,12 +26,14 @@ def load_causal_lm(
 ) -> nn.Module:
     """Load a causal language model for `device`; from_scratch draws its weights from `seed`. Raises ModelError.
 
+    device "auto" spreads a frozen model over the accelerators and offloads what does not fit to the CPU.
     dtype "auto" is the checkpoint's own on an accelerator; on a CPU it is float32, for half precision is slower there,
     but a frozen model stays in bfloat16 where the CPU has matrix units for it.
     """
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    device = torch.device(device)
+    spread = device == "auto"
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if spread else torch.device(device)
     if (Path(name) / "adapter_config.json").exists():
         if not frozen or load_in_4bit or load_in_8bit:
             raise ModelError(f"{name} holds an adapter, not a model", "merge it first: LLMFineTuner.merge()")
@@ -62,6 +64,8 @@ def load_causal_lm(
             bnb_4bit_compute_dtype=compute,
         )
         options["device_map"] = {"": device}
+    if spread:
+        options["device_map"] = "auto"
     model = _load(lambda auto: auto.from_pretrained(name, **options), "AutoModelForCausalLM", name)
     if "device_map" not in options:
         return model.to(device)
@@ -151,7 +155,7 @@ def check_head(model: nn.Module, name: str) -> None:
     """Hold that `head(trunk(x))` is what the model itself answers. Raises ModelError where the head does more."""
     from llm_finetuner.output import at_least_float32
 
-    device = model.get_input_embeddings().weight.device
+    device = entry_device(model)
     vocabulary = model.get_input_embeddings().num_embeddings
     ids_BT = torch.arange(1, 9, device=device)[None] % vocabulary
     training = model.training
@@ -207,6 +211,12 @@ def start_head_bias(model: nn.Module, counts: np.ndarray) -> None:
         smooth = torch.from_numpy(counts + 1.0)
         with torch.no_grad():
             bias.copy_((smooth / smooth.sum()).log())
+
+
+def entry_device(model: nn.Module) -> torch.device:
+    """Where its input goes; of a model whose weights are offloaded, where it computes."""
+    device = model.get_input_embeddings().weight.device
+    return device if device.type != "meta" else torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def is_quantised(model) -> bool:

@@ -40,7 +40,7 @@ def cached(spec: Any, context: Context, *, path: str = "") -> "Cached":
             "tokenizer": tokenizer_digest(context.tokenizer),
             "template": template_digest(context.tokenizer),
         }
-    teacher = Cached(Store.open(Path(path)), context.device, present)
+    teacher = Cached(Store.open(Path(path)), context.device, {**present, **context.about})
     written = teacher.store.manifest["about"]
     if present and "tokenizer" in written and written["tokenizer"] != present["tokenizer"]:
         raise DataError(

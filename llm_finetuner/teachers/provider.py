@@ -4,7 +4,7 @@ A registered builder is called as `builder(spec, context, **options)` and return
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ class Context:
     note: Callable[[str], None]  # tells the user something
     seed: int = 0
     folder: str = ""  # of the run
+    about: dict[str, Any] = field(default_factory=dict)  # how the rows were prepared: max_length, loss_on
 
 
 class Provider:
