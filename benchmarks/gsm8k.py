@@ -33,7 +33,8 @@ DEV = 16  # one training row in so many is dev
 MARKS = re.compile(r"<<.*?>>")
 # width, layers, dropout, steps of 4096 tokens, seed
 TEACHERS = {"teacher": (256, 4, 0.1, 1000, 0), "second": (192, 4, 0.1, 900, 1)}
-STUDENTS = {"student": (112, 2), "middle": (176, 3)}  # width, layers
+STUDENTS = {"student": (128, 2), "middle": (192, 3)}  # width, layers
+SPREAD = 0.05  # of their first weights: at 0.02, transformers' own, cross-entropy is 6 % worse on dev after 100 steps
 PARTS = ("text", *TEACHERS, "student")
 
 
@@ -57,7 +58,9 @@ def prepare_text(args: argparse.Namespace) -> None:
     texts = read_texts(args.data)
     tokenizer = training.train_tokenizer(texts["train"], VOCABULARY)
     for name, (width, layers) in STUDENTS.items():
-        training.student_config(VOCABULARY, width, layers).save_pretrained(args.out / name)
+        config = training.student_config(VOCABULARY, width, layers)
+        config.initializer_range = SPREAD
+        config.save_pretrained(args.out / name)
         tokenizer.save_pretrained(args.out / name)
     streams = {part: training.encode(tokenizer, rows) for part, rows in texts.items()}
     save_file(streams, args.out / "streams.safetensors")
