@@ -11,8 +11,10 @@ was chosen on dev; the table is of test.
 """
 
 import argparse
+import datetime
 import json
 import os
+import platform
 import subprocess
 import sys
 import time
@@ -20,6 +22,7 @@ from pathlib import Path
 
 import gsm8k
 import methods_table
+import torch
 
 sys.path.insert(0, str(gsm8k.ROOT))
 import arms  # noqa: E402
@@ -33,8 +36,16 @@ def run_arm(out: Path, arm: str, seed: int, steps: int, rate: float) -> dict:
         "arm": arm, "seed": seed, "steps": steps, "rate": rate,
         **{part: bench.perplexity(model, part) for part in ("dev", "test")},
         "train_seconds": round(bench.train_seconds, 2), "other_seconds": round(bench.other_seconds, 2),
-        "parameters": model.num_parameters(), **bench.notes,
+        "parameters": model.num_parameters(), **bench.notes, **circumstances(),
     }  # fmt: skip
+
+
+def circumstances() -> dict[str, str]:
+    """When, on what, and with which code."""
+    command = ["git", "-C", str(gsm8k.ROOT), "describe", "--always", "--dirty"]
+    commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    date = datetime.datetime.now(datetime.UTC).date().isoformat()
+    return {"date": date, "machine": platform.machine(), "torch": torch.__version__, "commit": commit}
 
 
 def run_all(args: argparse.Namespace) -> None:
@@ -84,7 +95,8 @@ def main() -> None:
     if not args.table:
         gsm8k.prepare(argparse.Namespace(**vars(args) | {"only": gsm8k.PARTS, "steps": None, "every": 100}))
         run_all(args)
-    print(methods_table.table(args.out, methods_table.read(args.results, args.steps, args.rate)))
+    records = methods_table.read(args.results, args.steps, args.rate)
+    print(methods_table.table(args.out, records, list(arms.ARMS)))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ HEADER = (
     "compute, in cross-entropy steps", "/ cross-entropy, equal compute", "CPU-s",
 )  # fmt: skip
 
+CIRCUMSTANCES = ("date", "machine", "torch", "commit")
+
 Results = dict[str, dict[int, dict]]  # arm -> seed -> record
 
 
@@ -144,13 +146,17 @@ def models(out: Path) -> list[str]:
     return said
 
 
-def table(out: Path, records: list[dict]) -> str:
-    """Everything in Markdown; sd is over seeds."""
+def table(out: Path, records: list[dict], order: list[str]) -> str:
+    """Everything in Markdown, the arms in this order; sd is over seeds, and ratios are listed by seed."""
     results = by_arm(records)
     if not results:
         return "no results yet"
     steps = records[0]["steps"]
-    lines = [f"{steps} steps, seeds {sorted({r['seed'] for r in records})}; ratios are listed by seed.", ""]
+    ways = sorted({", ".join(str(r[name]) for name in CIRCUMSTANCES) for r in records})
+    lines = [
+        f"{steps} steps, learning rate {records[0]['rate']:g}; one thread a process; {'; '.join(ways)}",
+        "",
+    ]
     lines += [*models(out), "", "| " + " | ".join(HEADER) + " |", "|---" * len(HEADER) + "|"]
-    lines += ["| " + " | ".join(line(results, arm, steps)) + " |" for arm in results]
+    lines += ["| " + " | ".join(line(results, arm, steps)) + " |" for arm in order if arm in results]
     return "\n".join([*lines, "", *bars(results)])
