@@ -17,7 +17,7 @@ from llm_finetuner.benchmark.quality import evaluate
 from llm_finetuner.data import columns
 from llm_finetuner.data.order import Order
 from llm_finetuner.engine import Engine
-from llm_finetuner.errors import CheckpointError, TrainingError
+from llm_finetuner.errors import CheckpointError, RecipeError, TrainingError
 from llm_finetuner.export.beside import save_beside
 from llm_finetuner.optim import default_rate, rate
 from llm_finetuner.recipe import Recipe
@@ -50,6 +50,8 @@ def fit(
     Ctrl-C and SIGTERM finish the step, write a checkpoint and raise KeyboardInterrupt or SystemExit(143).
     """
     say = on_event or (lambda kind, record: None)
+    if recipe.stages:
+        raise RecipeError("a recipe with stages is a chain, not a run", "the command run takes it, or chain.run_chain")
     spare_models(recipe)
     with writing(recipe.output):  # now, and not after the models were loaded
         Path(recipe.output).mkdir(parents=True, exist_ok=True)
@@ -167,7 +169,8 @@ class _Run:
             "step": step,
             "epoch": step / built.steps_per_epoch,
             **means,
-            "teacher_nll": _finite(means.get("teacher_nll")),
+            # of the data's rows alone, so no mean over positions that the student partly wrote
+            "teacher_nll": _finite(means.get("teacher_nll")) if built.rollout is None else None,
             "agreement": means.get("agreement"),
             "tokens_per_second": tokens / seconds,
             "learning_rate": now,

@@ -62,6 +62,10 @@ def write_rows(
                     "tokens": new,
                 }
                 file.write(json.dumps(record) + "\n")
+    if all(new in ([], [tokenizer.eos_token_id]) for new in done.values()):
+        raise DataError(
+            "the teacher wrote nothing but the end of the text", "is it a language model of this data?"
+        )
     return _rows(rows, prompts, done, plan)
 
 
@@ -125,8 +129,4 @@ def _rows(rows: Any, prompts: list[list[int]], done: dict[tuple[int, int], list[
     for row in rows if plan.keep_data else ():
         builder.add_labels(row["input_ids"], row["attention_mask"], row["labels"])
     builder.flush()
-    if not builder.examples:
-        raise DataError(
-            "the teacher wrote nothing but the end of the text", "is it a language model of this data?"
-        )
     return builder.dataset()

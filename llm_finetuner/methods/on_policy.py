@@ -23,7 +23,8 @@ def on_policy_distillation(
     """alpha x cross-entropy on the data + (1 - alpha) x divergence, GKD (Agarwal et al. 2024, arXiv 2306.13649).
 
     share: of the examples that the student writes itself (GKD's lambda); the rest come from the data. Its own tokens
-    are no ground truth, so cross-entropy counts on the data's rows only. temperature is that of the loss,
+    are no ground truth, so cross-entropy counts on the data's rows only. Both sums are divided by all positions of the
+    step, its own included: with a share of 1 cross-entropy is 0, whatever alpha is. temperature is that of the loss,
     sampling_temperature that of the writing. replay: samples kept and learned from again, DistiLLM's buffer
     (arXiv 2402.03898); 0 uses each once.
     """
