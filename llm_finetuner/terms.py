@@ -1,5 +1,6 @@
 """What the terms of a loss read, what they are called, and what they weigh at a point of the run."""
 
+import functools
 import inspect
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,9 +19,14 @@ PAIRED = (
 PROJECTED = ("features", "embeddings")  # compared number by number, so the widths must agree
 
 
-def reads(term: Term) -> set[str]:
-    """What the objective of a term reads: the names of its parameters."""
-    return set(inspect.signature(resolve(OBJECTIVES, term.objective, "objective")).parameters)
+def reads(term: Term) -> frozenset[str]:
+    """What the objective of a term reads: the names of its parameters. Raises RecipeError."""
+    return _parameters(term.objective)
+
+
+@functools.cache  # asked several times a step
+def _parameters(objective: str) -> frozenset[str]:
+    return frozenset(inspect.signature(resolve(OBJECTIVES, objective, "objective")).parameters)
 
 
 def reads_teacher(term: Term) -> bool:

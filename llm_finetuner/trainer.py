@@ -51,7 +51,9 @@ def fit(
     """
     say = on_event or (lambda kind, record: None)
     if recipe.stages:
-        raise RecipeError("a recipe with stages is a chain, not a run", "the command run takes it, or chain.run_chain")
+        raise RecipeError(
+            "a recipe with stages is a chain, not a run", "the command run takes it, or chain.run_chain"
+        )
     spare_models(recipe)
     with writing(recipe.output):  # now, and not after the models were loaded
         Path(recipe.output).mkdir(parents=True, exist_ok=True)
@@ -127,7 +129,7 @@ class _Run:
         """One optimizer step over all its batches; every term is divided once, by the positions of the whole step."""
         began = time.perf_counter()
         built, engine = self.built, self.engine
-        drawn = [(_rows(built.train, numbers), counted) for numbers, counted in self.order.step(step)]
+        drawn = [(columns.examples(built.train, numbers), counted) for numbers, counted in self.order.step(step)]
         if built.rollout is not None:
             written = built.rollout(
                 built.learner.student, [examples for examples, _ in drawn], step, engine.rank
@@ -151,12 +153,16 @@ class _Run:
         *totals, asked = engine.sum(torch.stack([*sums.values(), asked.double()])).tolist()
         self.interrupted = asked > 0  # on any process, so that all of them leave after the same step
         means = {name: total / max(count, 1) for name, total in zip(sums, totals, strict=True)}
-        if not math.isfinite(means["loss"]):
-            raise TrainingError(
-                f"the loss is {means['loss']} at step {step}; the weights were not changed by it",
-                f"lower the learning rate (now {self.peak_rate:g}); checkpoints before this step are kept",
-            )
         norm = engine.clip(self.parameters, self.recipe.train.max_grad_norm)
+        found = {"loss": means["loss"]}
+        if engine.precision != "fp16":  # whose scaler leaves such steps out by itself
+            found["norm of the gradient"] = float(norm)
+        for name, value in found.items():
+            if not math.isfinite(value):
+                raise TrainingError(
+                    f"the {name} is {value} at step {step}; the weights were not changed by it",
+                    f"lower the learning rate (now {self.peak_rate:g}); checkpoints before this step are kept",
+                )
         now = self.peak_rate * rate(self.schedule, step, built.steps, self.recipe.train.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = now
@@ -334,11 +340,6 @@ def _finite(value: float | None) -> float | None:
 def _width(provider: Provider) -> int | None:
     """How many columns of the logits name a token of both, where they are the first ones."""
     return provider.columns if isinstance(provider.columns, int) else None
-
-
-def _rows(dataset, numbers: list[int]) -> list[dict]:
-    columns = dataset[numbers]
-    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
 def _is_out_of_memory(error: Exception) -> bool:

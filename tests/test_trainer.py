@@ -219,6 +219,22 @@ def test_a_loss_that_is_not_a_number_stops_before_the_weights_change(tmp_path):
     assert torch.equal(student.lm_head.weight, before)
 
 
+def steep(student, targets):
+    """Zero everywhere, with an infinite slope."""
+    return (student[:, 0] * 0).abs().sqrt()
+
+
+def test_a_broken_gradient_under_a_sound_loss_changes_nothing(tmp_path):
+    student = build_gpt2(64)
+    before = {name: p.clone() for name, p in student.named_parameters()}
+    recipe = replace(
+        recipe_for(tmp_path), method="distillation", options={"objectives": {"test_trainer:steep": 1.0}}
+    )
+    with pytest.raises(TrainingError, match="norm of the gradient is nan at step 1"):
+        fit(recipe, parts_for(student=student))
+    assert all(torch.equal(p, before[name]) for name, p in student.named_parameters())
+
+
 def test_keep_best_restores_the_best_weights_and_patience_stops(tmp_path):
     """A rate far too high makes the evaluations worse and worse."""
     recipe = recipe_for(

@@ -20,3 +20,9 @@ def lengths(rows: Any) -> np.ndarray:
 
     parts = rows.with_format("arrow").iter(batch_size=BATCH)
     return np.concatenate([compute.list_value_length(part["input_ids"]).to_numpy() for part in parts])
+
+
+def examples(dataset: Any, numbers: list[int]) -> list[dict[str, Any]]:
+    """Some rows, each as a mapping of its columns."""
+    picked = dataset[numbers]
+    return [dict(zip(picked, values, strict=True)) for values in zip(*picked.values(), strict=True)]
