@@ -87,6 +87,37 @@ MENU = {
         "Feature distillation: learn a teacher's hidden states too",
     ),
     6: ("full", "fine_tuning", "full", "Full fine-tuning: train every weight"),
+    7: (
+        "relation_distillation",
+        "relation_distillation",
+        "full",
+        "Relation distillation: learn how a teacher's hidden states stand to each other",
+    ),
+    8: ("distillation", "distillation", "full", "Any mixture of losses: weigh objectives yourself"),
+    9: (
+        "self_distillation",
+        "self_distillation",
+        "full",
+        "Self-distillation: no teacher, for early exits or steadier weights",
+    ),
+    10: (
+        "online_distillation",
+        "online_distillation",
+        "full",
+        "Online distillation: models that learn together and teach each other",
+    ),
+    11: (
+        "on_policy_distillation",
+        "on_policy_distillation",
+        "full",
+        "On-policy distillation: the teacher corrects what the student writes itself",
+    ),
+    12: (
+        "sequence_distillation",
+        "sequence_distillation",
+        "full",
+        "Sequence-level distillation: learn texts that the teacher writes first",
+    ),
 }
 
 

@@ -80,7 +80,7 @@ class _Run:
         self.engine = Engine(plan.seed, plan.precision, parts.device, plan.trackers, recipe.output)
         self.say = say if self.engine.main else (lambda kind, record: None)
         self.interrupted = False
-        self.built = built = assemble(recipe, parts, self.engine.device, self._note)
+        self.built = built = assemble(recipe, parts, self.engine.device, self._note, self.engine.rank)
         parameters = [p for p in built.learner.parameters() if p.requires_grad]
         optimizer = resolve(OPTIMIZERS, plan.optimizer)(parameters, plan.weight_decay, self.engine.device)
         self.learner, self.optimizer = self.engine.prepare(built.learner, optimizer)

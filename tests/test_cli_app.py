@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 
 from llm_finetuner.cli.app import main
-from llm_finetuner.cli.commands import value_of
 from llm_finetuner.cli.jobs import command_of
 from llm_finetuner.cli.parser import parser
 from llm_finetuner.cli.plain import clean
-from llm_finetuner.cli.settings import build, settings, words_of
+from llm_finetuner.cli.settings import build, by_flag, paths_in, settings
 from llm_finetuner.cli.wording import HELP
+from llm_finetuner.cli.words import words_of
 from llm_finetuner.recipe import Recipe
 from llm_finetuner.recipe_file import save
-from llm_finetuner.registry import MENU, TUNINGS
+from llm_finetuner.registry import MENU, TUNINGS, menu_entry
 
 ROOT = Path(__file__).resolve().parents[1]
 DISTILL = ["distill", "--student", "s", "--teacher", "t", "--data", "d.jsonl"]
@@ -24,10 +24,9 @@ DISTILL = ["distill", "--student", "s", "--teacher", "t", "--data", "d.jsonl"]
 
 def recipe_of(words: list[str]) -> Recipe:
     args = vars(parser().parse_args(words))
-    paths = {
-        s.path: value_of(s, args[s.path]) for s in settings(args["command"] == "distill") if s.path in args
-    }
-    return build(args["method"], paths, args.get("set", []))
+    method = args.get("method", "vanilla_distillation")
+    paths = paths_in(args, args["command"] == "distill", menu_entry(method)[1])
+    return build(method, paths, args.get("set", []))
 
 
 # ---- flags
@@ -35,16 +34,18 @@ def recipe_of(words: list[str]) -> Recipe:
 
 @pytest.mark.parametrize("distil", [False, True])
 def test_every_setting_has_help_and_one_flag(distil):
-    paths = {s.path: s for s in settings(distil)}
-    assert not [path for path in paths if path not in HELP]
-    assert len({s.flag for s in paths.values()}) == len(paths)
+    found = settings(distil)
+    assert not [s.path for s in found if s.path not in HELP]
+    for flag, same in by_flag(found).items():
+        for owner in {s.owner for s in same}:  # --layers is one option of each method that has it
+            assert len([s for s in same if s.owner == owner]) == 1, flag
 
 
 @pytest.mark.parametrize("tuning", TUNINGS)
 @pytest.mark.parametrize("number", MENU)
 def test_command_round_trip_for_every_method_and_tuning(number, tuning):
     paths = {"student.name": "s", "data.source": "d", "tuning.kind": tuning}
-    if MENU[number][1] != "fine_tuning":
+    if MENU[number][1] not in ("fine_tuning", "self_distillation"):
         paths["teacher.name"] = "t"
     recipe = build(number, paths)
     assert recipe_of(words_of(recipe)) == recipe
@@ -164,7 +165,7 @@ def test_our_own_bugs_keep_their_traceback(monkeypatch):
         main(["list"])
 
 
-@pytest.mark.parametrize("what", ["methods", "tunings", "objectives", "schedules", "runs"])
+@pytest.mark.parametrize("what", ["methods", "tunings", "objectives", "teachers", "layers", "schedules", "runs"])
 def test_list(what, capsys, tmp_path):
     assert main(["list", what, "--json", "--folder", str(tmp_path)]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -178,7 +179,7 @@ def test_doctor(capsys):
 
 
 @pytest.mark.parametrize(
-    "command", ["", *"finetune distill run resume compare benchmark quickstart preview doctor list".split()]
+    "command", ["", *"finetune distill run resume cache generate sweep compare benchmark quickstart preview doctor list".split()]
 )
 def test_help_everywhere_with_examples_and_exit_codes(command, capsys):
     with pytest.raises(SystemExit) as stop:

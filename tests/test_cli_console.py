@@ -8,7 +8,7 @@ from rich.console import Console
 from llm_finetuner.cli import progress
 from llm_finetuner.cli.console import Screen
 from llm_finetuner.cli.doctor import memory_available
-from llm_finetuner.cli.estimate import Sizes, estimate, measure
+from llm_finetuner.cli.estimate import Sized, Sizes, estimate, measure
 from llm_finetuner.cli.plain import count, duration, size
 from llm_finetuner.cli.progress import View, sparkline
 from llm_finetuner.cli.settings import build
@@ -130,7 +130,7 @@ def test_parameters_are_counted_without_weights(student_folder):
 def test_estimate_of_full_tuning():
     recipe = build(6, {"train.epochs": 2.0, "train.batch_size": 2, "train.gradient_accumulation_steps": 5})
     student = Sizes(parameters=10**6, trainable=10**6, width=64, blocks=4, vocabulary=1000)
-    guess = estimate(recipe, student, None, examples=111, length=10, speed=1e9)
+    guess = estimate(recipe, Sized(student, []), examples=111, length=10, speed=1e9)
     assert (guess.examples, guess.steps) == (100, 20)
     assert guess.memory["student"] + guess.memory["gradients"] + guess.memory["optimizer"] == 16 * 10**6
     assert guess.tokens == pytest.approx(2 * 100 * 10)
@@ -141,9 +141,12 @@ def test_a_teacher_in_four_bits_takes_less():
     student = Sizes(10**6, 10**6, 64, 4, 1000)
     teacher = Sizes(10**8, 0, 640, 8, 1000)
     paths = {"teacher.name": "t"}
-    full = estimate(build(4, paths), student, teacher, 100, 10).memory["teacher"]
-    small = estimate(build(4, {**paths, "teacher.load_in_4bit": True}), student, teacher, 100, 10)
-    assert small.memory["teacher"] < full / 5
+
+    def taken(**more) -> float:
+        recipe = build(4, {**paths, **more})
+        return estimate(recipe, Sized(student, [(recipe.teacher, teacher)]), 100, 10).memory["teacher"]
+
+    assert taken(**{"teacher.load_in_4bit": True}) < taken() / 5
 
 
 def test_memory_available():

@@ -63,6 +63,7 @@ LAYERS = [  # bottom first; a name is a folder, or a file without .py
         "comparison",
         "chain",
         "cache_job",
+        "writing_job",
         "quickstart",
         "sweep",
     },

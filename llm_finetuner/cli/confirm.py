@@ -3,30 +3,34 @@
 from typing import Any
 
 from llm_finetuner.cli import preview
+from llm_finetuner.cli.chains import as_planned
 from llm_finetuner.cli.console import Screen
 from llm_finetuner.cli.doctor import memory_available
-from llm_finetuner.cli.estimate import Estimate, Sizes, look_ahead
-from llm_finetuner.cli.hub import NOT_HERE, names_in, prepare, whereabouts
+from llm_finetuner.cli.estimate import Estimate, Sized, look_ahead, together
+from llm_finetuner.cli.hub import NOT_HERE, models_in, names_in, prepare, whereabouts
+from llm_finetuner.cli.needed import OWN, is_part
 from llm_finetuner.cli.plain import count, duration, size
 from llm_finetuner.cli.settings import fields_of
+from llm_finetuner.cli.typed import spell_objectives
 from llm_finetuner.errors import FinetunerError
-from llm_finetuner.recipe import Recipe, Train
+from llm_finetuner.recipe import Recipe, Teacher, Train, members_of
 
 Rows = list[tuple[str, str]]
-Sized = dict[str, Sizes | None]
 
 
 def confirm_screen(recipe: Recipe, screen: Screen) -> bool:
     """Show all of it; False where something will stop the run."""
     screen.say("Looking ahead ...", "dim")
     prepare(names_in(recipe), screen.warn)
-    warnings, fits, sizes, sight, guess = list(recipe.warnings()), True, {}, None, None
+    warnings, fits, sizes, sight, guess = list(recipe.warnings()), True, None, None, None
     tokenizers: Rows = []
     try:
         sight = preview.look(recipe)
-        sizes, guess = look_ahead(recipe, sight.examples, sight.length)
+        plans = as_planned(recipe) if recipe.stages else [recipe]
+        guesses = [look_ahead(plan, sight.examples, sight.length) for plan in plans]
+        sizes, guess = guesses[0][0], together([guess for _, guess in guesses])
         warnings += memory_warnings(guess)
-        if recipe.teacher:
+        if teachers_of(recipe) and recipe.teacher.kind != "across":
             fits, words = vocabularies(recipe)
             tokenizers = [("tokenizers", words if fits else f"different: {words}")]
             warnings += [] if fits else ["the run will be refused, because the tokenizers differ"]
@@ -37,6 +41,8 @@ def confirm_screen(recipe: Recipe, screen: Screen) -> bool:
         fits = False
     screen.heading("Settings")
     rows = [*method_rows(recipe), *model_rows(recipe, sizes), *tokenizers]
+    if recipe.stages:
+        rows.insert(0, ("stages", " -> ".join([recipe.teacher.name, *map(str, recipe.stages)])))
     screen.facts([*rows, *data_rows(recipe, sight), *training_rows(recipe), ("output", recipe.output)])
     if guess:
         screen.heading("Estimates")
@@ -52,30 +58,53 @@ def method_rows(recipe: Recipe) -> Rows:
     rows = [("method", recipe.method), ("weights that move", recipe.tuning.kind)]
     for index, options in enumerate((recipe.options, recipe.tuning.options)):
         if options:
-            told = ", ".join(f"{name} {'auto' if v is None else v}" for name, v in options.items())
+            told = ", ".join(f"{name} {'auto' if v is None else spelled(v)}" for name, v in options.items())
             rows[index] = (rows[index][0], f"{rows[index][1]}: {told}")
     return rows
 
 
-def model_rows(recipe: Recipe, sizes: Sized) -> Rows:
+def spelled(value: Any) -> str:
+    """A mixture of objectives as it is typed; all else as it is."""
+    return " ".join(spell_objectives(value)) if isinstance(value, dict) else str(value)
+
+
+def model_rows(recipe: Recipe, sizes: Sized | None) -> Rows:
     """The models, their parameters, and how much smaller the student is."""
-    student, teacher = sizes.get("student"), sizes.get("teacher")
     told = {"student": "", "teacher": ""}
-    if student:
+    if sizes:
+        student = sizes.student
         part = (
             "" if student.trainable >= student.parameters else f", {count(student.trainable)} of them trained"
         )
         told["student"] = f": {count(student.parameters)} parameters{part}"
-    if student and teacher:
-        ratio = teacher.parameters / student.parameters
-        told["teacher"] = f": {count(teacher.parameters)} parameters, compression {ratio:.1f} times"
-    models = [("student", recipe.student), ("teacher", recipe.teacher)]
-    return [(name, held(model) + told[name]) for name, model in models if model]
+        whole = sum(teacher.parameters for _, teacher in sizes.others)
+        if whole:
+            ratio = whole / student.parameters
+            told["teacher"] = f": {count(whole)} parameters, compression {ratio:.1f} times"
+    rows = [("student", held(recipe.student) + told["student"])]
+    if recipe.teacher and recipe.needs_teacher:
+        rows.append(("teacher", teaching(recipe.teacher) + told["teacher"]))
+    return rows
+
+
+def teaching(teacher: Teacher) -> str:
+    """What answers, in words."""
+    if teacher.kind == "cached":
+        return f"answers in {teacher.options['path']}"
+    if teacher.kind == "remote":
+        return f"{teacher.name} at {teacher.options['url']}"
+    return " + ".join(held(member) for member in members_of(teacher))
+
+
+def teachers_of(recipe: Recipe) -> list[Teacher]:
+    """The models that teach from memory."""
+    teacher = recipe.teacher
+    return [] if teacher is None or teacher.kind in OWN else members_of(teacher)
 
 
 def missing_weights(recipe: Recipe) -> list[str]:
     """A warning for each model of the hub that cannot be had now."""
-    names = [model.name for model in (recipe.student, recipe.teacher) if model and not model.from_scratch]
+    names = [model.name for model in models_in(recipe) if not model.from_scratch]
     return [
         f"{name} is {NOT_HERE}, and the hub is out of reach"
         for name in names
@@ -106,7 +135,7 @@ def training_rows(recipe: Recipe) -> Rows:
 
 def held(model: Any) -> str:
     """A model's name and how it is held."""
-    where = "" if model.from_scratch else whereabouts(model.name)
+    where = "" if model.from_scratch or is_part(model.name) else whereabouts(model.name)
     how = [
         (where, bool(where)),
         ("in 4 bits", model.load_in_4bit),
@@ -122,8 +151,13 @@ def estimate_rows(guess: Estimate) -> Rows:
     return [
         ("steps", f"{guess.steps:,} over {guess.examples:,} examples, {count(guess.tokens)} tokens"),
         ("memory", f"about {size(guess.total)} ({parts})"),
-        ("time", f"about {duration(guess.seconds)}, without evaluations"),
+        ("time", f"about {duration(guess.seconds)}, without evaluations{writing_time(guess)}"),
     ]
+
+
+def writing_time(guess: Estimate) -> str:
+    """How much of the time is for texts that a model writes."""
+    return f"; {duration(guess.writing)} of it for texts that are written" if guess.writing else ""
 
 
 def memory_warnings(guess: Estimate) -> list[str]:
@@ -137,7 +171,16 @@ def memory_warnings(guess: Estimate) -> list[str]:
 
 
 def vocabularies(recipe: Recipe) -> tuple[bool, str]:
-    """Whether student and teacher have the same tokens, in a sentence. Raises ModelError."""
+    """Whether the student and all teachers have the same tokens, in a sentence. Raises ModelError."""
     from llm_finetuner.models.loading import load_tokenizer, same_vocabulary
+    from llm_finetuner.named_models import student_source
 
-    return same_vocabulary(load_tokenizer(recipe.student.name), load_tokenizer(recipe.teacher.name))
+    own = load_tokenizer(student_source(recipe))
+    names = [member.name for member in teachers_of(recipe)]
+    found = [same_vocabulary(own, load_tokenizer(name)) for name in [*names, *students_of(recipe)]]
+    return next((said for said in found if not said[0]), found[0])
+
+
+def students_of(recipe: Recipe) -> list[str]:
+    """Of a chain, the students that are named."""
+    return [stage for stage in recipe.stages if isinstance(stage, str)]

@@ -24,6 +24,7 @@ METRICS = (  # key of a model's figures, label, how it is spelled
     ("latency_ms", "latency, ms", "{:.1f}".format),
     ("peak_memory_mb", "peak memory, MB", "{:,.0f}".format),
 )
+WIDE = 200  # characters of a table in a file
 MEAN_TOKENS = ("mean_tokens", "tokens a completion", "{:.1f}".format)
 
 
@@ -76,6 +77,15 @@ class Screen:
             return
         for name, value in rows:
             self.show(f"{name}: {value}")
+
+    def table(self, head: list[str], rows: list[list[str]]) -> None:
+        """Cells under their heads, folded in a terminal: results, which --quiet keeps."""
+        table = Table(show_edge=False, pad_edge=False)
+        for name in head:
+            table.add_column(text(name), overflow="fold")
+        for row in rows:
+            table.add_row(*map(text, row))
+        self.console.print(table, width=None if self.console.is_terminal else WIDE)
 
     def scores(self, figures: dict[str, float], against: str) -> None:
         """How near completions came to references, and to which."""

@@ -6,8 +6,10 @@
     activations  34 bytes x batch x tokens x width x blocks in 16 bits, twice that in 32 (Korthikanti et al. 2022,
                  arXiv 2205.05198, without the attention matrix); with checkpointing 2 (4) bytes, and one block in full
     logits       a chunk of at most 64 MiB, four times: logits, log-probabilities and gradients of both models
-    time         per token 2 x weights forward and 4 backward (2 where the weights are frozen), 2 for the teacher,
+    time         per token 2 x weights forward and 4 backward (2 where the weights are frozen), 2 for each teacher,
                  at half the speed of a plain matrix product measured here, plus 20 ms a forward pass
+    writing      2 x weights for each token that is written, plus 10 ms a token for all texts of a batch together
+    peers        models that learn beside the student cost what it costs; a moving average costs a teacher's part
 
 They are estimates: allocators, kernels and short rows make them wrong by a factor of two either way.
 """
@@ -16,15 +18,19 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
-from llm_finetuner.recipe import Model, Recipe
+from llm_finetuner.cli.needed import OWN
+from llm_finetuner.recipe import Model, Recipe, members_of
 
 FRAMEWORK = 450 * 2**20  # torch, transformers and the interpreter themselves
 LOGITS_CHUNK, LOGITS_COPIES = 64 * 2**20, 4
 EFFICIENCY = 0.5  # of the speed of a plain matrix product
 A_PASS = 0.02  # seconds that a forward and backward pass take however small the model
+A_TOKEN = (
+    0.01  # seconds that a generated token takes however small the model, for all texts of a batch together
+)
+WRITTEN_AT_ONCE = 16  # texts that a teacher writes together
 BLOCK_BYTES, SAVED_BYTES = 34, 2  # a token and unit of width, in 16 bits
 
 
@@ -40,14 +46,23 @@ class Sizes:
 
 
 @dataclass(frozen=True)
+class Sized:
+    """A recipe's models with their sizes. others: teachers or peers that are held in memory."""
+
+    student: Sizes
+    others: list[tuple[Model, Sizes]]
+
+
+@dataclass(frozen=True)
 class Estimate:
-    """memory in bytes, by what takes it; seconds is None where the speed is not known."""
+    """memory in bytes, by what takes it; seconds is None where the speed is not known, writing is part of it."""
 
     steps: int
     examples: int
     tokens: float
     memory: dict[str, float]
     seconds: float | None
+    writing: float | None = None
 
     @property
     def total(self) -> float:
@@ -85,13 +100,27 @@ def measure(model: Model, recipe: Recipe | None = None) -> Sizes:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from llm_finetuner.models.shrink import choose_blocks, parse_share
+    from llm_finetuner.named_models import student_source
     from llm_finetuner.registry import TUNINGS, resolve
 
-    with reading(model.name):
-        config = AutoConfig.from_pretrained(model.name, trust_remote_code=False)
+    divisor = parse_share(model.name) if recipe else None
+    name = student_source(recipe) if divisor else model.name
+    with reading(name):
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        text = config.get_text_config()
+        if divisor:
+            kept = len(choose_blocks(text.num_hidden_layers, divisor, model.keep_blocks))
+            if "layer_types" in text.to_dict() and text.layer_types is not None:
+                text.layer_types = text.layer_types[:kept]
+            text.num_hidden_layers = kept
         with torch.device("meta"):
             empty = AutoModelForCausalLM.from_config(config)
-    parameters = trainable = sum(p.numel() for p in empty.parameters())
+    # narrower by w: matrices between hidden widths w x w, the embedding w
+    head = empty.get_input_embeddings().weight.numel()
+    width = model.keep_width if divisor else 1.0
+    parameters = round((sum(p.numel() for p in empty.parameters()) - head) * width**2 + head * width)
+    trainable = parameters
     if recipe is None:
         trainable = 0
     elif recipe.tuning.kind != "full":
@@ -99,9 +128,10 @@ def measure(model: Model, recipe: Recipe | None = None) -> Sizes:
             "lora" if recipe.tuning.kind == "qlora" else recipe.tuning.kind
         )  # the same adapter, unquantised
         resolve(TUNINGS, kind)(empty, 100, **recipe.tuning.options)
-        trainable = sum(p.numel() for p in empty.parameters() if p.requires_grad)
-    text = config.get_text_config()
-    return Sizes(parameters, trainable, text.hidden_size, text.num_hidden_layers, text.vocab_size)
+        trainable = round(sum(p.numel() for p in empty.parameters() if p.requires_grad) * width)
+    return Sizes(
+        parameters, trainable, round(text.hidden_size * width), text.num_hidden_layers, text.vocab_size
+    )
 
 
 def matmul_speed() -> float:
@@ -132,49 +162,85 @@ def on_gpu() -> bool:
 
 def estimate(
     recipe: Recipe,
-    student: Sizes,
-    teacher: Sizes | None,
+    models: Sized,
     examples: int,
     length: float,
     gpu: bool = False,
     speed: float | None = None,
 ) -> Estimate:
     """Steps, memory and time of the recipe on `examples` rows of `length` tokens on average."""  # fmt: skip
-    plan = recipe.train
+    plan, scheme = recipe.train, recipe.scheme
     own_eval = recipe.data.eval_source or recipe.data.eval_split
     train = examples if own_eval else examples - round(examples * recipe.data.eval_fraction)
+    train = max(1, round(train * recipe.data.hard_share))
+    prompts = train
+    if scheme.writing:
+        train = train * scheme.writing.samples + (train if scheme.writing.keep_data else 0)
     a_step = plan.batch_size * plan.gradient_accumulation_steps
     per_epoch = max(1, math.ceil(train / a_step))
     steps = plan.steps or max(1, round(plan.epochs * per_epoch))
     tokens = steps * train / per_epoch * length
-    seconds = None
+    seconds = written = None
     if speed:
-        work = tokens * operations(recipe, student, teacher) / (speed * EFFICIENCY)
-        seconds = work + steps * plan.gradient_accumulation_steps * A_PASS
-    return Estimate(steps, train, tokens, memory(recipe, student, teacher, length, gpu), seconds)
+        written = writing_seconds(recipe, models, prompts, steps, speed * EFFICIENCY)
+        work = tokens * operations(recipe, models) / (speed * EFFICIENCY)
+        seconds = work + steps * plan.gradient_accumulation_steps * A_PASS + written
+    return Estimate(steps, train, tokens, memory(recipe, models, length, gpu), seconds, written)
 
 
-def memory(
-    recipe: Recipe, student: Sizes, teacher: Sizes | None, length: float, gpu: bool
-) -> dict[str, float]:
+def writing_seconds(recipe: Recipe, models: Sized, prompts: int, steps: int, speed: float) -> float:
+    """Time for texts that the teacher writes before the training, or the student during it."""
+    scheme, plan = recipe.scheme, recipe.train
+    if scheme.writing and models.others:
+        texts, new, model = (
+            prompts * scheme.writing.samples,
+            scheme.writing.max_new_tokens,
+            models.others[0][1],
+        )
+        batches = math.ceil(texts / WRITTEN_AT_ONCE)
+    elif scheme.on_policy:
+        a_step = plan.batch_size * plan.gradient_accumulation_steps
+        fresh = 0.5 if scheme.on_policy.replay else 1.0  # the others come from the buffer
+        texts, model = steps * a_step * scheme.on_policy.share * fresh, models.student
+        new, batches = scheme.on_policy.max_new_tokens, steps if scheme.on_policy.share else 0
+    else:
+        return 0.0
+    return texts * new * 2 * model.parameters / speed + batches * new * A_TOKEN
+
+
+def memory(recipe: Recipe, models: Sized, length: float, gpu: bool) -> dict[str, float]:
     """Bytes by what takes them, at the peak of a step."""
-    plan = recipe.train
-    half = plan.precision in ("bf16", "fp16") or (plan.precision == "auto" and gpu)
-    rows = plan.batch_size * length * student.width * (1 if half else 2)
-    logits = LOGITS_COPIES * min(LOGITS_CHUNK, 4 * plan.batch_size * length * student.vocabulary)
-    blocks = BLOCK_BYTES * student.blocks
-    if plan.gradient_checkpointing:
-        blocks = SAVED_BYTES * student.blocks + BLOCK_BYTES
-    frozen = max(student.parameters - student.trainable, 0)
+    plan, student = recipe.train, models.student
     moments = 2 if plan.optimizer == "adamw_8bit" else 8
+    learning = recipe.scheme.teacher == "peers"
+    frozen = max(student.parameters - student.trainable, 0)
+    beside = sum(
+        other.parameters * (8 + moments) if learning else other.parameters * bytes_held(model, gpu)
+        for model, other in models.others
+    )
+    if recipe.scheme.teacher == "average":
+        beside = 4 * student.parameters
+    peers = [other for _, other in models.others] if learning else []
     return {
         "student": 4 * student.trainable + frozen * bytes_held(recipe.student, gpu),
         "gradients": 4 * student.trainable,
         "optimizer": moments * student.trainable,
-        "activations": rows * blocks + logits,
-        "teacher": teacher.parameters * bytes_held(recipe.teacher, gpu) if teacher else 0,
+        "activations": sum(activations(recipe, model, length, gpu) for model in (student, *peers)),
+        "peers" if learning else "average" if recipe.scheme.teacher == "average" else "teacher": beside,
         "software": FRAMEWORK,
     }
+
+
+def activations(recipe: Recipe, model: Sizes, length: float, gpu: bool) -> float:
+    """Bytes that a forward pass keeps for the backward pass."""
+    plan = recipe.train
+    half = plan.precision in ("bf16", "fp16") or (plan.precision == "auto" and gpu)
+    rows = plan.batch_size * length * model.width * (1 if half else 2)
+    logits = LOGITS_COPIES * min(LOGITS_CHUNK, 4 * plan.batch_size * length * model.vocabulary)
+    blocks = BLOCK_BYTES * model.blocks
+    if plan.gradient_checkpointing:
+        blocks = SAVED_BYTES * model.blocks + BLOCK_BYTES
+    return rows * blocks + logits
 
 
 def bytes_held(model: Model, gpu: bool) -> float:
@@ -186,16 +252,35 @@ def bytes_held(model: Model, gpu: bool) -> float:
     return {"float32": 4, "bfloat16": 2, "float16": 2}.get(model.dtype, 2 if gpu else 4)
 
 
-def operations(recipe: Recipe, student: Sizes, teacher: Sizes | None) -> float:
+def operations(recipe: Recipe, models: Sized) -> float:
     """Floating point operations a training token costs."""
+    student, scheme = models.student, recipe.scheme
     frozen = student.trainable < student.parameters
-    each = 2 + (2 if frozen else 4) + (2 if recipe.train.gradient_checkpointing else 0)
-    return each * student.parameters + (2 * teacher.parameters if teacher else 0)
+    again = 2 if recipe.train.gradient_checkpointing else 0
+    own = (2 + (2 if frozen else 4) + again) * student.parameters
+    others = sum(other.parameters for _, other in models.others)
+    if scheme.teacher == "peers":
+        return own + (6 + again) * others
+    if scheme.teacher == "average":
+        return own + 2 * student.parameters
+    return own + (0 if scheme.writing else 2 * others)
 
 
-def look_ahead(recipe: Recipe, examples: int, length: float) -> tuple[dict[str, Any], Estimate]:
-    """({"student": Sizes, "teacher": Sizes or None}, Estimate) for this machine. Raises ModelError."""
-    student = measure(recipe.student, recipe)
-    teacher = measure(recipe.teacher) if recipe.teacher else None
-    guess = estimate(recipe, student, teacher, examples, length, on_gpu(), matmul_speed())
-    return {"student": student, "teacher": teacher}, guess
+def look_ahead(recipe: Recipe, examples: int, length: float) -> tuple[Sized, Estimate]:
+    """The sizes and the estimate for this machine. Raises ModelError."""
+    teacher = recipe.teacher if recipe.needs_teacher else None
+    held = [] if teacher is None or teacher.kind in OWN else members_of(teacher)
+    models = Sized(measure(recipe.student, recipe), [(model, measure(model)) for model in held])
+    return models, estimate(recipe, models, examples, length, on_gpu(), matmul_speed())
+
+
+def together(guesses: list[Estimate]) -> Estimate:
+    """Of a chain: the stages' steps and times added up, the memory of the one that takes most."""
+    most = max(guesses, key=lambda guess: guess.total)
+    return replace(
+        most,
+        steps=sum(guess.steps for guess in guesses),
+        tokens=sum(guess.tokens for guess in guesses),
+        seconds=sum(guess.seconds or 0 for guess in guesses),
+        writing=sum(guess.writing or 0 for guess in guesses),
+    )

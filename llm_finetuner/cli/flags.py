@@ -2,16 +2,19 @@
 
 import argparse
 
-from llm_finetuner.cli.settings import Setting, settings
+from llm_finetuner.cli.settings import Setting, by_flag, settings
 from llm_finetuner.registry import MENU
 
-LISTS = ("methods", "tunings", "objectives", "teachers", "tasks", "optimizers", "schedules", "runs")
-
+LISTS = (
+    "methods", "tunings", "objectives", "layers", "teachers", "tasks", "optimizers", "schedules", "runs",
+)  # fmt: skip
+NOT_READ = ("data.hard_share", "teacher.from_scratch")  # by what only asks a teacher
+MODES = ("top_k", "sampled", "fp16", "fp32")  # of a cache
 
 SECTIONS = {  # of the recipe, and what help calls them
     "student": "student",
     "teacher": "teacher",
-    "options": "distillation",
+    "options": "method: what is learned, and how",
     "tuning": "which weights move",
     "data": "data",
     "train": "training",
@@ -20,42 +23,45 @@ SECTIONS = {  # of the recipe, and what help calls them
 
 
 def add_settings(child: argparse.ArgumentParser, distil: bool) -> None:
-    """One flag a setting; `args` has those that were given, under their path."""
+    """One flag a setting; `args` has those that were given, under their flag."""
     child.usage = f"%(prog)s --student MODEL {'--teacher MODEL ' if distil else ''}--data SOURCE [flags]"
     entries = [f"{n} {e[0]}" for n, e in MENU.items() if (e[1] != "fine_tuning") == distil]
     child.add_argument("--method", help=f"name or menu number: {', '.join(entries)} (default: the first)")
-    defaults: dict[str, list[Setting]] = {}
-    for setting in settings(distil):
-        defaults.setdefault(setting.path, []).append(setting)
     groups = {name: child.add_argument_group(title) for name, title in SECTIONS.items()}
-    for path, same in defaults.items():
-        add_setting(groups[path.split(".")[0]], same[0], spell_defaults(same))
-    child.add_argument(
-        "--set", action="append", metavar="key=value", help="any other setting, such as train.seed=7"
-    )
+    for same in by_flag(settings(distil)).values():
+        add_setting(groups[same[0].path.split(".")[0]], same)
+    add_set(child)
     add_running(child)
     if distil:
         add_comparing(child)
 
 
-def add_setting(child: argparse._ActionsContainer, setting: Setting, default: str) -> None:
-    """The flag of one setting."""
-    told = f"{setting.help}{default}".replace("%", "%%")
+def add_setting(child: argparse._ActionsContainer, same: list[Setting]) -> None:
+    """The flag of one setting, or of the settings of several methods that share it."""
+    setting = same[0]
+    told = f"{setting.help}{spell_defaults(same)}".replace("%", "%%")
+    flag = setting.flag
     if bool in setting.kinds:
-        child.add_argument(setting.flag, dest=setting.path, action=argparse.BooleanOptionalAction, help=told)
-    elif setting.is_list:
-        child.add_argument(setting.flag, dest=setting.path, nargs="+", metavar="X", help=told)
+        child.add_argument(flag, dest=flag, action=argparse.BooleanOptionalAction, help=told)
+    elif any(s.is_list for s in same):
+        child.add_argument(flag, dest=flag, nargs="+", metavar="X", help=told)
     else:
         shown = "|".join(setting.choices) or {int: "N", float: "X"}.get(setting.kinds[0], "TEXT")
-        child.add_argument(setting.flag, dest=setting.path, metavar=shown, help=told)
+        child.add_argument(flag, dest=flag, metavar=shown, help=told)
+
+
+def add_set(child: argparse.ArgumentParser) -> None:
+    child.add_argument(
+        "--set", action="append", metavar="key=value", help="any other setting, such as train.seed=7"
+    )
 
 
 def spell_defaults(same: list[Setting]) -> str:
     """ " (default: 0.5; feature_distillation 0.3)", from the signatures."""
     first = same[0]
-    if first.default in (None, "", []) or first.default is False:
+    if first.default in (None, "", [], {}) or first.default is False:
         return f" (default: {first.nothing})" if first.optional else ""
-    others = [f"{s.owner} {s.spell(s.default)}" for s in same[1:] if s.default != first.default]
+    others = [f"{s.owner} {s.spell(s.default)}" for s in same[1:] if s.default not in (first.default, None)]
     return f" (default: {'; '.join([first.spell(first.default), *others])})"
 
 
@@ -87,10 +93,61 @@ def _distill(child: argparse.ArgumentParser) -> None:
 
 
 def _run(child: argparse.ArgumentParser) -> None:
-    child.add_argument("recipe", help="a recipe.yaml")
+    child.add_argument("recipe", help="a recipe.yaml; one with stages is a chain")
     child.add_argument("assignments", nargs="*", metavar="key=value", help="settings that replace the file's")
     add_running(child)
     add_comparing(child)
+
+
+def _cache(child: argparse.ArgumentParser) -> None:
+    child.usage = "%(prog)s --student MODEL --teacher MODEL --data SOURCE --to FOLDER [flags]"
+    _add_named(child, ("student.", "teacher.", "data."), ("train.batch_size", "train.seed"))
+    child.add_argument("--to", metavar="FOLDER", help="where the cache goes; what it holds already is kept")
+    child.add_argument("--k", type=int, metavar="N", help="most probable tokens a position (default: 50)")
+    child.add_argument("--mode", choices=MODES, help="what is kept of an answer (default: top_k)")
+    child.add_argument(
+        "--draws", type=int, metavar="N", help="with --mode sampled: tokens drawn (default: 50)"
+    )
+    child.add_argument(
+        "--keep-layers",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="teacher blocks whose hidden states are kept too",
+    )
+    add_set(child)
+
+
+def _generate(child: argparse.ArgumentParser) -> None:
+    child.usage = "%(prog)s --teacher MODEL --data SOURCE --to FILE [flags]"
+    written = tuple(f"options.{name}" for name in ("max_new_tokens", "sampling_temperature", "samples"))
+    _add_named(child, ("teacher.", "data."), ("train.seed", *written))
+    child.add_argument("--to", metavar="FILE", help="a .jsonl file of prompts and completions")
+    add_set(child)
+
+
+def _add_named(child: argparse.ArgumentParser, sections: tuple[str, ...], more: tuple[str, ...]) -> None:
+    """The flags of `distill` that are of these sections, and of one live teacher, and these more."""
+    for same in by_flag(settings(distil=True)).values():
+        path = same[0].path
+        if path.startswith("teacher.options.") or path in ("teacher.kind", "teacher.shuffled", *NOT_READ):
+            continue
+        if path.startswith(sections) or path in more:
+            add_setting(child, [s for s in same if s.path == path and s.owner != "on_policy_distillation"])
+
+
+def _sweep(child: argparse.ArgumentParser) -> None:
+    child.add_argument("recipe", help="a recipe.yaml, which is tried as it is, too")
+    child.add_argument("assignments", nargs="*", metavar="key=a,b,c", help="values to try, or low:high[:log]")
+    child.add_argument(
+        "--search", choices=("grid", "optuna"), help="every combination, or proposals (default: grid)"
+    )
+    child.add_argument("--trials", type=int, metavar="N", help="so many, beside the recipe as it is")
+    child.add_argument("--minutes", type=float, metavar="X", help="no trial starts after them")
+    child.add_argument(
+        "--seeds", type=int, metavar="N", help="runs of each trial; the mean chooses (default: 1)"
+    )
+    add_set(child)
 
 
 def _compare(child: argparse.ArgumentParser) -> None:
@@ -106,7 +163,7 @@ def _benchmark(child: argparse.ArgumentParser) -> None:
 
 
 def _resume(child: argparse.ArgumentParser) -> None:
-    child.add_argument("run", help="folder of a run")
+    child.add_argument("run", help="folder of a run or a chain")
     add_comparing(child)
 
 
@@ -121,7 +178,7 @@ def _quickstart(child: argparse.ArgumentParser) -> None:
 def _preview(child: argparse.ArgumentParser) -> None:
     wanted = [s for s in settings(distil=False) if s.path.startswith("data.") or s.path == "student.name"]
     for setting in wanted:
-        add_setting(child, setting, spell_defaults([setting]))
+        add_setting(child, [setting])
 
 
 def _doctor(child: argparse.ArgumentParser) -> None:
@@ -138,8 +195,11 @@ def _list(child: argparse.ArgumentParser) -> None:
 COMMANDS = {
     "finetune": (_finetune, "train a model on data: LoRA, QLoRA, AdaLoRA or all weights"),
     "distill": (_distill, "train a small model to do what a big one does, and say whether it paid"),
-    "run": (_run, "run a recipe file, with settings changed by key=value"),
-    "resume": (_resume, "go on from the newest checkpoint of a run"),
+    "run": (_run, "run a recipe file, or a chain of stages, with settings changed by key=value"),
+    "resume": (_resume, "go on from the newest checkpoint of a run, or with a chain"),
+    "cache": (_cache, "write a teacher's answers down, so that training needs no teacher in memory"),
+    "generate": (_generate, "let a teacher write a data set: completions of the prompts of another"),
+    "sweep": (_sweep, "search for better settings of a recipe, and rank them with their uncertainty"),
     "compare": (_compare, "teacher, untouched student and distilled student: report.html and a verdict"),
     "benchmark": (_benchmark, "score a model's completions of prompts"),
     "quickstart": (_quickstart, "distil the shipped teacher on the standard library's own text"),

@@ -2,11 +2,12 @@
 
 import contextlib
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from llm_finetuner.cli.exits import program
 from llm_finetuner.errors import RecipeError
-from llm_finetuner.recipe import Recipe
+from llm_finetuner.recipe import Recipe, members_of
 from llm_finetuner.run import is_run
 
 OTHER = "choose another --output, one that is new or empty"
@@ -27,11 +28,38 @@ def check_output(recipe: Recipe, overwrite: bool = False) -> None:
         ) from error
 
 
-def _check(recipe: Recipe, folder: Path, overwrite: bool) -> None:
+def check_shared(recipe: Recipe, markers: Sequence[str], flag: str = "--output") -> None:
+    """Refuse an output folder that holds anything, unless it is of ours by one of these files: then it is gone on with.
+
+    Raises RecipeError.
+    """
+    folder = Path(recipe.output)
+    try:
+        _spare(recipe, folder)
+        if is_run(folder):
+            raise RecipeError(
+                f"{recipe.output} holds a run", f"choose another {flag}, one that is new or empty"
+            )
+        ours = any((folder / name).exists() for name in markers)
+        if folder.is_dir() and not ours and any(map(_matters, folder.iterdir())):
+            raise RecipeError(f"{recipe.output} is not empty, and what it holds is not of ours", OTHER)
+        _try_to_write(folder)
+    except OSError as error:
+        raise RecipeError(
+            f"{recipe.output} cannot be written: {error.strerror or error}",
+            f"choose another {flag}, in a folder that you may write to",
+        ) from error
+
+
+def _spare(recipe: Recipe, folder: Path) -> None:
     _spare_models(recipe, folder)
     _spare_data(recipe, folder)
     if folder.exists() and not folder.is_dir():
         raise RecipeError(f"output {recipe.output} is a file", "choose another name with --output")
+
+
+def _check(recipe: Recipe, folder: Path, overwrite: bool) -> None:
+    _spare(recipe, folder)
     if is_run(folder):
         if not overwrite:
             raise RecipeError(
@@ -49,8 +77,11 @@ def _matters(path: Path) -> bool:
 
 
 def _spare_models(recipe: Recipe, folder: Path) -> None:
-    models = (("student", recipe.student), ("teacher", recipe.teacher))
-    for who, name in ((who, model.name) for who, model in models if model and model.name):
+    models = [("student", recipe.student.name)]
+    if recipe.teacher:
+        models += [("teacher", member.name) for member in members_of(recipe.teacher)]
+        models += [("cache", recipe.teacher.options.get("path", ""))]
+    for who, name in ((who, name) for who, name in models if name):
         where = Path(name).expanduser()
         if where.is_dir() and where.resolve().is_relative_to(folder.resolve()):
             how = "is the folder of" if where.resolve() == folder.resolve() else "holds"

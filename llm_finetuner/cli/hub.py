@@ -7,7 +7,8 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from llm_finetuner.recipe import Recipe
+from llm_finetuner.cli.needed import OWN, is_part
+from llm_finetuner.recipe import Model, Recipe, members_of
 
 NOT_HERE = "not in the hub's local cache"
 PATIENCE = 5.0  # seconds that the hub may take to answer
@@ -44,8 +45,22 @@ def trouble() -> str:
 
 def names_in(recipe: Recipe) -> list[str | None]:
     """All of a recipe that may be a name on the hub."""
-    teacher = recipe.teacher.name if recipe.teacher else None
-    return [recipe.student.name, teacher, recipe.data.source, recipe.data.eval_source]
+    models = [model.name for model in models_in(recipe)]
+    return [*models, recipe.data.source, recipe.data.eval_source]
+
+
+def models_in(recipe: Recipe) -> list[Model]:
+    """The models that have to be there: not a student cut from its teacher, nor one behind an endpoint."""
+    own = [] if is_part(recipe.student.name) else [recipe.student]
+    teacher = recipe.teacher
+    if (
+        teacher is None
+        or not recipe.needs_teacher
+        or teacher.kind in OWN
+        and not is_part(recipe.student.name)
+    ):
+        return own
+    return [*own, *members_of(teacher)]
 
 
 def is_offline() -> bool:

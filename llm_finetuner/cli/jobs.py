@@ -6,25 +6,27 @@ import webbrowser
 from pathlib import Path
 from typing import Any
 
-from llm_finetuner.cli import commands, prompts
+from llm_finetuner.cli import chains, commands, measuring, prompts, side_jobs
 from llm_finetuner.cli.confirm import confirm_screen
 from llm_finetuner.cli.console import Screen
 from llm_finetuner.cli.exits import OK, program
 from llm_finetuner.cli.folder import check_output
 from llm_finetuner.cli.listing import runs_in
+from llm_finetuner.cli.needed import check_complete
 from llm_finetuner.cli.prompts import BACK, Ask, Pick
-from llm_finetuner.cli.settings import words_of
+from llm_finetuner.cli.training import recipe_in, train_and_compare
 from llm_finetuner.cli.walk import Walk
+from llm_finetuner.cli.words import words_of
 from llm_finetuner.errors import FinetunerError, RecipeError
 from llm_finetuner.recipe import Recipe
 
 OTHER = "another folder ..."
 
 
-def distil_or_finetune(method: str) -> Any:
+def distil_or_finetune(method: str, job: str = "train") -> Any:
     """The walk through the questions, the confirmation, the run."""
     screen = Screen()
-    walk = Walk(method, screen)
+    walk = Walk(method, screen, job)
     while True:
         recipe = walk.forward()
         if recipe is BACK:
@@ -53,7 +55,7 @@ def decide(recipe: Recipe, screen: Screen) -> Any:
     if answer == "quit":
         screen.say("Nothing was changed.")
         return OK
-    baseline = ask_baseline() if recipe.needs_teacher else False
+    baseline = ask_baseline() if recipe.distils else False
     return BACK if baseline is BACK else carry_out(recipe, screen, baseline)
 
 
@@ -73,11 +75,22 @@ def ask_baseline() -> Any:
 def carry_out(recipe: Recipe, screen: Screen, baseline: bool) -> int:
     """Train, compare, and print the command that does the same."""
     screen.say()
-    commands.train_and_compare(recipe, screen, recipe.needs_teacher, baseline)
+    if recipe.stages:
+        return carry_out_chain(recipe, screen, baseline)
+    train_and_compare(recipe, screen, recipe.distils, baseline)
     screen.say()
     screen.say(f"model and recipe: {recipe.output}")
     screen.say("the same by command:")
     screen.unfolded(command_of(recipe, baseline))
+    return OK
+
+
+def carry_out_chain(recipe: Recipe, screen: Screen, baseline: bool) -> int:
+    """Run the stages; their recipe stands in the folder."""
+    chains.run(recipe, screen, True, baseline)
+    path = os.path.join(recipe.output, chains.FILE)
+    screen.say(f"models: {recipe.output}\nthe same by command:")
+    screen.unfolded(f"{program()} run {shlex.quote(path)} output=outputs/another{' --baseline' * baseline}")
     return OK
 
 
@@ -117,8 +130,13 @@ def run_recipe() -> Any:
 
     def load(typed: str) -> Recipe:
         recipe = recipe_file.load(Path(typed.strip()).expanduser())
-        commands.check_complete(recipe)
-        check_output(recipe)
+        if recipe.stages:
+            from llm_finetuner.chain import stages_of
+
+            chains.check(recipe, stages_of(recipe), overwrite=False)
+        else:
+            check_complete(recipe)
+            check_output(recipe)
         return recipe
 
     found = sorted(map(str, Path("recipes").glob("*.yaml"))) or ["recipe.yaml"]
@@ -127,19 +145,22 @@ def run_recipe() -> Any:
 
 
 def choose_run(title: str, needs: str, unfinished: bool = False) -> Any:
-    """One of the runs in outputs/ that has the file or folder `needs`, or a typed folder."""
+    """One of the runs in outputs/ that has the file or folder `needs`, or a typed one; with `unfinished` chains too."""
     runs = [run for run in runs_in("outputs") if (Path(run.folder) / needs).exists()]
     found = [run for run in runs if not (unfinished and run.finished)]
 
     def check(typed: str) -> str:
         folder = os.path.expanduser(typed.strip())
-        if not (Path(folder) / needs).exists():
+        if not (Path(folder) / needs).exists() and not (unfinished and chains.is_chain(folder)):
             raise RecipeError(f"{folder} has no {needs}", "give the folder of a run")
         return folder
 
-    if found:
-        choices = [(run.folder, run.folder, run.summary, None) for run in found[:30]]
-        answer = prompts.ask(title, "", Pick([*choices, (OTHER, OTHER, "", None)], found[0].folder))
+    choices = [(run.folder, run.folder, run.summary, None) for run in found[:30]]
+    for path in Path("outputs").glob(f"**/{chains.FILE}") if unfinished else ():
+        if not (path.parent / "chain.json").exists():
+            choices.insert(0, (str(path.parent), str(path.parent), "a chain of stages", None))
+    if choices:
+        answer = prompts.ask(title, "", Pick([*choices, (OTHER, OTHER, "", None)], choices[0][0]))
         if answer != OTHER:
             return answer
     return prompts.ask(title, f"A folder with {needs} in it.", Ask("outputs/run", check, is_path=True))
@@ -166,24 +187,24 @@ def compare() -> Any:
         return BACK
     screen = Screen()
     if what == "compare":
-        distilled = commands.recipe_in(folder).needs_teacher
+        distilled = recipe_in(folder).distils
         baseline = ask_baseline() if distilled else False
         if baseline is BACK:
             return BACK
-        commands.compare({"run": folder, "baseline": baseline}, screen)
+        measuring.compare({"run": folder, "baseline": baseline}, screen)
         return OK
     why = 'One prompt a line, or .jsonl with "prompt".'
     path = prompts.ask("Prompts", why, Ask("prompts.txt", existing_prompts, is_path=True))
     if path is BACK:
         return BACK
-    commands.benchmark({"model": folder, "prompts": path}, screen)
+    measuring.benchmark({"model": folder, "prompts": path}, screen)
     return OK
 
 
 def existing_prompts(typed: str) -> str:
     """A file of prompts as typed. Raises RecipeError."""
     try:
-        commands.read_lines(typed.strip(), "prompt")
+        measuring.read_lines(typed.strip(), "prompt")
     except FinetunerError as error:
         raise RecipeError(error.what, error.hint) from error
     return typed.strip()
@@ -200,10 +221,18 @@ def open_report() -> Any:
     return BACK
 
 
+def chain() -> Any:
+    """The walk through a teacher and its students, one after the other."""
+    return distil_or_finetune("vanilla_distillation", "chain")
+
+
 def doctor() -> Any:
     """Show what this machine has."""
     commands.doctor({}, Screen())
     return BACK
 
 
-OTHERS = {"r": run_recipe, "s": resume, "c": compare, "o": open_report, "d": doctor}
+OTHERS = {
+    "p": chain, "r": run_recipe, "s": resume, "c": compare, "k": side_jobs.cache, "w": side_jobs.write,
+    "f": side_jobs.search, "o": open_report, "d": doctor,
+}  # fmt: skip

@@ -7,6 +7,7 @@ from typing import Any
 
 from llm_finetuner import registry
 from llm_finetuner.cli.plain import first_line
+from llm_finetuner.layer_maps import NAMED, layer_pairs
 from llm_finetuner.registry import options_of, resolve
 
 TABLES = {
@@ -46,7 +47,8 @@ def show(what: str | None, folder: str, screen: Any) -> Any:
         if not runs:
             screen.show(f"no runs in {folder}")
         return [asdict(run) for run in runs]
-    found = {name: entries(TABLES[name]) for name in ([what] if what else TABLES)}
+    wanted = [what] if what else [*TABLES, "layers"]
+    found = {name: layer_maps() if name == "layers" else entries(TABLES[name]) for name in wanted}
     for name, rows in found.items():
         screen.show()
         screen.show(name, "bold")
@@ -62,6 +64,13 @@ def entries(table: dict[str, str]) -> list[dict[str, Any]]:
         options = {} if isinstance(entry, type) else options_of(entry)
         rows.append({"name": name, "says": first_line(entry), "options": options})
     return rows
+
+
+def layer_maps() -> list[dict[str, Any]]:
+    """The named maps of blocks, each with the pairs of a student of 4 blocks and a teacher of 8."""
+    pairs = {name: layer_pairs(name, 4, 8) for name in NAMED}
+    spelled = {name: " ".join(f"{s}:{t}" for s, t in of_map) for name, of_map in pairs.items()}
+    return [{"name": name, "says": f"4 blocks and 8: {spelled[name]}", "options": {}} for name in NAMED]
 
 
 def described(row: dict[str, Any]) -> str:

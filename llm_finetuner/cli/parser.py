@@ -28,9 +28,16 @@ EXAMPLES = {
     "distill": """  {0} distill --student gpt2 --teacher gpt2-medium --data train.jsonl --temperature 2 --alpha 0.5
   {0} distill --method feature_distillation --student ./small --teacher ./big --data rows.csv --layers 0,3,6
   {0} distill --student gpt2 --teacher gpt2-large --teacher-4bit --adapter lora --data train.jsonl --baseline
+  {0} distill --student teacher/2 --teacher gpt2-medium --data train.jsonl --temperature 4..1
+  {0} distill --method 8 --student s --teacher t --data d.jsonl --objectives cross_entropy=0.3 jsd=0.7:beta=0.1
+  {0} distill --student gpt2 --teacher gpt2-medium gpt2-large --weights 0.3 0.7 --data train.jsonl
+  {0} distill --student gpt2 --cache outputs/cache --data train.jsonl
+  {0} distill --student gpt2 --teacher big --url http://localhost:8000/v1 --data train.jsonl
+  {0} distill --method self_distillation --student gpt2 --data train.jsonl --exits 5
 """,
     "run": """  {0} run recipe.yaml
   {0} run recipe.yaml train.steps=50 temperature=4 output=outputs/hot
+  {0} run chain.yaml --dry-run
 """,
     "compare": """  {0} compare outputs/gpt2-vanilla_distillation --baseline
 """,
@@ -38,6 +45,16 @@ EXAMPLES = {
   {0} benchmark gpt2 --prompts prompts.txt --references answers.txt --json
 """,
     "resume": """  {0} resume outputs/run
+""",
+    "cache": """  {0} cache --student gpt2 --teacher gpt2-medium --data train.jsonl --to outputs/cache
+  {0} cache --student gpt2 --teacher gpt2-large --teacher-8bit --data train.jsonl --to outputs/cache --k 100
+  {0} distill --student gpt2 --cache outputs/cache --data train.jsonl
+""",
+    "generate": """  {0} generate --teacher gpt2-medium --data prompts.jsonl --to written.jsonl --max-new-tokens 64
+  {0} finetune --method full --student gpt2 --data written.jsonl
+""",
+    "sweep": """  {0} sweep recipe.yaml temperature=1,2,4 alpha=0.1,0.5
+  {0} sweep recipe.yaml train.learning_rate=1e-5:1e-3:log --search optuna --trials 20 --minutes 60
 """,
     "quickstart": """  {0} quickstart
   {0} quickstart --steps 100 --seed 1
@@ -57,7 +74,7 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Sequence[str] | None = None, namespace=None) -> argparse.Namespace:
         found, rest = self.parse_known_args(args, namespace)
-        if found.command == "run":
+        if found.command in ("run", "sweep"):
             later = [word for word in rest if not word.startswith("-")]
             words = [found.recipe, *vars(found).get("assignments", []), *later]
             rest = [word for word in rest if word.startswith("-")]

@@ -23,9 +23,11 @@ def look(recipe: Recipe) -> Sight:
     """Read the data of a recipe, with the tokenizer of its student. Raises FinetunerError."""
     data = recipe.data
     lists = tuple(tuple(x) if isinstance(x, list) else x for x in (data.files, data.text_columns))
+    from llm_finetuner.named_models import student_source
+
     return _look(
-        recipe.student.name, data.source, data.config, data.split, data.samples, data.max_length,
-        data.loss_on, data.on_bad_row, *lists, stamp(data.source),
+        student_source(recipe), data.source, data.config, data.split, data.samples, data.max_length,
+        data.loss_on, data.on_bad_row, *lists, tuple(data.only.items()), stamp(data.source),
     )  # fmt: skip
 
 
@@ -37,8 +39,9 @@ def stamp(source: str) -> tuple:
 
 @functools.lru_cache(maxsize=4)
 def _look(
-    student, source, config, split, samples, max_length, loss_on, on_bad_row, files, columns, _stamp
+    student, source, config, split, samples, max_length, loss_on, on_bad_row, files, columns, wanted, _stamp
 ) -> Sight:
+    from llm_finetuner.assembly import only
     from llm_finetuner.cli.estimate import positions
     from llm_finetuner.cli.progress import quiet_libraries
     from llm_finetuner.data import shapes, sources, text
@@ -55,6 +58,7 @@ def _look(
         text_columns=columns,
         on_bad_row=on_bad_row,
     )
+    dataset = only(read.dataset, dict(wanted), source)
     limit = min(max_length, positions(student) or max_length)  # what training will cut at
     options = {
         "text_columns": columns,
@@ -62,8 +66,8 @@ def _look(
         "loss_on": loss_on,
         "on_bad_row": on_bad_row,
     }
-    rows = len(read.dataset)
-    head = read.dataset.select(range(min(SAMPLE, rows)))
+    rows = len(dataset)
+    head = dataset.select(range(min(SAMPLE, rows)))
     shown = text.preview(head, tokenizer, n=2, **options)
     stats = text.prepare(head, tokenizer, **options).stats
     examples = max(1, round(rows * stats["examples"] / len(head)))

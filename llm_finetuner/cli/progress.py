@@ -17,6 +17,8 @@ from llm_finetuner.cli.console import Screen, text
 from llm_finetuner.cli.plain import count, duration, size
 
 EVERY = 5.0  # seconds between plain lines
+SHOWN = 4  # terms of a loss in one line
+BESIDE = 9  # lines of the live view that are no terms
 KEPT = 2000  # steps whose losses are drawn
 BLOCKS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 ASCII_BLOCKS = "_.-=+*#@"
@@ -103,7 +105,8 @@ class View:
     def __call__(self, kind: str, record: dict[str, Any]) -> None:
         known = {
             "plan": self._plan, "step": self._step, "evaluation": self._evaluation,
-            "checkpoint": self._checkpoint, "note": self._note, "done": self._done,
+            "checkpoint": self._checkpoint, "note": self._note, "done": self._done, "stage": self._stage,
+            "trial": self._trial, "trial_done": self._trial_done, "cache": self._cache,
         }  # fmt: skip
         if kind in known:
             known[kind](record)
@@ -154,6 +157,26 @@ class View:
     def _note(self, record: dict[str, Any]) -> None:
         self.screen.say(record.get("text", ""))
 
+    def _stage(self, record: dict[str, Any]) -> None:
+        self.checkpoint = None
+        self.screen.heading(f"Stage {record['number']} of {record['of']}: student {record['student']}")
+
+    def _trial(self, record: dict[str, Any]) -> None:
+        settings = ", ".join(f"{name} {value}" for name, value in record["settings"].items())
+        self.screen.heading(f"Trial {record['number']}: {settings or 'the recipe as given'}")
+
+    def _trial_done(self, record: dict[str, Any]) -> None:
+        self._stop()  # one that failed or was given up has no other end
+        loss = "" if record["loss"] is None else f", loss {record['loss']:.4f}"
+        why = f": {record['error']}" if record["error"] else ""
+        self.screen.show(f"trial {record['number']} {record['state']}{loss}{why}")
+
+    def _cache(self, record: dict[str, Any]) -> None:
+        whole = record["rows"] == record["of"]
+        if not self.screen.quiet and (whole or time.monotonic() - self.spoke >= EVERY):
+            self.spoke = time.monotonic()
+            self.screen.say(f"{record['rows']:,} of {record['of']:,} rows, {record['tokens']:,} tokens")
+
     def _done(self, record: dict[str, Any]) -> None:
         if self.live:
             self._stop()
@@ -182,7 +205,10 @@ class View:
 
     def line(self) -> str:
         """The last step in one line."""
-        terms = ", ".join(f"{name} {self.record[name]:.4f}" for name in self._terms(self.record))
+        names = self._terms(self.record)
+        told = [f"{name} {self.record[name]:.4f}" for name in names[:SHOWN]]
+        more = [f"{len(names) - SHOWN} more"] if len(names) > SHOWN else []
+        terms = ", ".join(told + more)
         speed = self.record.get("tokens_per_second")
         return (
             f"step {self.record.get('step')}/{self.plan.get('steps')}, loss {self.record.get('loss'):.4f}"
@@ -202,10 +228,14 @@ class View:
         losses.add_column(no_wrap=True, overflow="ellipsis")
         losses.add_column(justify="right", no_wrap=True)
         losses.add_column(no_wrap=True, overflow="crop")
-        for name, values in self.history.items():
+        shown_terms = max(self.screen.console.height - BESIDE, SHOWN)
+        for name, values in list(self.history.items())[: 1 + shown_terms]:
             style = "bold" if name == "loss" else ""
             line = sparkline(list(values), max(min(width - 32, 40), 4), blocks)
             losses.add_row(Text(name, style), Text(f"{values[-1]:.4f}", style), Text(line, "cyan"))
+        hidden = len(self.history) - 1 - shown_terms
+        if hidden > 0:
+            losses.add_row(Text(f"and {hidden} more", "dim"), Text(), Text())
         tail = f"{duration(self.eta())} left, {duration(time.monotonic() - self.started)} so far{memory()}"
         shown = [text(evaluation_line(record), "green") for record in self.evaluations[-2:]]
         bar = Table.grid()  # by itself it would not end its line

@@ -18,6 +18,7 @@ from prompt_toolkit.completion import PathCompleter
 from prompt_toolkit.formatted_text import FormattedText
 from prompt_toolkit.input.typeahead import clear_typeahead
 from prompt_toolkit.key_binding import KeyBindings, merge_key_bindings
+from questionary.prompts.common import InquirerControl
 
 from llm_finetuner.errors import RecipeError
 
@@ -113,7 +114,28 @@ def _keys(prompt: Ask | Pick | Mark) -> KeyBindings:
         def _edit_default(event) -> None:
             event.current_buffer.insert_text(prompt.default)
 
+    if isinstance(prompt, Pick):
+        _add_numbers(keys, prompt)
     return keys
+
+
+def _add_numbers(keys: KeyBindings, prompt: Pick) -> None:
+    """Numbers of more than one digit: questionary's shortcuts are single characters."""
+    numbers = [key if key and key.isdigit() else "" for *_, key in prompt.choices]
+    typed = [""]
+    if max(map(len, numbers), default=0) < 2:
+        return
+
+    def point(event) -> None:
+        typed[0] += event.key_sequence[0].key
+        while typed[0] and typed[0] not in numbers:  # what was meant may begin later
+            typed[0] = typed[0][1:]
+        if typed[0]:
+            controls = event.app.layout.find_all_controls()
+            next(c for c in controls if isinstance(c, InquirerControl)).pointed_at = numbers.index(typed[0])
+
+    for digit in "0123456789":
+        keys.add(digit, eager=True)(point)
 
 
 def _empty():
@@ -151,6 +173,8 @@ def _line(title: str, why: str, prompt: Ask):
 def _pick(title: str, why: str, prompt: Pick):
     choices = [
         questionary.Choice(label, value, shortcut_key=key or False, description=told or None)
+        if len(key or "") < 2
+        else _Numbered(label, value, key, told)
         for value, label, told, key in prompt.choices
     ]
     shortcuts = any(key for *_, key in prompt.choices)
@@ -158,6 +182,17 @@ def _pick(title: str, why: str, prompt: Pick):
         title, choices, default=prompt.default, use_shortcuts=shortcuts, use_jk_keys=False, style=STYLE,
         instruction=_wrapped(title, why) or " ",
     )  # fmt: skip
+
+
+class _Numbered(questionary.Choice):
+    """A choice under a number of two digits, which `_add_numbers` makes work."""
+
+    def __init__(self, label: str, value: Any, number: str, told: str):
+        super().__init__(label, value, shortcut_key=False, description=told or None)
+        self.number = number
+
+    def get_shortcut_title(self) -> str:
+        return f"{self.number}) "
 
 
 def _mark(title: str, why: str, prompt: Mark):

@@ -1,74 +1,160 @@
 """The wizard's questions as data: key (a path in the recipe), title, explanation, what to draw."""
 
-import os
-import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from llm_finetuner.cli.folder import check_output
+from llm_finetuner.cli import spoken
+from llm_finetuner.cli.answers import (
+    data_source,
+    found_data,
+    holds_weights,
+    output_folder,
+    student_name,
+    teacher_name,
+)
+from llm_finetuner.cli.asking import Answers, Question, Steps, describe, from_setting, known, plain
 from llm_finetuner.cli.hub import is_on_hub
+from llm_finetuner.cli.needed import fitting_kinds, is_part
 from llm_finetuner.cli.plain import first_line
 from llm_finetuner.cli.prompts import BACK, Ask, Mark, Pick
-from llm_finetuner.cli.settings import Setting, fields_of, options_in
-from llm_finetuner.cli.wording import EXAMPLE_STUDENT, EXAMPLE_TEACHER, TITLES, WHY
+from llm_finetuner.cli.settings import MEMBERS, Setting, fields_of, options_in
 from llm_finetuner.errors import RecipeError
-from llm_finetuner.recipe import Data, Model, Recipe, Teacher, Train, Tuning
-from llm_finetuner.registry import METHODS, TUNINGS, menu_entry, resolve
+from llm_finetuner.recipe import Data, Model, Recipe, Teacher, Train
+from llm_finetuner.registry import METHODS, TEACHERS, TUNINGS, menu_entry, resolve
+from llm_finetuner.scheme import Scheme
 
-Answers = dict[str, Any]
 ASKED = ("train.epochs", "train.batch_size", "train.learning_rate", "data.max_length", "data.samples")
 ELSEWHERE = (  # asked with the models and the data
-    "student.name", "teacher.name", "data.source", "data.config", "data.split", "data.text_columns",
+    "student.name", "teacher.name", "teacher.kind", "data.source", "data.config", "data.split", "data.text_columns",
 )  # fmt: skip
+FIRST = {  # of a kind of teacher, what is asked at once; the rest on request
+    "ensemble": ("members", "weights", "mixture"),
+    "cached": ("path",),
+    "remote": ("url", "k"),
+}
+NAMELESS = ("ensemble", "cached")  # kinds whose teacher has no name of its own
+STAGE = "stage."  # keys of a chain's students
+BLANK = "Enter alone: no more."
 
 
-@dataclass(frozen=True)
-class Question:
-    """One step. `make` returns what to draw, or None where the question makes no sense for these answers."""
-
-    key: str
-    make: Callable[[Answers], Ask | Pick | Mark | None]
-
-    @property
-    def title(self) -> str:
-        return TITLES.get(self.key, self.key.rsplit(".", 1)[-1].replace("_", " ").capitalize())
-
-    def why(self, setting_help: str = "") -> str:
-        return WHY.get(self.key, setting_help)
-
-
-def questions(answers: Answers) -> list[tuple[Question, str]]:
+def questions(answers: Answers) -> Steps:
     """All questions for the answers so far, each with its one-line explanation."""
+    job = answers.get("job", "train")
+    return {"train": training, "chain": chain, "cache": caching, "write": writing}[job](answers)
+
+
+def training(answers: Answers) -> Steps:
+    """A run of one method."""
     method, _ = method_of(answers)
-    steps: list[tuple[Question, str]] = [
-        (Question("student.name", lambda a: Ask(EXAMPLE_STUDENT, student_name, is_path=True)), ""),
-        (Question("student.from_scratch", pick_scratch), ""),
-    ]
+    steps = [*student(answers), *teacher(answers)]
     if method != "fine_tuning":
-        steps.append(
-            (Question("teacher.name", lambda a: Ask(EXAMPLE_TEACHER, teacher_name, is_path=True)), "")
+        steps.append(plain("tuning.kind", pick_tuning))
+        options = options_in(METHODS, method, "options")
+    else:
+        options = []  # asked on request
+    return [*steps, *data(), *[from_setting(s) for s in options], *last(answers)]
+
+
+def chain(answers: Answers) -> Steps:
+    """A teacher, and students one after the other until none is named."""
+    steps = [plain("teacher.name", lambda a: Ask(spoken.EXAMPLE_TEACHER, teacher_name, is_path=True))]
+    named = [key for key in answers if key.startswith(STAGE) and answers[key]]
+    for number in range(1, len(named) + 2):
+        first = number == 1
+
+        def make(_: Answers, first: bool = first) -> Ask:
+            return Ask(spoken.EXAMPLE_STUDENT if first else "", partial(stage_name, first), is_path=True)
+
+        told = (
+            "The largest student: it learns from the teacher."
+            if first
+            else f"It learns from the one before. {BLANK}"
         )
-        steps.append((Question("tuning.kind", pick_tuning), ""))
-    steps += [
-        (Question("data.source", lambda a: Ask(found_data(), data_source, is_path=True)), ""),
-        (Question("data.config", pick_config), ""),
-        (Question("data.split", pick_split), ""),
-        (Question("data.look", lambda a: None), ""),
+        steps.append((Question(f"{STAGE}{number}", make, f"Student {number}"), told))
+    method, _ = method_of(answers)
+    steps += [plain("tuning.kind", pick_tuning), *data()]
+    return [*steps, *[from_setting(s) for s in options_in(METHODS, method, "options")], *last(answers)]
+
+
+def caching(answers: Answers) -> Steps:
+    """What a teacher's answers are written down for."""
+    k = Question("job.k", lambda a: Ask("50", whole_number))
+    return [
+        *student(answers),
+        plain("teacher.name", lambda a: Ask(spoken.EXAMPLE_TEACHER, teacher_name, is_path=True)),
+        *data(),
+        *known("data.max_length", "data.samples"),
+        (k, k.why()),
+        plain("job.to", lambda a: Ask("outputs/cache", str, is_path=True)),
     ]
-    steps += [from_setting(s) for s in options_in(METHODS, method, "options")]
-    known = {s.path: s for s in (*fields_of(Train, "train"), *fields_of(Data, "data"))}
-    steps += [from_setting(known[path]) for path in ASKED]
-    more = further(answers)
-    steps.append((Question("advanced", pick_advanced), ""))
-    steps.append((Question("more", lambda a: mark_more(a, more)), ""))
-    steps += [from_setting(s) for s in more if s.path in answers.get("more", ())]
-    steps.append(
-        (Question("output", lambda a: Ask(free_folder(a), partial(output_folder, a), is_path=True)), "")
+
+
+def writing(answers: Answers) -> Steps:
+    """What a teacher is to write."""
+    options = [s for s in options_in(METHODS, "sequence_distillation", "options") if s.name != "keep_data"]
+    return [
+        plain("teacher.name", lambda a: Ask(spoken.EXAMPLE_TEACHER, teacher_name, is_path=True)),
+        *data(),
+        *known("data.samples"),
+        *[from_setting(s) for s in options],
+        plain("job.to", lambda a: Ask("written.jsonl", str, is_path=True)),
+    ]
+
+
+def student(answers: Answers) -> Steps:
+    """The student, and whether it starts from new weights."""
+    method, _ = method_of(answers)
+    kinds = fitting_kinds(scheme_of(method))
+    why = spoken.WHY["student.name"]
+    told = f"{why} Or {spoken.FROM_TEACHER}" if "live" in kinds and method != "online_distillation" else why
+    named = Question(
+        "student.name",
+        lambda a: Ask(spoken.EXAMPLE_STUDENT, partial(student_name, bool(kinds)), is_path=True),
     )
-    return [(question, question.why(told)) for question, told in steps]
+    return [(named, told), plain("student.from_scratch", pick_scratch)]
+
+
+def teacher(answers: Answers) -> Steps:
+    """What teaches, with the questions that its kind brings."""
+    method, _ = method_of(answers)
+    kinds = [kind for kind in fitting_kinds(scheme_of(method)) if kind != "average"]
+    if not kinds:
+        return []
+    peers = method == "online_distillation"
+    kind = answers.get("teacher.kind", "live")
+    steps: Steps = [plain("teacher.kind", lambda a: pick_kind(kinds, peers))]
+    if kind not in NAMELESS or is_part(answers.get("student.name", "")) and kind != "ensemble":
+        named = Question(
+            "teacher.name", lambda a: Ask(spoken.EXAMPLE_TEACHER, teacher_of(kind), is_path=True)
+        )
+        steps.append((named, spoken.PEER if peers else named.why()))
+    options = options_in(TEACHERS, kind, "teacher.options")
+    asked = FIRST.get(kind, tuple(s.name for s in options))
+    steps += [from_setting(s) for s in options if s.name in asked]
+    return steps
+
+
+def data() -> Steps:
+    """The data, and how they are read."""
+    return [
+        plain("data.source", lambda a: Ask(found_data(), data_source, is_path=True)),
+        plain("data.config", pick_config),
+        plain("data.split", pick_split),
+        plain("data.look", lambda a: None),
+    ]
+
+
+def last(answers: Answers) -> Steps:
+    """The training, other settings on request, the output."""
+    more = further(answers)
+    return [
+        *known(*ASKED),
+        plain("advanced", pick_advanced),
+        plain("more", lambda a: mark_more(a, more)),
+        *[from_setting(s) for s in more if s.path in answers.get("more", ())],
+        plain("output", lambda a: Ask(free_folder(a), partial(folder_typed, a), is_path=True)),
+    ]
 
 
 def method_of(answers: Answers) -> tuple[str, str]:
@@ -77,13 +163,24 @@ def method_of(answers: Answers) -> tuple[str, str]:
     return method, answers.get("tuning.kind", tuning)
 
 
+def scheme_of(method: str) -> Scheme:
+    """What the method comes to, as it is."""
+    return resolve(METHODS, method)()
+
+
 def further(answers: Answers) -> list[Setting]:
     """The settings that are asked for on request only."""
     method, tuning = method_of(answers)
-    teacher = fields_of(Teacher, "teacher") if method != "fine_tuning" else []
+    has_teacher = fitting_kinds(scheme_of(method))
+    kind = answers.get("teacher.kind", "live")
+    options = options_in(TEACHERS, kind, "teacher.options") if has_teacher else []
+    part = is_part(answers.get("student.name", ""))
     settings = [
-        *options_in(TUNINGS, tuning, "tuning.options"), *fields_of(Train, "train"), *fields_of(Data, "data"),
-        *fields_of(Model, "student"), *teacher,
+        *options_in(TUNINGS, tuning, "tuning.options"),
+        *(options_in(METHODS, method, "options") if method == "fine_tuning" else []), *fields_of(Train, "train"), *fields_of(Data, "data"),
+        *[s for s in fields_of(Model, "student") if part or not s.name.startswith("keep_")],
+        *(fields_of(Teacher, "teacher") if has_teacher else []),
+        *[s for s in options if s.name not in FIRST.get(kind, (s.name,))],
     ]  # fmt: skip
     asked = (*ASKED, *ELSEWHERE, *(["student.from_scratch"] if lacks_weights(answers) else []))
     return [s for s in settings if s.path not in asked]
@@ -98,83 +195,31 @@ def mark_more(answers: Answers, more: list[Setting]) -> Mark | None:
     return Mark([(s.path, describe(s)) for s in more]) if answers.get("advanced") == "yes" else None
 
 
-def describe(setting: Setting) -> str:
-    return f"{setting.name} = {setting.spell(setting.default)}: {setting.help}"
-
-
-def from_setting(setting: Setting) -> tuple[Question, str]:
-    """A question made from a field or an option: its type says how to ask, the recipe's own check is the validation."""
-    return Question(setting.path, lambda answers: prompt_for(setting, answers)), setting.help
-
-
-def prompt_for(setting: Setting, answers: Answers) -> Ask | Pick:
-    """Choices become a list, yes or no too; all else is typed."""
-    if bool in setting.kinds:
-        return Pick([(True, "yes", "", None), (False, "no", "", None)], setting.default)
-    if setting.choices:
-        return Pick([(name, name, "", None) for name in setting.choices], setting.default)
-
-    def parse(typed: str) -> Any:
-        value = setting.parse(typed)
-        check(setting, value, answers)
-        return value
-
-    return Ask(setting.spell(setting.default), parse)
-
-
-def check(setting: Setting, value: Any, answers: Answers) -> None:
-    """Hold the value against the section or the method it belongs to. Raises RecipeError."""
-    section, name = setting.path.rsplit(".", 1)
-    if section in ("train", "data"):
-        {"train": Train, "data": Data}[section](**{name: value})
-    elif section == "options":
-        resolve(METHODS, setting.owner)(**{name: value})
-    elif section == "tuning.options":
-        before = {
-            s.name: answers[s.path] for s in options_in(TUNINGS, setting.owner, section) if s.path in answers
-        }
-        Recipe(tuning=Tuning(setting.owner, {**before, name: value}))
-
-
 # ---- the questions that no field can make
 
 
-def model_name(typed: str) -> str:
-    """A model folder or hub name as typed. Raises RecipeError."""
-    name = typed.strip()
-    path = Path(name).expanduser()
-    if name and path.is_dir():
-        if not any((path / file).exists() for file in ("config.json", "adapter_config.json")):
-            raise RecipeError(f"{name} holds no config.json", "give the folder of a Hugging Face model")
-        return os.path.expanduser(name)
-    if path.exists() or name.startswith((".", "/", "~")):
-        raise RecipeError(f"{name} is not a folder", "give a model's folder, or a hub name such as gpt2")
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
-        raise RecipeError(
-            f"{name!r} is neither a folder nor a hub name", "hub names look like gpt2 or org/model"
-        )
-    return name
+def stage_name(first: bool, typed: str) -> str:
+    """A student of a chain as typed; nothing ends the chain. Raises RecipeError."""
+    return student_name(False, typed) if first or typed.strip() else ""
 
 
-def student_name(typed: str) -> str:
-    """A student as typed: not an adapter, which cannot be trained on. Raises RecipeError."""
-    name = model_name(typed)
-    if (Path(name) / "adapter_config.json").exists():
-        raise RecipeError(f"{name} holds an adapter, not a model", "merge it first: LLMFineTuner.merge()")
-    return name
+def whole_number(typed: str) -> int:
+    """A whole number from 1. Raises RecipeError."""
+    if not typed.strip().isdigit() or not int(typed):
+        raise RecipeError(f"{typed!r} is no whole number from 1")
+    return int(typed)
 
 
-def teacher_name(typed: str) -> str:
-    """A teacher as typed: one that has learned something. Raises RecipeError."""
-    name = model_name(typed)
-    if Path(name).is_dir() and not holds_weights(Path(name)):
-        raise RecipeError(f"{name} holds no weights", "give the folder of a model that was trained")
-    return name
+def teacher_of(kind: str) -> Callable[[str], str]:
+    """How a teacher's name is read: a model's, or what an endpoint calls it."""
+    return str.strip if kind == "remote" else teacher_name
 
 
-def holds_weights(folder: Path) -> bool:
-    patterns = ("model*.safetensors*", "pytorch_model*.bin*", "adapter_model.*")
-    return any(next(folder.glob(pattern), None) for pattern in patterns)
+def pick_kind(kinds: list[str], peers: bool) -> Pick | None:
+    """What answers; not asked where there is one way only."""
+    words = spoken.PEERS if peers else spoken.KINDS
+    choices = [(kind, *words.get(kind, (kind, first_line(resolve(TEACHERS, kind)))), None) for kind in kinds]
+    return Pick(choices, kinds[0]) if len(kinds) > 1 else None
 
 
 def lacks_weights(answers: Answers) -> bool:
@@ -188,26 +233,6 @@ def pick_scratch(answers: Answers) -> Pick | None:
     yes = (True, "Yes, from scratch", "The folder holds no weights: they are drawn from the seed", None)
     no = (BACK, "No, another model", "", None)
     return Pick([yes, no], True) if lacks_weights(answers) else None
-
-
-def data_source(typed: str) -> str:
-    """A file, folder, glob or hub name as typed. Raises RecipeError."""
-    name = typed.strip()
-    path = Path(name).expanduser()
-    if name and path.exists() or any(mark in name for mark in "*?["):
-        return os.path.expanduser(name)
-    suffixes = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
-    if name.startswith((".", "/", "~")) or name.endswith(suffixes) or not is_on_hub(name):
-        raise RecipeError(
-            f"there is no file or folder {name!r}", "Tab completes paths; a hub name is org/data"
-        )
-    return name
-
-
-def found_data() -> str:
-    """The first data file here, so that there is something to accept."""
-    patterns = (f"{folder}*{suffix}" for suffix in (".jsonl", ".parquet", ".csv") for folder in ("", "data/"))
-    return next((str(path) for pattern in patterns for path in sorted(Path().glob(pattern))), "train.jsonl")
 
 
 def pick_tuning(answers: Answers) -> Pick:
@@ -226,19 +251,21 @@ def pick_split(answers: Answers) -> Ask | None:
 
 def free_folder(answers: Answers) -> str:
     """outputs/<student>-<method>, or the first number after it that is free."""
-    student = Path(answers["student.name"]).name or "student"
-    first = f"outputs/{student}-{answers['method']}"
+    student = Path(answers.get("student.name") or answers[f"{STAGE}1"]).name or "student"
+    if is_part(answers.get("student.name", "")):
+        student = "part"
+    first = f"outputs/{student}-{'chain' if answers.get('job') == 'chain' else answers['method']}"
     names = [first, *(f"{first}-{number}" for number in range(2, 1000))]
     return next(name for name in names if not Path(name).exists())
 
 
-def output_folder(answers: Answers, typed: str) -> str:
+def folder_typed(answers: Answers, typed: str) -> str:
     """The folder of the run as typed. Raises RecipeError where something is in the way."""
-    folder, teacher = os.path.expanduser(typed.strip()), answers.get("teacher.name")
-    check_output(
-        Recipe(
-            student=Model(answers["student.name"]), teacher=Teacher(teacher) if teacher else None,
-            data=Data(answers["data.source"]), output=folder,
-        )
-    )  # fmt: skip
-    return folder
+    members = answers.get(MEMBERS)
+    teacher = Teacher(answers.get("teacher.name", ""))
+    if members:
+        teacher = Teacher(kind="ensemble", options={"members": members})
+    elif "teacher.options.path" in answers:
+        teacher = Teacher(kind="cached", options={"path": answers["teacher.options.path"]})
+    student = Model(answers.get("student.name") or answers[f"{STAGE}1"])
+    return output_folder(Recipe(student=student, teacher=teacher, data=Data(answers["data.source"])), typed)

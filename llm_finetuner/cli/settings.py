@@ -1,20 +1,25 @@
 """Every setting of a recipe: its path, flag and help. Flags and the wizard's questions are made from these.
 
-Names, types and defaults are read from the dataclasses and from the signatures of methods and tunings.
+Names, types and defaults are read from the dataclasses and from the signatures of methods, tunings and teachers.
 """
 
 import inspect
-import json
 import types
 import typing
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+from llm_finetuner.cli import typed as text_of
 from llm_finetuner.cli.wording import CHOICES, FLAGS, HELP, NOTHING
 from llm_finetuner.errors import RecipeError
 from llm_finetuner.recipe import Data, Model, Recipe, Teacher, Train
-from llm_finetuner.registry import MENU, METHODS, TUNINGS, menu_entry, resolve
+from llm_finetuner.registry import METHODS, TEACHERS, TUNINGS, menu_entry, resolve
+
+LAYERS = ("options.feature_layers", "options.layers")
+MEMBERS = "teacher.options.members"
+NOT_OF_TEACHERS = ("teacher.keep_blocks", "teacher.keep_width")  # of a student that is cut from its teacher
+FOR_TYPES = {"Context": object, "Provider": object}  # what annotations name without importing it
 
 
 @dataclass(frozen=True)
@@ -24,7 +29,7 @@ class Setting:
     path: str
     hint: Any
     default: Any
-    owner: str = ""  # the method or tuning that has this option
+    owner: str = ""  # the method, tuning or kind of teacher that has this option
 
     @property
     def name(self) -> str:
@@ -58,7 +63,12 @@ class Setting:
 
     @property
     def is_list(self) -> bool:
-        return any((typing.get_origin(kind) or kind) is list for kind in self.kinds)
+        """Whether it may be typed as several words."""
+        return any((typing.get_origin(kind) or kind) in (list, dict) for kind in self.kinds)
+
+    @property
+    def is_mapping(self) -> bool:
+        return any((typing.get_origin(kind) or kind) is dict for kind in self.kinds)
 
     @property
     def nothing(self) -> str:
@@ -70,12 +80,14 @@ class Setting:
         text = ",".join(words).strip()
         if self.optional and text.lower() in ("", self.nothing, "none"):
             return None
-        if self.path == "options.feature_layers":
-            return parse_layers(text)
-        if self.is_list and text.lower() in ("", "none"):
-            return []
+        if self.path in LAYERS:
+            return text_of.read_layers(text)
+        if self.is_mapping:
+            return self._mapping(words)
         if self.is_list:
-            return [word.strip() for word in text.split(",") if word.strip()]
+            return self._items(text)
+        if float in self.kinds and str in self.kinds:
+            return text_of.read_number(self.path, text)
         for kind, wanted in ((int, "a whole number"), (float, "a number")):
             if kind in self.kinds:
                 try:
@@ -84,51 +96,118 @@ class Setting:
                     raise RecipeError(f"{self.path} must be {wanted}, got {text!r}") from None
         return text
 
+    def _mapping(self, words: list[str]) -> dict[str, Any]:
+        if self.path == "options.objectives":
+            return text_of.read_objectives(words)
+        if "".join(words).strip().lower() in ("", self.nothing):
+            return {}
+        return text_of.read_conditions([part for word in words for part in word.split(",")])
+
+    def _items(self, text: str) -> Any:
+        items = [word.strip() for word in text.split(",") if word.strip()]
+        kind = next((typing.get_args(k) for k in self.kinds if typing.get_origin(k) is list), ()) or (str,)
+        if str in self.kinds and len(items) == 1 and kind[0] is not str and not _reads(items[0], kind[0]):
+            return items[0]  # weights: loss
+        if text.lower() == "none":
+            return []
+        wanted = {int: "whole numbers", float: "numbers"}.get(kind[0], "names")
+        if not all(_reads(item, kind[0]) for item in items):
+            raise RecipeError(f"{self.path} must be {wanted}, got {text!r}")
+        return [kind[0](item) for item in items]
+
     def spell(self, value: Any) -> str:
-        """How a user would type the value; `parse` reads it back."""
-        if value is None:
-            return self.nothing
-        if self.path == "options.feature_layers":
-            return ",".join(":".join(map(str, x)) if isinstance(x, list) else str(x) for x in value)
+        """How a user would type the value in one line; `parse` reads it back."""
+        return ", ".join(self.words(value)) if self.path == "data.only" else " ".join(self.words(value))
+
+    def words(self, value: Any) -> list[str]:
+        """The value as the words of a command; `parse` reads them back."""
+        if value is None or value == {}:
+            return [self.nothing]
+        if self.path in LAYERS:
+            return [text_of.spell_layers(value)]
+        if self.path == "options.objectives":
+            return text_of.spell_objectives(value)
+        if isinstance(value, dict):
+            return [f"{name}={text_of.spell_plain(item)}" for name, item in value.items()]
         if isinstance(value, bool):
-            return "yes" if value else "no"
-        return (",".join(value) or "none") if isinstance(value, list) else str(value)
+            return ["yes" if value else "no"]
+        return [",".join(map(str, value)) or "none"] if isinstance(value, list) else [str(value)]
 
 
-def parse_layers(text: str) -> list:
-    """Read "0,3" as [0, 3] and "0:1,3:7" as [[0, 1], [3, 7]]. Raises RecipeError."""
+def _reads(text: str, kind: type) -> bool:
     try:
-        parts = [[int(number) for number in word.split(":")] for word in text.replace(",", " ").split()]
+        kind(text)
     except ValueError:
-        parts = []
-    if not parts or any(len(part) not in (1, 2) or min(part) < 0 for part in parts):
-        raise RecipeError(f"layers must be block numbers from 0 (0,3,6) or pairs (0:1,3:7), got {text!r}")
-    return [part[0] if len(part) == 1 else part for part in parts]
+        return False
+    return True
 
 
 def fields_of(cls: type, prefix: str) -> list[Setting]:
-    """The settings of one section of the recipe."""
+    """The settings of one section of the recipe, without the options of what it names."""
     hints, plain = typing.get_type_hints(cls), cls()
-    return [Setting(f"{prefix}.{f.name}", hints[f.name], getattr(plain, f.name)) for f in fields(cls)]
+    found = [Setting(f"{prefix}.{f.name}", hints[f.name], getattr(plain, f.name)) for f in fields(cls)]
+    return [s for s in found if s.name != "options" and s.path not in NOT_OF_TEACHERS]
 
 
 def options_in(table: dict[str, str], name: str, prefix: str) -> list[Setting]:
-    """The options of a method or tuning, from its signature."""
-    found = inspect.signature(resolve(table, name)).parameters.values()
+    """The options of a method, a tuning or a kind of teacher, from its signature."""
+    function = resolve(table, name)
+    hints = typing.get_type_hints(function, localns=FOR_TYPES) if table is TEACHERS else {}
+    found = inspect.signature(function).parameters.values()
     options = (p for p in found if p.kind is p.KEYWORD_ONLY)
-    return [Setting(f"{prefix}.{p.name}", p.annotation, p.default, name) for p in options]
+    return [Setting(f"{prefix}.{p.name}", hints.get(p.name, p.annotation), p.default, name) for p in options]
 
 
 def settings(distil: bool) -> list[Setting]:
     """All that `finetune`, or `distill`, has flags for. An option that two methods have stands here twice."""
-    teacher = fields_of(Teacher, "teacher") if distil else []
     methods = [name for name in METHODS if (name != "fine_tuning") == distil]
     options = [s for name in methods for s in options_in(METHODS, name, "options")]
     adapters = [s for name in TUNINGS for s in options_in(TUNINGS, name, "tuning.options")]
     tuning = Setting("tuning.kind", str, None)
     output = Setting("output", str, Recipe.output)
-    models = [*fields_of(Model, "student"), *teacher, *options, tuning, *adapters]
+    student = [s for s in fields_of(Model, "student") if distil or not s.name.startswith("keep_")]
+    models = [*student, *(teacher_settings() if distil else []), *options, tuning, *adapters]
     return [*models, *fields_of(Data, "data"), *fields_of(Train, "train"), output]
+
+
+def teacher_settings() -> list[Setting]:
+    """The fields of a teacher, and the options of all kinds of teachers."""
+    kinds = [s for name in TEACHERS for s in options_in(TEACHERS, name, "teacher.options")]
+    return [*fields_of(Teacher, "teacher"), *kinds]
+
+
+def by_flag(found: Iterable[Setting]) -> dict[str, list[Setting]]:
+    """The settings of each flag: those of several methods that have the same option or flag together."""
+    flags: dict[str, list[Setting]] = {}
+    for setting in found:
+        flags.setdefault(setting.flag, []).append(setting)
+    return flags
+
+
+def paths_in(given: dict[str, Any], distil: bool, method: str = "") -> dict[str, Any]:
+    """Path -> value of the flags that were given, read as `method` has them. Raises RecipeError."""
+    paths = {}
+    for flag, same in by_flag(settings(distil)).items():
+        if flag in given:
+            setting, typed = next((s for s in same if s.owner == method), same[0]), given[flag]
+            if flag == "--teacher":
+                if len(typed) > 1:
+                    paths[MEMBERS] = typed
+                    continue
+            # booleans come from argparse as they are
+            paths[setting.path] = typed if isinstance(typed, bool) else setting.parse(typed)
+    return paths
+
+
+def kind_of_teacher(paths: dict[str, Any]) -> str | None:
+    """The only kind of teacher that has all options given; None where none is given, or several kinds have them."""
+    given = {path for path in paths if path.startswith("teacher.options.")}
+    fits = [
+        name
+        for name in TEACHERS
+        if given and given <= {s.path for s in options_in(TEACHERS, name, "teacher.options")}
+    ]
+    return fits[0] if len(fits) == 1 else None
 
 
 def nest(paths: dict[str, Any]) -> dict[str, Any]:
@@ -143,15 +222,6 @@ def nest(paths: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The inverse of `nest`."""
-    paths: dict[str, Any] = {}
-    for name, value in values.items():
-        inner = isinstance(value, dict) and value
-        paths.update(flatten(value, f"{prefix}{name}.") if inner else {f"{prefix}{name}": value})
-    return paths
-
-
 def build(method: str | int, paths: dict[str, Any], assignments: Iterable[str] = ()) -> Recipe:
     """The recipe of a menu entry with these settings. Raises RecipeError."""
     from llm_finetuner.recipe_file import from_dict, override
@@ -160,38 +230,7 @@ def build(method: str | int, paths: dict[str, Any], assignments: Iterable[str] =
     values = {"tuning.kind": tuning, **paths}
     if values["tuning.kind"] == "qlora" and not values.get("student.load_in_8bit"):
         values.setdefault("student.load_in_4bit", True)  # what QLoRA means
+    kind = kind_of_teacher(values)
+    if kind is not None:
+        values.setdefault("teacher.kind", kind)
     return override(from_dict({"method": name, **nest(values)}), list(assignments))
-
-
-def words_of(recipe: Recipe) -> list[str]:
-    """The command's words after `python finetune_cli.py` that give this recipe again."""
-    distil = recipe.needs_teacher
-    entry = next((e for e in MENU.values() if e[1:3] == (recipe.method, recipe.tuning.kind)), None)
-    entry = entry or next((e for e in MENU.values() if e[1] == recipe.method), menu_entry(4 if distil else 6))
-    words = ["distill" if distil else "finetune", "--method", entry[0]]
-    extra = []
-    plain = flatten(build(entry[0], {"tuning.kind": recipe.tuning.kind}).to_dict())
-    known = {setting.path: setting for setting in settings(distil)}
-    if distil:
-        plain.update({s.path: s.default for s in fields_of(Teacher, "teacher")})
-    if recipe.tuning.kind != entry[2]:
-        words += [known["tuning.kind"].flag, recipe.tuning.kind]
-    for path, value in flatten(recipe.to_dict()).items():
-        if path in plain and plain[path] == value or (path == "teacher" and value is None):
-            continue
-        setting = known.get(path)
-        if setting is None or _lost(setting, value):
-            extra += ["--set", f"{path}={json.dumps(value)}"]
-        elif isinstance(value, bool):
-            words.append(setting.flag if value else setting.flag.replace("--", "--no-", 1))
-        else:
-            words += [setting.flag, setting.spell(value)]
-    return words + extra
-
-
-def _lost(setting: Setting, value: Any) -> bool:
-    """Whether the value would not survive being typed: text that reads as None, starts with a dash, ..."""
-    if isinstance(value, bool):
-        return False
-    spelled = setting.spell(value)
-    return spelled.startswith("-") or setting.parse(spelled) != value

@@ -4,20 +4,29 @@ import dataclasses
 from typing import Any
 
 from llm_finetuner.cli import prompts
-from llm_finetuner.cli.hub import prepare
+from llm_finetuner.cli.chains import chain_of
+from llm_finetuner.cli.hub import names_in, prepare
 from llm_finetuner.cli.plain import clean
 from llm_finetuner.cli.prompts import BACK, Ask, Pick
-from llm_finetuner.cli.questions import Question, questions
+from llm_finetuner.cli.questions import STAGE, Question, questions
 from llm_finetuner.cli.settings import Setting, build, fields_of
 from llm_finetuner.errors import FinetunerError, ModelError, RecipeError
 from llm_finetuner.recipe import Data, Recipe
 
 
-class Walk:
-    """One way through the questions of a method. `forward()` asks what is not answered; `back()` takes one back."""
+def _number(key: str) -> int:
+    """Which student of a chain a key is of."""
+    return int(key.removeprefix(STAGE)) if key.startswith(STAGE) else 0
 
-    def __init__(self, method: str, screen: Any):
-        self.answers: dict[str, Any] = {"method": method}
+
+class Walk:
+    """One way through the questions of a method. `forward()` asks what is not answered; `back()` takes one back.
+
+    job: train, chain, cache or write.
+    """
+
+    def __init__(self, method: str, screen: Any, job: str = "train"):
+        self.answers: dict[str, Any] = {"method": method, "job": job}
         self.typed: dict[
             str, Any
         ] = {}  # answers that differ from what was offered: defaults when asked again
@@ -54,7 +63,17 @@ class Walk:
     def recipe(self) -> Recipe:
         """The recipe of the answers. Raises RecipeError."""
         left_out = ("method", "advanced", "more", "data.look")
-        return build(self.answers["method"], {k: v for k, v in self.answers.items() if k not in left_out})
+        own = ("job", STAGE)
+        paths = {
+            key: value
+            for key, value in self.answers.items()
+            if key not in left_out and not key.startswith(own)
+        }
+        if self.answers["job"] == "write":
+            paths["student.name"] = paths.get("teacher.name", "")
+        recipe = build(self.answers["method"], paths)
+        students = [self.answers[key] for key in sorted(self.answers, key=_number) if key.startswith(STAGE)]
+        return chain_of(recipe, [name for name in students if name]) if students else recipe
 
     def _next(self) -> tuple[Question, str] | None:
         for question, why in questions(self.answers):
@@ -103,7 +122,8 @@ class Walk:
             title = "Are the data read as you mean them?" if failed is None else "What now?"
             answer = prompts.ask(title, "", Pick(choices, default))
             if answer == "model":
-                while self.done[-1] != "student.name":
+                models = ("student.name", "teacher.name", f"{STAGE}1")
+                while self.done[-1] not in models:
                     self.back()
                 return BACK
             if answer in (BACK, "back"):
@@ -131,7 +151,7 @@ class Walk:
         prompts.note("Reading the data ... (the first time torch is loaded, which takes a while)")
         try:
             recipe = self.recipe()
-            prepare([recipe.student.name, recipe.data.source], self.screen.warn)
+            prepare(names_in(recipe), self.screen.warn)
             sight = look(recipe)
         except FinetunerError as error:
             return error

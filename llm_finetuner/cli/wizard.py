@@ -14,9 +14,13 @@ from llm_finetuner.errors import RecipeError
 from llm_finetuner.registry import MENU
 
 OTHER_JOBS = (  # key, title, what it means
-    ("r", "Run a recipe", "A recipe.yaml that was saved or written before"),
-    ("s", "Resume a run", "Go on from its newest checkpoint"),
+    ("p", "Chain of stages", "A teacher, a middle student, a small one: each is the next one's teacher"),
+    ("r", "Run a recipe or a chain", "A recipe.yaml that was saved or written before"),
+    ("s", "Resume a run or a chain", "Go on from its newest checkpoint"),
     ("c", "Compare or benchmark", "Measure the models of a run, or score completions of prompts"),
+    ("k", "Cache a teacher's answers", "Then no teacher is needed in memory"),
+    ("w", "Let a teacher write a data set", "It completes the prompts of yours"),
+    ("f", "Find better settings", "Try several, ranked with their uncertainty"),
     ("o", "Open a report", "The report.html of a run"),
     ("d", "Doctor", "What this machine has, and what is missing"),
     ("q", "Quit", ""),
@@ -97,6 +101,6 @@ def menu(on_choice: Callable[[], None] = lambda: None) -> int:
 
 
 def first_screen(default: Any) -> Pick:
-    """The six methods under their numbers, then the other jobs."""
+    """The methods under their numbers, then the other jobs."""
     methods = [(n, title.split(": ")[0], title.split(": ")[1], str(n)) for n, (*_, title) in MENU.items()]
     return Pick([*methods, *((key, title, told, key) for key, title, told in OTHER_JOBS)], default)

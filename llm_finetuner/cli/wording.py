@@ -1,6 +1,8 @@
 """What users read about each setting: its flag, its choices, the word for None, and one line of help."""
 
 from llm_finetuner.methods.feature import FEATURE_LOSSES
+from llm_finetuner.methods.on_policy import DIVERGENCES
+from llm_finetuner.methods.relation import RELATIONS
 from llm_finetuner.registry import OPTIMIZERS, SCHEDULES, TEACHERS, TUNINGS
 
 FLAGS = {  # where the flag is not simply the field's name
@@ -15,6 +17,13 @@ FLAGS = {  # where the flag is not simply the field's name
     "data.samples": "--num-samples",
     "data.eval_source": "--eval-data",
     "options.feature_layers": "--layers",
+    "options.layers": "--layers",
+    "teacher.options.members": "--teacher",
+    "teacher.options.weights": "--weights",
+    "teacher.options.mixture": "--mixture",
+    "teacher.options.path": "--cache",
+    "teacher.options.url": "--url",
+    "teacher.options.cache": "--remote-cache",
     "train.trackers": "--tracker",
 }
 CHOICES = {
@@ -23,6 +32,12 @@ CHOICES = {
     "train.optimizer": OPTIMIZERS,
     "train.schedule": SCHEDULES,
     "options.feature_loss": FEATURE_LOSSES,
+    "options.relation": RELATIONS,
+    "options.divergence": DIVERGENCES,
+    "options.by": ("exits", "average"),
+    "options.projection": ("linear", "orthogonal"),
+    "teacher.options.compare": ("shared", "sorted"),
+    "teacher.options.mixture": ("probabilities", "logits"),
 }
 NOTHING = {  # the word for None, where it is not "auto"
     "data.source": "none",
@@ -33,19 +48,41 @@ NOTHING = {  # the word for None, where it is not "auto"
     "data.eval_samples": "all",
     "data.eval_split": "none",
     "train.steps": "none",
+    "data.only": "all",
+    "options.exits": "middle",
+    "teacher.device": "beside",
+    "teacher.options.weights": "equal",
 }
 HELP = {
-    "student.name": "the model to train: a folder, or a name on the hub",
+    "student.name": "the model to train: a folder, a name on the hub, or teacher/2: every second block of the teacher",
     "student.load_in_4bit": "hold the student in 4 bits (needs an adapter)",
     "student.load_in_8bit": "hold the student in 8 bits (needs an adapter)",
     "student.dtype": "number format the student is loaded in",
     "student.from_scratch": "read the configuration only and draw new weights from the seed",
-    "teacher.name": "the model to learn from: a folder or hub name; it must share the student's tokenizer",
+    "student.keep_blocks": "of a student named teacher/2: blocks spread evenly, or the first and the last ones",
+    "student.keep_width": "of such a student: share of heads, channels and hidden width it keeps, 0-1",
+    "teacher.name": "the model to learn from, a folder or hub name; several together: an ensemble, or peers",
     "teacher.load_in_4bit": "hold the teacher in 4 bits: least memory, slightly worse answers",
     "teacher.load_in_8bit": "hold the teacher in 8 bits: half the memory of 16",
     "teacher.dtype": "number format the teacher is loaded in",
-    "teacher.from_scratch": "draw the teacher's weights from the seed (for tests)",
-    "teacher.kind": "what provides the teacher's answers",
+    "teacher.from_scratch": "new weights, of peers that learn together with the student",
+    "teacher.kind": "what provides the answers; --cache, --url and several teachers imply it; across: another tokenizer",
+    "teacher.device": "where it stands: beside the student, cpu, cuda:1, or auto: spread out, the rest offloaded",
+    "teacher.shuffled": "a control: every position hears the answer to another one",
+    "teacher.options.members": "several teachers; a run without --teacher-kind takes them as an ensemble",
+    "teacher.options.weights": "of several: numbers, or loss: by how well each does on an example",
+    "teacher.options.mixture": "of several: mean of the probabilities, or of the logits",
+    "teacher.options.compare": "of another tokenizer: shared brings both to the tokens they share; sorted is for uld",
+    "teacher.options.decay": "of a teacher that is the student's own moving average",
+    "teacher.options.path": "folder of answers that the command cache wrote: no teacher in memory",
+    "teacher.options.url": "a completions endpoint that knows the teacher's name, such as http://localhost:8000/v1",
+    "teacher.options.k": "of an endpoint: so many most probable tokens a position",
+    "teacher.options.timeout": "of an endpoint: seconds a request may take",
+    "teacher.options.retries": "of an endpoint: how often a request is tried again",
+    "teacher.options.concurrency": "of an endpoint: requests at a time",
+    "teacher.options.batch": "of an endpoint: sequences a request",
+    "teacher.options.key_variable": "of an endpoint: environment variable that holds the key",
+    "teacher.options.cache": "of an endpoint: folder that its answers are kept in; empty: one for all runs",
     "tuning.kind": "which weights move: all of them, or an adapter's",
     "data.source": "a file (.jsonl .json .csv .tsv .parquet .txt), folder, glob, or data set on the hub",
     "data.config": "configuration of a data set on the hub, such as wikitext-2-raw-v1",
@@ -53,6 +90,8 @@ HELP = {
     "data.files": "files inside the folder or hub data set",
     "data.samples": "use only the first N rows",
     "data.text_columns": "columns to read, where the automatic choice is wrong",
+    "data.only": "rows with these values only, one task of many, such as subject=math",
+    "data.hard_share": "learn from this share of the rows, those the student finds hardest at the start, 0-1",
     "data.max_length": "tokens an example may have; what is longer is cut",
     "data.loss_on": "learn the completion only, or all tokens; plain text is always learned in full",
     "data.on_bad_row": "what to do with a row that cannot be read",
@@ -78,11 +117,29 @@ HELP = {
     "train.patience": "stop after this many evaluations without a better loss; 0: never",
     "train.seed": "the same seed gives the same run",
     "train.trackers": "also write to tensorboard, wandb",
-    "options.temperature": "softens both models' probabilities, 1-10",
+    "options.label_smoothing": "share of the target's probability spread over all tokens, 0-0.99",
+    "options.temperature": "softens both models' probabilities, 1-10; may change over the run: 4..1 or 4..1:cosine",
     "options.alpha": "weight of the ground truth, 0-1; the teacher has the rest",
-    "options.feature_layers": "student blocks from 0 (0,3,6) or student:teacher pairs (0:1,3:7); auto: four",
+    "options.feature_layers": "student blocks from 0 (0,3,6), student:teacher pairs (0:1,3:7), or a map: uniform, "
+    "last, skip, first-last, final; auto: four",
+    "options.layers": "the same for all objectives that name none",
     "options.output_weight": "weight of the teacher's probabilities beside its hidden states; 0: unused",
-    "options.feature_loss": "distance of hidden states: mean squared error, or cosine",
+    "options.feature_loss": "what of the blocks is compared, and how",
+    "options.projection": "how the learned map between unlike widths starts",
+    "options.relation": "what is compared: distances and angles, similarities of positions, or correlations of tokens",
+    "options.objectives": "objective=weight[:option=value] ..., such as cross_entropy=0.5 "
+    "reverse_kl=0.5:temperature=4..1; auto: half cross_entropy, half forward_kl at temperature 2",
+    "options.by": "exits: the last block teaches earlier ones; average: the mean of the weights so far teaches",
+    "options.exits": "blocks from 0 after which the model can stop; middle: one half-way",
+    "options.decay": "of the average of the weights, 0-1; nearer to 1 is slower",
+    "options.mutual": "the peers learn from the student too; no: from the data alone",
+    "options.divergence": "how the two models' probabilities are compared",
+    "options.share": "share of the examples that the student writes itself, 0-1",
+    "options.max_new_tokens": "tokens that are written for a prompt at most",
+    "options.sampling_temperature": "of the writing; 0: the most probable token each time",
+    "options.replay": "written examples that are kept and learned from again; 0: each is used once",
+    "options.samples": "texts that the teacher writes for a prompt",
+    "options.keep_data": "learn from the data's own rows too",
     "tuning.options.r": "rank of the adapter's matrices: more learns more and costs more",
     "tuning.options.target_r": "average rank AdaLoRA ends with",
     "tuning.options.init_r": "rank AdaLoRA starts with",
@@ -90,49 +147,4 @@ HELP = {
     "tuning.options.lora_dropout": "share of the adapter's inputs dropped while training",
     "tuning.options.target_modules": "layers to adapt, such as q_proj,v_proj; auto: the attention layers",
     "output": "folder of the run",
-}
-
-# ---- the wizard
-
-EXAMPLE_STUDENT, EXAMPLE_TEACHER = "gpt2", "gpt2-medium"
-TITLES = {
-    "student.name": "Student model",
-    "student.from_scratch": "Start from new weights?",
-    "teacher.name": "Teacher model",
-    "tuning.kind": "Which weights of the student move?",
-    "data.source": "Training data",
-    "data.config": "Configuration of the data set",
-    "data.split": "Split",
-    "data.samples": "How many rows?",
-    "data.max_length": "Longest example, in tokens",
-    "options.feature_layers": "Layers to match",
-    "advanced": "Change other settings?",
-    "more": "Settings to change",
-    "output": "Output folder",
-}
-WHY = {  # where the help of the flag is too short for someone who sees it for the first time
-    "student.name": "The model to train: a folder (Tab completes), or a name on the hub.",
-    "student.from_scratch": "Only the configuration of the model is read then.",
-    "teacher.name": "The bigger model to learn from. Its tokenizer must be the student's.",
-    "tuning.kind": "All of them learn most; an adapter needs far less memory.",
-    "data.source": "A .jsonl .json .csv .tsv .parquet .txt file, a folder, a glob, or a data set on the hub.",
-    "data.config": "Hub data sets may come in several, such as wikitext-2-raw-v1.",
-    "data.split": "The part of the data set to train on.",
-    "options.temperature": "1 to 10. How much of the teacher's doubt the student sees. 1: probabilities as they are; "
-    "2: the usual softening; 5: unlikely tokens count clearly; 10: nearly their ranking only.",
-    "options.alpha": "0 to 1: the weight of the ground truth; the teacher has the rest. 0: the teacher only; "
-    "0.5: half and half; 1: the data only, the teacher is unused.",
-    "options.feature_layers": "Student blocks from 0 (0,3,6), or student:teacher pairs (0:1,3:7). "
-    "auto: four, spread evenly, each with the teacher block at the same depth.",
-    "options.output_weight": "0: hidden states only. Above 0: the teacher's output probabilities too, so weighted; "
-    "only then does the temperature matter.",
-    "options.feature_loss": "How hidden states are compared.",
-    "train.epochs": "How often every example is seen. 3 is usual; more may memorise a small data set.",
-    "train.batch_size": "Examples in one forward pass. Lower it when memory is short.",
-    "train.learning_rate": "The size of a step. auto: 2e-4 for adapters, 5e-5 for full tuning, 1e-3 from scratch.",
-    "data.max_length": "Longer examples are cut. Memory and time grow with it.",
-    "data.samples": "A number takes the first N rows only: good for a trial.",
-    "advanced": "Schedule, precision, evaluation, checkpoints, quantisation, seed and so on.",
-    "more": "Space marks, Enter goes on.",
-    "output": "The model, its log and its report go here.",
 }

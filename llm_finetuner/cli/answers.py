@@ -1,0 +1,104 @@
+"""Answers as they are typed in the menu, held against what is on this disk. Each raises RecipeError."""
+
+import os
+import re
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from llm_finetuner.cli.folder import check_output
+from llm_finetuner.cli.hub import is_on_hub
+from llm_finetuner.cli.needed import is_part
+from llm_finetuner.errors import RecipeError
+from llm_finetuner.recipe import Recipe
+
+
+def model_name(typed: str) -> str:
+    """A model folder or hub name as typed. Raises RecipeError."""
+    name = typed.strip()
+    path = Path(name).expanduser()
+    if name and path.is_dir():
+        if not any((path / file).exists() for file in ("config.json", "adapter_config.json")):
+            raise RecipeError(f"{name} holds no config.json", "give the folder of a Hugging Face model")
+        return os.path.expanduser(name)
+    if path.exists() or name.startswith((".", "/", "~")):
+        raise RecipeError(f"{name} is not a folder", "give a model's folder, or a hub name such as gpt2")
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+        raise RecipeError(
+            f"{name!r} is neither a folder nor a hub name", "hub names look like gpt2 or org/model"
+        )
+    return name
+
+
+def student_name(may_be_part: bool, typed: str) -> str:
+    """A student as typed: teacher/2, where a teacher is named, or a model that is no adapter. Raises RecipeError."""
+    if is_part(typed):
+        if not may_be_part:
+            raise RecipeError(f"{typed.strip()!r}: this method has no teacher to be cut", "name a model")
+        if not re.fullmatch(r"teacher/[1-9]\d*", typed.strip()):
+            raise RecipeError(f"{typed.strip()!r} names no part of the teacher", "teacher/2: half its blocks")
+        return typed.strip()
+    name = model_name(typed)
+    if (Path(name) / "adapter_config.json").exists():
+        raise RecipeError(f"{name} holds an adapter, not a model", "merge it first: LLMFineTuner.merge()")
+    return name
+
+
+def teacher_name(typed: str) -> str:
+    """A teacher as typed: one that has learned something. Raises RecipeError."""
+    name = model_name(typed)
+    if Path(name).is_dir() and not holds_weights(Path(name)):
+        raise RecipeError(f"{name} holds no weights", "give the folder of a model that was trained")
+    return name
+
+
+def holds_weights(folder: Path) -> bool:
+    patterns = ("model*.safetensors*", "pytorch_model*.bin*", "adapter_model.*")
+    return any(next(folder.glob(pattern), None) for pattern in patterns)
+
+
+def members_typed(typed: str) -> list[str]:
+    """Several teachers, separated by blanks; quotes keep a blank in a name. Raises RecipeError."""
+    try:
+        words = shlex.split(typed)
+    except ValueError as error:
+        raise RecipeError(f"{typed!r}: {error}", "quote names that hold blanks") from error
+    return [teacher_name(word) for word in words]
+
+
+def teacher_answers(name: str, value: Any) -> None:
+    """Hold an option of a kind of teacher against what is there. Raises RecipeError."""
+    if name == "members" and len(value) < 2:
+        raise RecipeError("several teachers are two or more", "go back to take one model")
+    if name == "path" and not (Path(value).expanduser() / "manifest.json").exists():
+        raise RecipeError(f"{value} holds no cache: there is no manifest.json", "k in the menu writes one")
+    if name == "url" and not re.match(r"https?://\S+$", value):
+        raise RecipeError(f"{value!r} is no address", "such as http://localhost:8000/v1")
+
+
+def data_source(typed: str) -> str:
+    """A file, folder, glob or hub name as typed. Raises RecipeError."""
+    name = typed.strip()
+    path = Path(name).expanduser()
+    if name and path.exists() or any(mark in name for mark in "*?["):
+        return os.path.expanduser(name)
+    suffixes = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
+    if name.startswith((".", "/", "~")) or name.endswith(suffixes) or not is_on_hub(name):
+        raise RecipeError(
+            f"there is no file or folder {name!r}", "Tab completes paths; a hub name is org/data"
+        )
+    return name
+
+
+def found_data() -> str:
+    """The first data file here, so that there is something to accept."""
+    patterns = (f"{folder}*{suffix}" for suffix in (".jsonl", ".parquet", ".csv") for folder in ("", "data/"))
+    return next((str(path) for pattern in patterns for path in sorted(Path().glob(pattern))), "train.jsonl")
+
+
+def output_folder(recipe: Recipe, typed: str) -> str:
+    """The folder of the run as typed. Raises RecipeError where something is in the way."""
+    folder = os.path.expanduser(typed.strip())
+    check_output(replace(recipe, output=folder))
+    return folder

@@ -1,0 +1,69 @@
+"""What a recipe needs before anything is loaded: what has no default, and a teacher that its method can hear."""
+
+import re
+
+from llm_finetuner.cli.exits import program
+from llm_finetuner.errors import RecipeError
+from llm_finetuner.recipe import Recipe, members_of
+from llm_finetuner.registry import TEACHERS
+from llm_finetuner.scheme import Scheme
+
+NAMED = ("live", "across", "remote")  # kinds of one teacher, which has a name
+OWN = {
+    "cached": ("path", "--cache"),
+    "remote": ("url", "--url"),
+}  # what a kind of teacher has in place of a model
+
+
+def is_part(name: str) -> bool:
+    """Whether a student's name says that it is cut from the teacher: teacher/2."""
+    return bool(re.fullmatch(r"teacher/.*", name.strip()))
+
+
+def fitting_kinds(scheme: Scheme) -> tuple[str, ...]:
+    """The kinds of teachers that a method can hear."""
+    if scheme.writing:
+        return ("live",)
+    if scheme.teacher == "peers":
+        return ("live", "ensemble")
+    if scheme.teacher != "given":
+        return ()
+    return tuple(kind for kind in TEACHERS if not (scheme.on_policy and kind == "cached"))
+
+
+def check_complete(recipe: Recipe) -> None:
+    """Raise RecipeError for what has no default and was not given, and for a teacher that cannot teach so."""
+    _need(recipe.student.name, "student.name", "--student")
+    if recipe.needs_teacher:
+        _check_teacher(recipe)
+    if is_part(recipe.student.name):
+        teacher = recipe.teacher
+        named = recipe.distils and teacher and all(member.name for member in members_of(teacher))
+        if not named:
+            raise RecipeError(
+                f"student {recipe.student.name} is cut from the teacher, and no teacher is named",
+                f"give it with --teacher to {program()} distill, or name another student",
+            )
+    _need(recipe.data.source, "data.source", "--data")
+
+
+def _check_teacher(recipe: Recipe) -> None:
+    teacher = recipe.teacher
+    kind = teacher.kind if teacher else "live"
+    kinds = fitting_kinds(recipe.scheme)
+    if kind in TEACHERS and kind not in kinds:
+        why = "asks the teacher about new texts" if recipe.scheme.on_policy else "needs models"
+        raise RecipeError(
+            f"{recipe.method} {why}, and a teacher of kind {kind} cannot do that",
+            f"kinds that can: {', '.join(kinds)}",
+        )
+    if kind in OWN:
+        option, flag = OWN[kind]
+        _need(teacher.options.get(option), f"teacher.options.{option}", flag)
+    if kind in NAMED:
+        _need(teacher and teacher.name, "teacher.name", "--teacher")
+
+
+def _need(value: object, path: str, flag: str) -> None:
+    if not value:
+        raise RecipeError(f"{path} is missing", f"give it with {flag}, or as {path}=... in a recipe")

@@ -1,0 +1,81 @@
+"""What the menu says: titles, explanations for someone who sees a question for the first time, choices in words."""
+
+EXAMPLE_STUDENT, EXAMPLE_TEACHER = "gpt2", "gpt2-medium"
+TITLES = {
+    "student.name": "Student model",
+    "student.from_scratch": "Start from new weights?",
+    "teacher.kind": "What teaches?",
+    "teacher.name": "Teacher model",
+    "teacher.options.members": "Teacher models",
+    "teacher.options.weights": "Weights of the teachers",
+    "teacher.options.path": "Folder of the cache",
+    "teacher.options.url": "Address of the endpoint",
+    "tuning.kind": "Which weights of the student move?",
+    "data.source": "Training data",
+    "data.config": "Configuration of the data set",
+    "data.split": "Split",
+    "data.samples": "How many rows?",
+    "data.max_length": "Longest example, in tokens",
+    "options.feature_layers": "Layers to match",
+    "options.by": "What teaches the student?",
+    "advanced": "Change other settings?",
+    "more": "Settings to change",
+    "output": "Output folder",
+    "job.k": "Tokens to keep a position",
+    "job.to": "Where to",
+}
+WHY = {  # where the help of the flag is too short for someone who sees it for the first time
+    "student.name": "The model to train: a folder (Tab completes), or a name on the hub.",
+    "student.from_scratch": "Only the configuration of the model is read then.",
+    "teacher.kind": "",
+    "teacher.name": "The bigger model to learn from. Its tokenizer must be the student's.",
+    "teacher.options.members": "Folders or hub names, separated by blanks; their tokens must be the student's.",
+    "teacher.options.path": "The command cache, or k in the menu, writes one.",
+    "teacher.options.url": "Any server of completions that returns top log-probabilities: vLLM, SGLang, llama.cpp.",
+    "tuning.kind": "All of them learn most; an adapter needs far less memory.",
+    "data.source": "A .jsonl .json .csv .tsv .parquet .txt file, a folder, a glob, or a data set on the hub.",
+    "data.config": "Hub data sets may come in several, such as wikitext-2-raw-v1.",
+    "data.split": "The part of the data set to train on.",
+    "options.temperature": "1 to 10. How much of the teacher's doubt the student sees. 1: probabilities as they are; "
+    "2: the usual softening; 5: unlikely tokens count clearly; 10: nearly their ranking only. 4..1: from 4 down to 1.",
+    "options.alpha": "0 to 1: the weight of the ground truth; the teacher has the rest. 0: the teacher only; "
+    "0.5: half and half; 1: the data only, the teacher is unused.",
+    "options.feature_layers": "Student blocks from 0 (0,3,6), student:teacher pairs (0:1,3:7), or a map: uniform, "
+    "last, skip, first-last, final. auto: four, spread evenly, each with the teacher block at the same depth.",
+    "options.layers": "For objectives that compare blocks: numbers (0,3,6), pairs (0:1,3:7) or uniform, last, skip, "
+    "first-last, final. auto: four, spread evenly.",
+    "options.output_weight": "0: hidden states only. Above 0: the teacher's output probabilities too, so weighted; "
+    "only then does the temperature matter.",
+    "options.objectives": "objective=weight, separated by blanks; options follow a colon: jsd=0.5:beta=0.1. "
+    "Their names: the command list objectives.",
+    "train.epochs": "How often every example is seen. 3 is usual; more may memorise a small data set.",
+    "train.batch_size": "Examples in one forward pass. Lower it when memory is short.",
+    "train.learning_rate": "The size of a step. auto: 2e-4 for adapters, 5e-5 for full tuning, 1e-3 from scratch.",
+    "data.max_length": "Longer examples are cut. Memory and time grow with it.",
+    "data.samples": "A number takes the first N rows only: good for a trial.",
+    "advanced": "Schedule, precision, evaluation, checkpoints, quantisation, seed and so on.",
+    "more": "Space marks, Enter goes on.",
+    "output": "The model, its log and its report go here.",
+    "job.k": "The most probable ones, with what the others weigh together. 50 cost 114 bytes a position.",
+    "job.to": "A new folder for the cache, or a new .jsonl file for the data.",
+}
+FROM_TEACHER = "teacher/2, if you have none: every second block of the teacher."
+KINDS = {  # kind of teacher -> (title, what it means)
+    "live": ("One model", "It answers every batch, and stands in memory beside the student"),
+    "ensemble": ("Several models", "Their weighted mean answers"),
+    "cached": ("Answers in a cache", "Written once by a teacher, which is not needed in memory any more"),
+    "remote": ("An endpoint", "A server that returns the most probable tokens with their log-probabilities"),
+    "across": (
+        "A model with another tokenizer",
+        "Its tokens are aligned with the student's by the text they stand for",
+    ),
+}
+PEERS = {
+    "live": ("One more model", "It learns beside the student"),
+    "ensemble": ("Several more models", "All of them learn together"),
+}
+PEER = "The model that learns beside the student, with the same tokenizer and as many tokens."
+BY = {
+    "exits": "The last block teaches earlier ones: the model can stop early",
+    "average": "The moving average of its own weights",
+}
