@@ -133,7 +133,7 @@ class Assembly:
     steps_per_epoch: int
 
 
-def assemble(recipe: Recipe, parts: Parts, device: torch.device, note: Note) -> Assembly:
+def assemble(recipe: Recipe, parts: Parts, device: torch.device, note: Note, rank: int = 0) -> Assembly:
     """Load what `parts` does not hold, and check that it fits together before time is spent. Raises FinetunerError."""
     resolve(OPTIMIZERS, recipe.train.optimizer), resolve(SCHEDULES, recipe.train.schedule)
     task, scheme = resolve(TASKS, recipe.task, "task")(), recipe.scheme
@@ -157,7 +157,7 @@ def assemble(recipe: Recipe, parts: Parts, device: torch.device, note: Note) -> 
     student.to(device) if not loading.is_quantised(student) else None
     loading.check_head(student, recipe.student.name or "the student")
     about = {"max_length": data.max_length, "loss_on": data.loss_on} if parts.train is None else {}
-    context = Context(task, student, tokenizer, device, note, recipe.train.seed, recipe.output, about)
+    context = Context(task, student, tokenizer, device, note, recipe.train.seed, recipe.output, about, rank)
     if data.hard_share < 1:
         train = hardest(task, student, train, data.hard_share, note)
     if scheme.writing:

@@ -87,7 +87,7 @@ def write_examples(recipe: Recipe, given: Any, tokenizer: Any, rows: Any, contex
     path = Path(recipe.output) / "written.jsonl"
     return write_rows(
         given, tokenizer, rows, recipe.scheme.writing, path, seed=recipe.train.seed,
-        max_length=recipe.data.max_length, note=context.note,
+        max_length=recipe.data.max_length, note=context.note, first=context.rank == 0,
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from llm_finetuner.scheme import Writing
 from llm_finetuner.teachers.identity import fingerprint
 
 PROMPTS_AT_ONCE = 16
+POLL = 0.5  # seconds
 
 
 def write_rows(
@@ -29,10 +31,12 @@ def write_rows(
     seed: int,
     max_length: int,
     note: Callable[[str], None],
+    first: bool = True,
 ) -> Any:
     """Prepared rows whose completions the teacher wrote. `path`: JSON lines of {row, sample, teacher, ..., tokens}.
 
     The prompt of a row is what does not count, or its first half. What the file holds already is not written again.
+    first: of several processes the first one writes, the others wait for its file.
     Raises ModelError, DataError.
     """
     if tokenizer is None:
@@ -42,8 +46,12 @@ def write_rows(
     prompts = [ids[-room:] for ids in prompts]
     plan = replace(plan, max_new_tokens=new)
     about = _about(teacher, plan, seed)
-    done = _read(path, prompts, plan.samples, about)
-    missing = [(i, s) for i in range(len(prompts)) for s in range(plan.samples) if (i, s) not in done]
+    wanted = [(i, s) for i in range(len(prompts)) for s in range(plan.samples)]
+    done = _read(path, prompts, plan.samples, about, mend=first)
+    while not first and len(done) < len(wanted):
+        time.sleep(POLL)
+        done = _read(path, prompts, plan.samples, about, mend=False)
+    missing = [place for place in wanted if place not in done]
     if missing:
         note(f"the teacher writes {len(missing)} completions into {path}")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,9 +102,12 @@ def _about(teacher: nn.Module, plan: Writing, seed: int) -> dict[str, Any]:
 
 
 def _read(
-    path: Path, prompts: list[list[int]], samples: int, about: dict
+    path: Path, prompts: list[list[int]], samples: int, about: dict, *, mend: bool
 ) -> dict[tuple[int, int], list[int]]:
-    """What was written before a kill, by (row, sample). Raises DataError when it belongs to other prompts."""
+    """What was written before a kill, by (row, sample); mend cuts a broken last line off the file.
+
+    Raises DataError when it belongs to other prompts.
+    """
     done: dict[tuple[int, int], list[int]] = {}
     whole = []
     for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []:
@@ -116,7 +127,7 @@ def _read(
         if record["sample"] < samples:
             done[i, record["sample"]] = record["tokens"]
         whole.append(line)
-    if path.exists():
+    if mend and path.exists():
         path.write_text("".join(whole), encoding="utf-8")
     return done
 

@@ -26,6 +26,7 @@ class Context:
     seed: int = 0
     folder: str = ""  # of the run
     about: dict[str, Any] = field(default_factory=dict)  # how the rows were prepared: max_length, loss_on
+    rank: int = 0  # of this process
 
 
 class Provider:
