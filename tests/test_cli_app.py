@@ -165,7 +165,9 @@ def test_our_own_bugs_keep_their_traceback(monkeypatch):
         main(["list"])
 
 
-@pytest.mark.parametrize("what", ["methods", "tunings", "objectives", "teachers", "layers", "schedules", "runs"])
+@pytest.mark.parametrize(
+    "what", ["methods", "tunings", "objectives", "teachers", "layers", "schedules", "runs"]
+)
 def test_list(what, capsys, tmp_path):
     assert main(["list", what, "--json", "--folder", str(tmp_path)]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -179,7 +181,12 @@ def test_doctor(capsys):
 
 
 @pytest.mark.parametrize(
-    "command", ["", *"finetune distill run resume cache generate sweep compare benchmark quickstart preview doctor list".split()]
+    "command",
+    [
+        "",
+        *"finetune distill run resume cache generate sweep".split(),
+        *"compare benchmark quickstart preview doctor list".split(),
+    ],
 )
 def test_help_everywhere_with_examples_and_exit_codes(command, capsys):
     with pytest.raises(SystemExit) as stop:

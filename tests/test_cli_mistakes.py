@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from llm_finetuner.benchmark.quality import Quality
-from llm_finetuner.cli import confirm, hub, jobs, questions
+from llm_finetuner.cli import answers, confirm, hub, jobs
 from llm_finetuner.cli.app import main
 from llm_finetuner.cli.parser import parser
 from llm_finetuner.cli.settings import build
@@ -219,11 +219,11 @@ def test_models_that_cannot_be_are_refused_at_the_prompt(kind, tmp_path):
     if kind == "adapter as student":
         (tmp_path / "adapter_config.json").write_text("{}")
         with pytest.raises(RecipeError, match="an adapter"):
-            questions.student_name(str(tmp_path))
+            answers.student_name(False, str(tmp_path))
     else:
         with pytest.raises(RecipeError, match="no weights"):
-            questions.teacher_name(str(tmp_path))
-        assert questions.student_name(str(tmp_path)) == str(tmp_path)  # asked about next
+            answers.teacher_name(str(tmp_path))
+        assert answers.student_name(False, str(tmp_path)) == str(tmp_path)  # asked about next
 
 
 def test_only_runs_that_were_not_finished_are_offered_to_be_resumed(

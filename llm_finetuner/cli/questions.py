@@ -177,7 +177,8 @@ def further(answers: Answers) -> list[Setting]:
     part = is_part(answers.get("student.name", ""))
     settings = [
         *options_in(TUNINGS, tuning, "tuning.options"),
-        *(options_in(METHODS, method, "options") if method == "fine_tuning" else []), *fields_of(Train, "train"), *fields_of(Data, "data"),
+        *(options_in(METHODS, method, "options") if method == "fine_tuning" else []),
+        *fields_of(Train, "train"), *fields_of(Data, "data"),
         *[s for s in fields_of(Model, "student") if part or not s.name.startswith("keep_")],
         *(fields_of(Teacher, "teacher") if has_teacher else []),
         *[s for s in options if s.name not in FIRST.get(kind, (s.name,))],

@@ -190,10 +190,9 @@ def paths_in(given: dict[str, Any], distil: bool, method: str = "") -> dict[str,
     for flag, same in by_flag(settings(distil)).items():
         if flag in given:
             setting, typed = next((s for s in same if s.owner == method), same[0]), given[flag]
-            if flag == "--teacher":
-                if len(typed) > 1:
-                    paths[MEMBERS] = typed
-                    continue
+            if flag == "--teacher" and isinstance(typed, list) and len(typed) > 1:
+                paths[MEMBERS] = typed
+                continue
             # booleans come from argparse as they are
             paths[setting.path] = typed if isinstance(typed, bool) else setting.parse(typed)
     return paths

@@ -112,10 +112,15 @@ def read_number(path: str, text: str) -> float | str:
 
 
 def read_plain(text: str) -> Any:
-    """A number, true, false, null, or text."""
+    """A number, true, false, null, a list such as ["value"], or text."""
     known = {"true": True, "false": False, "null": None}
     if text in known:
         return known[text]
+    if text.startswith("["):
+        try:
+            return json.loads(text)
+        except ValueError:
+            return text
     for kind in (int, float):
         try:
             return kind(text)
@@ -126,4 +131,4 @@ def read_plain(text: str) -> Any:
 
 def spell_plain(value: Any) -> str:
     """The inverse of `read_plain`."""
-    return value if isinstance(value, str) else json.dumps(value)
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))

@@ -66,7 +66,7 @@ HELP = {
     "teacher.load_in_8bit": "hold the teacher in 8 bits: half the memory of 16",
     "teacher.dtype": "number format the teacher is loaded in",
     "teacher.from_scratch": "new weights, of peers that learn together with the student",
-    "teacher.kind": "what provides the answers; --cache, --url and several teachers imply it; across: another tokenizer",
+    "teacher.kind": "what provides the answers; --cache, --url, several teachers imply it; across: another tokenizer",
     "teacher.device": "where it stands: beside the student, cpu, cuda:1, or auto: spread out, the rest offloaded",
     "teacher.shuffled": "a control: every position hears the answer to another one",
     "teacher.options.members": "several teachers; a run without --teacher-kind takes them as an ensemble",
