@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import conformance_paths  # noqa: F401
 import conformance_reference as ref
 import torch
 from conformance_step import Bench

@@ -7,8 +7,8 @@ import subprocess
 from pathlib import Path
 
 import torch
+from conformance_paths import ROOT
 from conformance_rules import LIMIT, RULES, Cell
-from conformance_step import ROOT
 
 Table = dict[str, dict[int, Cell]]  # row -> rule -> cell
 COMMAND = "python benchmarks/conformance.py --write"
@@ -55,7 +55,13 @@ def shown(cell: Cell | None) -> str:
     if cell is None or cell.verdict == "-":
         return "-"
     word = "**FAIL**" if cell.verdict == "fail" else cell.verdict
-    return word if cell.error is None else f"{word} {cell.error:.0e}".replace("e-0", "e-")
+    return word if cell.error is None else f"{word} {figure(cell.error)}"
+
+
+def figure(error: float) -> str:
+    if error == 0 or error >= 0.01:
+        return f"{error:.2g}"
+    return f"{error:.0e}".replace("e-0", "e-")
 
 
 def grid(table: Table, names: dict[str, str] | None = None) -> list[str]:
@@ -88,6 +94,13 @@ def tails(table: Table) -> list[str]:
     ]
 
 
+def stored(table: Table) -> list[str]:
+    """What caches of hidden states come to."""
+    return [
+        f"- `{row}`: {cells[13].note}" for row, cells in table.items() if "hidden states" in cells[13].note
+    ]
+
+
 def rules() -> list[str]:
     """The rules in words: the part of the page that is not measured."""
     return [
@@ -95,7 +108,10 @@ def rules() -> list[str]:
     ]
 
 
-def page(objectives: Table, teachers: Table, peers: Table | None, without_peers: str, seconds: float) -> str:
+def page(
+    objectives: Table, teachers: Table, peers: Table | None, without_peers: str, seconds: tuple[float, float]
+) -> str:
+    """absent: said where there are no peers. seconds: by the clock, of the processor."""
     lines = [INTRO, *about(peers is not None, seconds), "", "## Rules", "", *rules()]
     lines += [
         "",
@@ -109,11 +125,12 @@ def page(objectives: Table, teachers: Table, peers: Table | None, without_peers:
         *_list(remarks(objectives)),
     ]
     lines += ["", "Rule 7, relative gradient error to the whole distribution:", "", *tails(objectives)]
+    lines += ["", "Rule 13, hidden states:", "", *stored(objectives)]
     lines += ["", "## Teachers", "", TEACHERS_NOTE, "", *grid(teachers), *_list(remarks(teachers))]
     lines += ["", "Rule 7, relative gradient error to the whole distribution:", "", *tails(teachers)]
     lines += ["", "## TRL", ""]
     if peers is None:
-        lines.append(without_peers)
+        lines.append(absent)
     else:
         lines += [PEERS_NOTE, "", *grid(peers, PEERS), *_list(remarks(peers, PEERS, every=True))]
     return "\n".join([*lines, ""])
@@ -123,11 +140,12 @@ def _list(lines: list[str]) -> list[str]:
     return ["", *lines] if lines else []
 
 
-def about(with_peers: bool, seconds: float) -> list[str]:
+def about(with_peers: bool, seconds: tuple[float, float]) -> list[str]:
     packages = ["torch", "transformers", "llm-finetuner", *(["trl"] if with_peers else [])]
     versions = ", ".join(f"{name} {_version(name)}" for name in packages)
     return [
-        f"Made by `{COMMAND}` on {datetime.date.today().isoformat()} in {seconds:.0f} s; commit {_commit()}; "
+        f"Made by `{COMMAND}` on {datetime.date.today().isoformat()} in {seconds[0]:.0f} s "
+        f"({seconds[1]:.0f} s of the processor; the machine was shared); commit {_commit()}; "
         f"Python {platform.python_version()}, {versions}; {_hardware()}."
     ]
 

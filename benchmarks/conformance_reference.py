@@ -3,6 +3,7 @@
 p is the teacher's distribution and q the student's: [n, V]. Letters: D width, H heads, T tokens.
 """
 
+import conformance_paths  # noqa: F401
 import objective_references as naive
 import torch
 from conformance_step import Loss, said

@@ -4,27 +4,21 @@ SGD at rate 1 moves every weight by minus its gradient. Letters: n positions tha
 """
 
 import copy
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [
-    str(ROOT),
-    str(ROOT / "tests"),
-]  # the naive formulas and the tiny models are those of the tests
+import conformance_paths  # noqa: F401
+import conftest
+import datasets
+import torch
+import transformers
+from torch import Tensor, nn
 
-import conftest  # noqa: E402
-import datasets  # noqa: E402
-import torch  # noqa: E402
-import transformers  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-
-from llm_finetuner.assembly import Parts  # noqa: E402
-from llm_finetuner.recipe import Model, Recipe, Teacher, Train  # noqa: E402
-from llm_finetuner.trainer import fit  # noqa: E402
+from llm_finetuner.assembly import Parts
+from llm_finetuner.recipe import Model, Recipe, Teacher, Train
+from llm_finetuner.trainer import fit
 
 Loss = Callable[[nn.Module, list[int], list[int]], Tensor]  # (student, ids [T], positions [n]) -> sum over n
 Gradient = dict[str, Tensor]
