@@ -149,6 +149,65 @@ def test_a_teacher_in_four_bits_takes_less():
     assert taken(**{"teacher.load_in_4bit": True}) < taken() / 5
 
 
+def test_estimates_of_every_kind_of_teacher():
+    student, teacher = Sizes(10**6, 10**6, 64, 4, 1000), Sizes(10**8, 0, 640, 8, 1000)
+
+    def guess(number: int, others: int = 0, **paths):
+        recipe = build(number, {"teacher.name": "t", **paths} if others else paths)
+        models = Sized(student, [(recipe.teacher, teacher)] * others)
+        return estimate(recipe, models, 100, 10, speed=1e12)
+
+    live = guess(4, 1)
+    cached = guess(4, **{"teacher.options.path": "c"})
+    assert cached.memory["teacher"] == 0 and cached.seconds < live.seconds
+    both = guess(4, 2)
+    assert both.memory["teacher"] == 2 * live.memory["teacher"] and both.seconds > live.seconds
+    peer = guess(10, 1)
+    assert peer.memory["peers"] == 16 * 10**8 and peer.seconds > live.seconds
+    assert guess(9, **{"options.by": "average"}).memory["average"] == 4 * 10**6
+    assert guess(9).memory["teacher"] == 0
+    own, written = guess(11, 1), guess(12, 1)
+    assert live.writing == 0 and own.seconds > own.writing > 0 and written.seconds > written.writing > 0
+    twice = guess(12, 1, **{"options.samples": 2, "options.sampling_temperature": 1.0})
+    assert twice.writing > written.writing and twice.examples == 2 * written.examples
+
+
+def test_a_student_that_is_part_of_its_teacher_is_measured(teacher_folder):
+    from llm_finetuner.models.shrink import shrink
+    from llm_finetuner.named_models import load_teacher
+
+    paths = {"student.name": "teacher/2", "teacher.name": teacher_folder}
+    recipe = build(4, paths)
+    teacher = load_teacher(recipe.teacher, "cpu")
+    real = shrink(teacher, keep=2)
+    assert measure(recipe.student, recipe).parameters == real.num_parameters()
+    half = build(4, {**paths, "student.keep_width": 0.5})
+    narrow = shrink(teacher, keep=2, width=0.5).num_parameters()
+    assert measure(half.student, half).parameters == pytest.approx(narrow, rel=0.3)
+
+
+def test_many_terms_stages_trials_and_caches(monkeypatch):
+    monkeypatch.setattr(progress, "EVERY", 0)
+    shown = screen(80, terminal=False)
+    terms = {f"term_{number}": float(number) for number in range(9)}
+    with View(shown) as view:
+        view("stage", {"number": 2, "of": 3, "student": "small", "output": "run/stage_2"})
+        view("plan", PLAN)
+        view("step", {"step": 1, "epoch": 0.1, "loss": 1.0, **terms, "tokens_per_second": 10.0})
+        view("trial", {"number": 3, "settings": {"alpha": 0.5}, "folder": "run/trial_003"})
+        view("trial_done", {"number": 3, "state": "failed", "loss": None, "error": EVIL})
+        view("cache", {"rows": 8, "of": 8, "tokens": 99})
+    written = shown.console.file.getvalue()
+    for words in (
+        "Stage 2 of 3: student small",
+        "term_3 3.0000, 5 more)",
+        "Trial 3: alpha 0.5",
+        "trial 3 failed: ",
+    ):
+        assert words in written
+    assert "8 of 8 rows, 99 tokens" in written and "\x1b" not in written
+
+
 def test_memory_available():
     free, where = memory_available()
     assert free is None or (free > 0 and where)

@@ -1,54 +1,18 @@
 """The wizard, driven by keystrokes: answers become a Recipe, one can go back, mistakes are told at the prompt."""
+# ruff: noqa: F811, I001  fixtures are arguments
 
 import os
 import shutil
 
 import pytest
-from prompt_toolkit.application import create_app_session
-from prompt_toolkit.input import create_pipe_input
-from prompt_toolkit.output import DummyOutput
+from menu_keys import CTRL_B, CTRL_C, CTRL_D, CTRL_U, DATA, DOWN, ENTER, MODELS, SPACE, answers_to
+from menu_keys import here, keys  # noqa: F401  fixtures
 
-from llm_finetuner.cli import answers, jobs, prompts, side_jobs, walk, wizard
-from llm_finetuner.cli.console import Screen
+from llm_finetuner.cli import answers, jobs, prompts, wizard
 from llm_finetuner.cli.prompts import BACK, Ask, Mark, Pick
 from llm_finetuner.cli.settings import build
 from llm_finetuner.errors import RecipeError
 from llm_finetuner.recipe_file import load
-from llm_finetuner.registry import METHODS, options_of, resolve
-
-ENTER, DOWN, SPACE, CTRL_B, CTRL_C, CTRL_D, CTRL_U = "\r", "\x1b[B", " ", "\x02", "\x03", "\x04", "\x15"
-
-
-@pytest.fixture
-def keys(tmp_path, monkeypatch):
-    """keys(action, *texts): run the action with these keystrokes, in an empty folder of its own."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(action, *texts):
-        with create_pipe_input() as pipe, create_app_session(input=pipe, output=DummyOutput()):
-            pipe.send_text("".join(texts))
-            if not texts[-1].endswith("\x1b"):  # which waits for what may follow it
-                pipe.close()  # a question that nobody answers ends the walk
-            return action()
-
-    return run
-
-
-@pytest.fixture
-def here(student_folder, teacher_folder, data_file, tmp_path):
-    """Two model folders and a data file, with the short names that are typed."""
-    os.symlink(student_folder, tmp_path / "small")
-    os.symlink(teacher_folder, tmp_path / "big")
-    shutil.copy(data_file, tmp_path / "rows.jsonl")
-    return tmp_path
-
-
-def answers_to(method):
-    return lambda: walk.Walk(method, Screen()).forward()
-
-
-MODELS = ["small", ENTER, ENTER, "big", ENTER]  # one model teaches
-DATA = ["rows.jsonl", ENTER, ENTER]  # the file, and yes to the preview
 
 
 # ---- the walk
@@ -171,106 +135,6 @@ def test_output_is_the_next_free_number(keys, here):
     (here / "outputs" / "small-full").mkdir(parents=True)
     recipe = keys(answers_to("full"), "small", ENTER, *DATA, ENTER * 7)
     assert recipe.output == "outputs/small-full-2"
-
-
-# ---- kinds of teachers, students and methods
-
-
-def options_asked(count: int) -> str:
-    """Enter for `count` options of the method, five training questions, advanced, output."""
-    return ENTER * (count + 7)
-
-
-def test_several_teachers(keys, here):
-    moves = ["small", ENTER, DOWN, ENTER, "big big", ENTER, "0.3,0.7", ENTER, DOWN, ENTER, ENTER]
-    recipe = keys(answers_to("vanilla_distillation"), *moves, *DATA, options_asked(2))
-    assert recipe.teacher.kind == "ensemble" and recipe.teacher.name == ""
-    assert recipe.teacher.options == {"members": ["big", "big"], "weights": [0.3, 0.7], "mixture": "logits"}
-
-
-def test_answers_in_a_cache(keys, here):
-    (here / "answers").mkdir()
-    (here / "answers" / "manifest.json").write_text("{}")
-    moves = ["small", ENTER, DOWN, DOWN, ENTER, "nowhere", ENTER, CTRL_U, "answers", ENTER, ENTER]
-    recipe = keys(answers_to("vanilla_distillation"), *moves, *DATA, options_asked(2))
-    assert (recipe.teacher.kind, recipe.teacher.options) == ("cached", {"path": "answers"})
-
-
-def test_an_endpoint(keys, here):
-    moves = [
-        "small",
-        ENTER,
-        DOWN * 3,
-        ENTER,
-        "served",
-        ENTER,
-        "http://127.0.0.1:9/v1",
-        ENTER,
-        "20",
-        ENTER,
-        ENTER,
-    ]
-    recipe = keys(answers_to("vanilla_distillation"), *moves, *DATA, options_asked(2))
-    assert (recipe.teacher.kind, recipe.teacher.name, recipe.teacher.options["k"]) == ("remote", "served", 20)
-
-
-def test_a_student_cut_from_its_teacher(keys, here):
-    moves = ["teacher/0", ENTER, CTRL_U, "teacher/2", ENTER, ENTER, "big", ENTER, ENTER]
-    recipe = keys(answers_to("vanilla_distillation"), *moves, *DATA, options_asked(2))
-    assert (recipe.student.name, recipe.output) == ("teacher/2", "outputs/part-vanilla_distillation")
-
-
-def test_objectives_are_asked_with_an_example(keys, here):
-    mixture = ["klx=1", ENTER, CTRL_U, "jsd=1:beta=0.1", ENTER, "last", ENTER]
-    recipe = keys(answers_to("distillation"), *MODELS, ENTER, *DATA, *mixture, options_asked(0))
-    assert recipe.options == {"objectives": {"jsd": {"weight": 1, "beta": 0.1}}, "layers": "last"}
-
-
-def test_self_distillation_asks_for_no_teacher_and_for_what_matters(keys, here):
-    average = ["3", ENTER, ENTER, DOWN, ENTER, "0.9", ENTER]  # temperature, alpha, by, decay; no exits
-    recipe = keys(answers_to("self_distillation"), "small", ENTER, ENTER, *DATA, *average, options_asked(0))
-    assert recipe.teacher is None and recipe.options["by"] == "average" and recipe.options["decay"] == 0.9
-    exits = [ENTER * 3, "0", ENTER]
-    recipe = keys(answers_to("self_distillation"), "small", ENTER, ENTER, *DATA, *exits, options_asked(0))
-    assert recipe.options["exits"] == [0]
-
-
-@pytest.mark.parametrize(
-    "method, kinds", [("online_distillation", 1), ("on_policy_distillation", 1), ("sequence_distillation", 0)]
-)
-def test_methods_ask_for_the_teachers_that_they_can_hear(keys, here, method, kinds):
-    count = len(options_of(resolve(METHODS, method)))
-    moves = ["small", ENTER, ENTER * kinds, "big", ENTER, ENTER]
-    recipe = keys(answers_to(method), *moves, *DATA, options_asked(count))
-    wanted = {"student.name": "small", "teacher.name": "big", "data.source": "rows.jsonl"}
-    assert recipe == build(method, {**wanted, "output": f"outputs/small-{method}"})
-
-
-def test_a_chain_of_stages(keys, here):
-    moves = ["big", ENTER, "big", ENTER, "small", ENTER, ENTER, ENTER, *DATA, options_asked(2)]
-    recipe = keys(lambda: walk.Walk("vanilla_distillation", Screen(), "chain").forward(), *moves)
-    assert recipe.stages == ["big", "small"] and recipe.teacher.name == "big"
-    assert recipe.output == "outputs/big-chain"
-
-
-def test_numbers_of_two_digits():
-    choices = [(n, str(n), "", str(n)) for n in range(1, 13)]
-    with create_pipe_input() as pipe, create_app_session(input=pipe, output=DummyOutput()):
-        for typed, wanted in (("12\r", 12), ("1\r", 1), ("2\r", 2), ("123\r", 3), ("10\r", 10)):
-            pipe.send_text(typed)
-            assert prompts.ask("Title", "", Pick(choices, 1)) == wanted
-
-
-def test_the_menu_writes_a_cache_and_a_data_set(keys, here, capsys):
-    few = ["8", ENTER]  # rows
-    assert (
-        keys(side_jobs.cache, "small", ENTER, "big", ENTER, *DATA, ENTER, *few, "5", ENTER, "c", ENTER) == 0
-    )
-    assert (here / "c" / "manifest.json").exists() and "bytes a token" in capsys.readouterr().out
-    assert (
-        keys(side_jobs.write, "big", ENTER, *DATA, *few, "4", ENTER, "1", ENTER, ENTER, "w.jsonl", ENTER) == 0
-    )
-    assert (here / "w.jsonl").exists()
 
 
 # ---- leaving

@@ -3,6 +3,7 @@
 Names, types and defaults are read from the dataclasses and from the signatures of methods, tunings and teachers.
 """
 
+import functools
 import inspect
 import types
 import typing
@@ -158,7 +159,8 @@ def options_in(table: dict[str, str], name: str, prefix: str) -> list[Setting]:
     return [Setting(f"{prefix}.{p.name}", hints.get(p.name, p.annotation), p.default, name) for p in options]
 
 
-def settings(distil: bool) -> list[Setting]:
+@functools.cache
+def settings(distil: bool) -> tuple[Setting, ...]:
     """All that `finetune`, or `distill`, has flags for. An option that two methods have stands here twice."""
     methods = [name for name in METHODS if (name != "fine_tuning") == distil]
     options = [s for name in methods for s in options_in(METHODS, name, "options")]
@@ -167,7 +169,7 @@ def settings(distil: bool) -> list[Setting]:
     output = Setting("output", str, Recipe.output)
     student = [s for s in fields_of(Model, "student") if distil or not s.name.startswith("keep_")]
     models = [*student, *(teacher_settings() if distil else []), *options, tuning, *adapters]
-    return [*models, *fields_of(Data, "data"), *fields_of(Train, "train"), output]
+    return (*models, *fields_of(Data, "data"), *fields_of(Train, "train"), output)
 
 
 def teacher_settings() -> list[Setting]:
