@@ -9,7 +9,7 @@ from typing import Any
 from llm_finetuner.cli.exits import TERMINATED, program
 from llm_finetuner.cli.folder import OTHER, check_shared
 from llm_finetuner.cli.hub import names_in, prepare
-from llm_finetuner.cli.needed import check_complete
+from llm_finetuner.cli.needed import check_complete, is_part
 from llm_finetuner.cli.plain import count, duration
 from llm_finetuner.cli.training import print_recipe, saved
 from llm_finetuner.errors import RecipeError
@@ -121,7 +121,7 @@ def _run(recipe: Recipe, typed: str, screen, compare: bool, baseline: bool) -> A
             from llm_finetuner.chain import run_chain, stages_of
 
             first, *_ = stages_of(recipe)
-            prepare([*names_in(first), *_names(recipe)], screen.warn)
+            prepare([*names_in(first), *named_students(recipe)], screen.warn)
             said = run_chain(recipe, compare=compare, baseline=baseline, on_event=on_event)
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(saved(view, where[0], typed)) from stop
@@ -161,9 +161,9 @@ def _sum_up(said: dict[str, Any], screen) -> None:
     screen.table(["stage", "parameters", "steps", "time", "perplexity", "model"], rows)
 
 
-def _names(recipe: Recipe) -> list[str]:
-    """Students of the stages that may be names on the hub."""
-    return [stage for stage in recipe.stages if isinstance(stage, str)]
+def named_students(recipe: Recipe) -> list[str]:
+    """The models that stages name as their students, and nothing else of them."""
+    return [stage for stage in recipe.stages if isinstance(stage, str) and not is_part(stage)]
 
 
 def _whole(recipe: Recipe) -> Recipe:
@@ -192,6 +192,8 @@ def as_planned(recipe: Recipe) -> list[Recipe]:
         if stage.student.name in before:
             stage = replace(stage, student=before[stage.student.name].student)
         if stage.teacher is not None and stage.teacher.name in before:
-            stage = replace(stage, teacher=Teacher(before[stage.teacher.name].student.name))
+            earlier = before[stage.teacher.name]  # a part of its teacher is taken for the whole
+            part = is_part(earlier.student.name)
+            stage = replace(stage, teacher=earlier.teacher if part else Teacher(earlier.student.name))
         found.append(stage)
     return found

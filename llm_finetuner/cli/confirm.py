@@ -3,7 +3,7 @@
 from typing import Any
 
 from llm_finetuner.cli import preview
-from llm_finetuner.cli.chains import as_planned
+from llm_finetuner.cli.chains import as_planned, named_students
 from llm_finetuner.cli.console import Screen
 from llm_finetuner.cli.doctor import memory_available
 from llm_finetuner.cli.estimate import Estimate, Sized, look_ahead, together
@@ -42,7 +42,10 @@ def confirm_screen(recipe: Recipe, screen: Screen) -> bool:
     screen.heading("Settings")
     rows = [*method_rows(recipe), *model_rows(recipe, sizes), *tokenizers]
     if recipe.stages:
-        rows.insert(0, ("stages", " -> ".join([recipe.teacher.name, *map(str, recipe.stages)])))
+        students = [
+            stage if isinstance(stage, str) else spelled_stage(stage, recipe) for stage in recipe.stages
+        ]
+        rows.insert(0, ("stages", " -> ".join([*(t.name for t in teachers_of(recipe)), *students])))
     screen.facts([*rows, *data_rows(recipe, sight), *training_rows(recipe), ("output", recipe.output)])
     if guess:
         screen.heading("Estimates")
@@ -66,6 +69,13 @@ def method_rows(recipe: Recipe) -> Rows:
 def spelled(value: Any) -> str:
     """A mixture of objectives as it is typed; all else as it is."""
     return " ".join(spell_objectives(value)) if isinstance(value, dict) else str(value)
+
+
+def spelled_stage(changes: dict[str, Any], recipe: Recipe) -> str:
+    """What a stage changes, its student first where it names one."""
+    rest = ", ".join(f"{name} {value}" for name, value in changes.items() if name != "student")
+    student = str(changes.get("student", recipe.student.name))
+    return f"{student} ({rest})" if rest else student
 
 
 def model_rows(recipe: Recipe, sizes: Sized | None) -> Rows:
@@ -177,10 +187,5 @@ def vocabularies(recipe: Recipe) -> tuple[bool, str]:
 
     own = load_tokenizer(student_source(recipe))
     names = [member.name for member in teachers_of(recipe)]
-    found = [same_vocabulary(own, load_tokenizer(name)) for name in [*names, *students_of(recipe)]]
+    found = [same_vocabulary(own, load_tokenizer(name)) for name in [*names, *named_students(recipe)]]
     return next((said for said in found if not said[0]), found[0])
-
-
-def students_of(recipe: Recipe) -> list[str]:
-    """Of a chain, the students that are named."""
-    return [stage for stage in recipe.stages if isinstance(stage, str)]
