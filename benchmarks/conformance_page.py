@@ -109,7 +109,7 @@ def rules() -> list[str]:
 
 
 def page(
-    objectives: Table, teachers: Table, peers: Table | None, without_peers: str, seconds: tuple[float, float]
+    objectives: Table, teachers: Table, peers: Table | None, absent: str, seconds: tuple[float, float]
 ) -> str:
     """absent: said where there are no peers. seconds: by the clock, of the processor."""
     lines = [INTRO, *about(peers is not None, seconds), "", "## Rules", "", *rules()]
