@@ -2,7 +2,12 @@
 PYTHON ?= python3
 ARGS ?=
 RUN := .venv/bin/python
+# As many workers as cores, four at most: each loads torch and needs about a gigabyte.
+WORKERS := -n auto --maxprocesses 4 --dist worksteal
 TEST_ENV := OMP_NUM_THREADS=2 OMP_WAIT_POLICY=PASSIVE HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 TOKENIZERS_PARALLELISM=false
+
+# Those that need no data of their own; benchmarks/methods.py says where to get its text.
+BENCHMARKS := startup quickstart teacher_cache conformance
 
 .PHONY: help quickstart test test-floors lint format bench clean
 
@@ -12,7 +17,7 @@ help:
 	@echo "make test-floors  run the fast tests on the lowest versions that pyproject.toml allows"
 	@echo "make lint         check style and format"
 	@echo "make format       mend style and format"
-	@echo "make bench        run the scripts in benchmarks/"
+	@echo "make bench        run the benchmarks that need no data of their own"
 	@echo "make clean        remove what the other commands made, outputs/ excepted"
 	@echo "PYTHON=python3.12 make ... chooses the Python that .venv is made with; 3.11 or newer."
 
@@ -20,10 +25,10 @@ quickstart: .venv/users
 	$(RUN) finetune_cli.py quickstart $(ARGS)
 
 test: .venv/developers
-	$(TEST_ENV) $(RUN) -m pytest $(ARGS)
+	$(TEST_ENV) $(RUN) -m pytest $(WORKERS) $(ARGS)
 
 test-floors: .venv-floors/floors
-	$(TEST_ENV) .venv-floors/bin/python -m pytest -m "not slow" $(ARGS)
+	$(TEST_ENV) .venv-floors/bin/python -m pytest -m "not slow" $(WORKERS) $(ARGS)
 
 lint: .venv/developers
 	$(RUN) -m ruff check .
@@ -34,7 +39,7 @@ format: .venv/developers
 	$(RUN) -m ruff format .
 
 bench: .venv/developers
-	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(RUN) $$script $(ARGS); done
+	@set -e; for name in $(BENCHMARKS); do echo "== benchmarks/$$name.py"; $(RUN) benchmarks/$$name.py $(ARGS); done
 
 clean:
 	rm -rf .venv .venv-floors build dist *.egg-info .pytest_cache .ruff_cache

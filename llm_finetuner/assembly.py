@@ -183,7 +183,8 @@ def assemble(recipe: Recipe, parts: Parts, device: torch.device, note: Note, ran
                 f"{recipe.method} asks the teacher about what the student writes, and this one has stored answers only",
                 "take a live teacher, or a method that learns from the data",
             )
-        rollout = Rollout(scheme.on_policy, tokenizer, recipe.train.seed, data.max_length)
+        room = min(data.max_length, teacher.positions or data.max_length) if teacher else data.max_length
+        rollout = Rollout(scheme.on_policy, tokenizer, recipe.train.seed, room)
     return Assembly(
         task, tuned, tokenizer, teacher, learner, rollout, train, held_out, data, steps, per_epoch
     )

@@ -94,7 +94,9 @@ class Engine:
         self._accelerator.log(numbers, step=step)
 
     def end(self) -> None:
-        self._accelerator.end_training()
+        """Finish the trackers. The processes stay connected: another run may follow in them, of a chain or a search."""
+        for tracker in self._accelerator.trackers:
+            tracker.finish()
 
     def scaler_state(self) -> dict:
         """State of the fp16 loss scaler; empty in other precisions."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from llm_finetuner import recipe_file
+from llm_finetuner import assembly, recipe_file
 from llm_finetuner.assembly import Parts
 from llm_finetuner.data import sources, text
 from llm_finetuner.engine import default_device
@@ -96,19 +96,22 @@ class LLMFineTuner(Teaching, Judging):
     def load_dataset_from_source(
         self, source: Any, dataset_config: str | None = None, split: str = "train",
         num_samples: int | None = None, data_files: str | list[str] | None = None,
-        on_bad_row: str = Data.on_bad_row,
+        on_bad_row: str = Data.on_bad_row, *, only: dict[str, Any] | None = None,
     ):  # fmt: skip
-        """Read a file, folder, glob or hub data set into a datasets.Dataset. Raises DataError with file and line."""
+        """Read a file, folder, glob or hub data set into a datasets.Dataset. Raises DataError with file and line.
+
+        only: rows with these values in these columns, one task of many: {"subject": "math"}.
+        """
         if isinstance(source, str | Path):
             self._set_data(
                 source=str(source), config=dataset_config, split=split, samples=num_samples, files=data_files,
-                on_bad_row=on_bad_row,
+                on_bad_row=on_bad_row, only=only or {},
             )  # fmt: skip
         rows = sources.read(
             source, config=dataset_config, split=split, files=data_files, samples=num_samples, on_bad_row=on_bad_row,
             bad_rows_path=Path(self.recipe.output) / "bad_rows.jsonl",
         )  # fmt: skip
-        return rows.dataset
+        return assembly.only(rows.dataset, only or {}, str(source))
 
     def prepare_dataset(
         self, dataset: Any, text_columns: list[str] | None = None, max_length: int = Data.max_length,

@@ -21,7 +21,7 @@ from step_reference import (
 from llm_finetuner.assembly import Parts
 from llm_finetuner.errors import RecipeError
 from llm_finetuner.output import Want
-from llm_finetuner.recipe import Recipe, Teacher, Tuning
+from llm_finetuner.recipe import Model, Recipe, Teacher, Train, Tuning
 from llm_finetuner.run import with_whole_paths
 from llm_finetuner.tasks.causal_lm import CausalLM
 from llm_finetuner.teachers.average import Average
@@ -289,3 +289,14 @@ def test_an_average_inside_an_ensemble_moves_and_is_kept(student, members):
         again.inner.members[0].model.parameters(), group.inner.members[0].model.parameters(), strict=True
     ):
         assert torch.equal(got, want)
+
+
+def test_a_teacher_with_another_tokenizer_is_not_mixed(tmp_path, student_folder, teacher_folder, tokenizer):
+    members = [teacher_folder, {"name": teacher_folder, "kind": "across"}]
+    recipe = Recipe(
+        method="vanilla_distillation", student=Model(student_folder), output=str(tmp_path / "run"),
+        teacher=Teacher(kind="ensemble", options={"members": members}), train=Train(steps=1),
+    )  # fmt: skip
+    rows = prepared_rows(8, len(tokenizer))
+    with pytest.raises(RecipeError, match="cannot be mixed"):
+        fit(recipe, Parts(train=rows, tokenizer=tokenizer, device="cpu"))

@@ -72,6 +72,8 @@ def across_teacher(
 class Across(Provider):
     """`live` answers in its own tokens; what comes out is in terms of both."""
 
+    mixes = False
+
     def __init__(
         self,
         live: Provider,

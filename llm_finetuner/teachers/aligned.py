@@ -111,6 +111,7 @@ class Aligned(Provider):
         self.columns = alignment.columns
         self.ids_C = alignment.table[alignment.table >= 0]
         self.width, self.depth, self.parameters = inner.width, inner.depth, inner.parameters
+        self.positions = inner.positions
 
     def prepare(self, want: Want, terms: Sequence[Term]) -> None:
         student, teacher = self.alignment.student, self.alignment.teacher

@@ -48,7 +48,13 @@ class Ensemble(Provider):
         """weights None: all the same. Raises RecipeError."""
         if mixture not in ("probabilities", "logits"):
             raise RecipeError(f"mixture must be probabilities or logits, got {mixture!r}")
+        if len(members) > 1 and not all(member.mixes for member in members):
+            raise RecipeError(
+                "a teacher with another tokenizer cannot be mixed with others",
+                "take it alone, or teachers with one tokenizer",
+            )
         self.members, self.mixture = list(members), mixture
+        self.positions = min((m.positions for m in members if m.positions), default=None)
         self.weights = None if weights == "loss" else _shares(weights, len(members))
         self.columns, self.places = _common([member.columns for member in members])
         self.stored = any(member.stored for member in members)

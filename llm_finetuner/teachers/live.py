@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from llm_finetuner.checks import check_rows
-from llm_finetuner.models.loading import entry_device
+from llm_finetuner.models.loading import entry_device, positions_of
 from llm_finetuner.output import Columns, Output, Want
 from llm_finetuner.scheme import Term
 from llm_finetuner.teachers.provider import Provider
@@ -26,6 +26,7 @@ class Live(Provider):
         self.device = entry_device(model)
         self.width, self.depth = task.width(model), task.depth(model)
         self.parameters = model.num_parameters()
+        self.positions = positions_of(model)
 
     def prepare(self, want: Want, terms: Sequence[Term]) -> None:
         self.task.prepare(self.model, want)

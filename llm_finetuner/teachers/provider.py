@@ -40,6 +40,10 @@ class Provider:
     width: int = 0  # D of its hidden states; 0: it has none
     depth: int = 0  # blocks
     parameters: int = 0  # held in memory
+    positions: int | None = None  # tokens that it reads at most
+    mixes: bool = (
+        True  # whether its answers are of the student's own columns, so that they mix with another's
+    )
     stored: bool = False  # answers only the rows that it was made for
 
     def __call__(self, batch: dict[str, Tensor], want: Want) -> Output:

@@ -19,6 +19,7 @@ class Shuffled(Provider):
         self.inner = inner
         self.columns, self.width, self.depth = inner.columns, inner.width, inner.depth
         self.parameters, self.stored = inner.parameters, inner.stored
+        self.positions, self.mixes = inner.positions, inner.mixes
 
     def __call__(self, batch: dict[str, Tensor], want: Want) -> Output:
         said = self.inner(batch, want)
