@@ -1,7 +1,7 @@
 """The sub-commands, their help and examples. Apart from app.py, because the menu needs none of it."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from llm_finetuner import __version__
 from llm_finetuner.cli import flags
@@ -72,6 +72,16 @@ EXAMPLES = {
 class Parser(argparse.ArgumentParser):
     """argparse whose mistakes are RecipeErrors, and which takes key=value between and after flags."""
 
+    fill: Callable[[argparse.ArgumentParser], None] | None = (
+        None  # adds the flags of a sub-command, once it is used
+    )
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace=None):
+        if self.fill is not None:
+            fill, self.fill = self.fill, None
+            fill(self)
+        return super().parse_known_args(args, namespace)
+
     def parse_args(self, args: Sequence[str] | None = None, namespace=None) -> argparse.Namespace:
         found, rest = self.parse_known_args(args, namespace)
         if found.command in ("run", "sweep"):
@@ -108,5 +118,5 @@ def parser() -> Parser:
             name, parents=[shared], help=words, description=f"{words[0].upper()}{words[1:]}.", epilog=epilog,
             formatter_class=formatter, argument_default=argparse.SUPPRESS, allow_abbrev=False,
         )  # fmt: skip
-        add_flags(child)
+        child.fill = add_flags
     return top
