@@ -161,7 +161,9 @@ def assemble(recipe: Recipe, parts: Parts, device: torch.device, note: Note, ran
     if data.hard_share < 1:
         train = hardest(task, student, train, data.hard_share, note)
     if scheme.writing:
-        train = write_examples(replace(recipe, data=data), parts.teacher, tokenizer, train, context)
+        train = write_examples(
+            replace(recipe, data=data), parts.teacher, parts.teacher_tokenizer, train, context
+        )
     per_epoch = -(-len(train) // (recipe.train.batch_size * recipe.train.gradient_accumulation_steps))
     steps = recipe.train.steps or max(1, round(recipe.train.epochs * per_epoch))
     make = resolve(TUNINGS, recipe.tuning.kind)
@@ -174,8 +176,7 @@ def assemble(recipe: Recipe, parts: Parts, device: torch.device, note: Note, ran
     task.prepare(student, learner.want)
     if teacher is not None:
         teacher.prepare(learner.teacher_want, scheme.terms)
-        for rows in (train, held_out):
-            teacher.check(rows) if rows is not None else None
+        teacher.check(train)  # nobody asks it about the held-out rows
     rollout = None
     if scheme.on_policy:
         if teacher is not None and teacher.stored:

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+from torch import Tensor
 
 from llm_finetuner.assembly import Parts, fit_length, load_rows
-from llm_finetuner.checks import check_rows
 from llm_finetuner.engine import default_device
 from llm_finetuner.errors import RecipeError
 from llm_finetuner.models import loading
@@ -56,7 +56,7 @@ def cache_answers(
     teacher, model = _teacher(recipe, parts, context)
     rows = [part for part in (train, held_out) if part is not None]
     for part in rows:
-        check_rows(part, model)
+        teacher.check(part)
     about = {
         "teacher": recipe.teacher.name if recipe.teacher else model.name_or_path,
         "weights": fingerprint(model),
@@ -65,7 +65,8 @@ def cache_answers(
     }
     if tokenizer is not None:
         about |= {"tokenizer": tokenizer_digest(tokenizer), "template": template_digest(tokenizer)}
-    width = teacher.columns if isinstance(teacher.columns, int) else task.vocabulary(model)
+    width = len(teacher.columns) if isinstance(teacher.columns, Tensor) else teacher.columns
+    width = width or task.vocabulary(model)
     return write_cache(
         teacher, task, datasets.concatenate_datasets(rows), path, vocabulary=width, about=about, k=k, mode=mode,
         draws=draws, seed=recipe.train.seed, layers=layers, batch_size=recipe.train.batch_size, device=device,

@@ -48,9 +48,15 @@ def _stage(recipe: Recipe, before: Sequence[Recipe], changes: dict[str, Any], nu
         if not before:
             raise RecipeError("the first stage has no previous student", "name its student")
         stage = replace(stage, student=replace(stage.student, name=before[-1].output, from_scratch=False))
+        if before[-1].tuning.kind != "full":
+            raise RecipeError(
+                f"the stage before trains an adapter ({before[-1].tuning.kind}), which cannot be trained on",
+                "tuning: {kind: full} there, or another student here",
+            )
     names_teacher = any(key.split(".")[0] == "teacher" for key in changes)
     if before and not names_teacher:
-        stage = replace(stage, teacher=before[-1].teacher if on else Teacher(before[-1].output))
+        teacher = replace(recipe.teacher or Teacher(), name=before[-1].output, kind="live", options={})
+        stage = replace(stage, teacher=before[-1].teacher if on else teacher)
     return stage if stage.distils else replace(stage, teacher=None)
 
 

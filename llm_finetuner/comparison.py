@@ -64,6 +64,10 @@ def compare(
     histories = {name: subject.history}
     entries = []
     teacher, warnings = writer(parts.teacher), list(warnings)
+    if baseline and not _counted(recipe, teacher):
+        warnings.append(
+            "compute is compared by the seconds of the steps: writing texts or a cache beforehand is not in them"
+        )
     if teacher is not None:
         where = _folder(recipe.teacher.name) if recipe.teacher else None
         entries.append(Entry("teacher", "teacher", teacher, subject.tokenizer, where))
@@ -96,13 +100,18 @@ def writer(teacher: nn.Module | Provider | None) -> nn.Module | None:
 
 def _cost(subject: Subject, teacher: nn.Module | None, baseline: list[dict]) -> float:
     """Compute of a step over one of cross-entropy: counted for one live teacher, else by the seconds taken."""
-    plain = {"vanilla_distillation", "feature_distillation", "relation_distillation", "distillation"}
-    if teacher is not None and subject.recipe.method in plain:
+    if _counted(subject.recipe, teacher):
         return cost_ratio(subject.parts.tuned.model, teacher)
     a_step = [
         statistics.median(record["seconds"] for record in history) for history in (subject.history, baseline)
     ]
     return a_step[0] / a_step[1]
+
+
+def _counted(recipe: Recipe, teacher: nn.Module | None) -> bool:
+    """Whether a step is one pass of one teacher and one step of the student."""
+    plain = {"vanilla_distillation", "feature_distillation", "relation_distillation", "distillation"}
+    return teacher is not None and recipe.method in plain
 
 
 def _train_baseline(

@@ -10,6 +10,7 @@ from torch import nn
 
 from llm_finetuner import assembly, recipe_file
 from llm_finetuner.assembly import Parts
+from llm_finetuner.checks import common_vocabulary
 from llm_finetuner.data import sources, text
 from llm_finetuner.engine import default_device
 from llm_finetuner.errors import ModelError, OrderError, RecipeError
@@ -178,6 +179,8 @@ class LLMFineTuner(Teaching, Judging):
         if recipe.scheme.teacher == "peers" and not self._parts.peers:
             if not self._members:
                 raise OrderError(f"{recipe.method} trains its peers, and a cache cannot learn", "load models")
+            for model, tokenizer in self._members:
+                common_vocabulary(self._task, self.model, model, self._tokenizer_if_any(), tokenizer)
             self._parts.peers = [copy.deepcopy(model) for model, _ in self._members]
 
     # ---- training

@@ -1,6 +1,7 @@
 """What LLMFineTuner does with a model after (or before) training: evaluate, generate, benchmark, compare, hand over."""
 
 import copy
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from llm_finetuner.benchmark import text as generation
 from llm_finetuner.benchmark.quality import evaluate
 from llm_finetuner.checks import check_rows, common_vocabulary
 from llm_finetuner.data import sources, text
-from llm_finetuner.errors import ModelError, OrderError
+from llm_finetuner.errors import DataError, ModelError, OrderError
 from llm_finetuner.export.beside import stop_early
 from llm_finetuner.export.hub import upload
 from llm_finetuner.models import loading
@@ -57,19 +58,31 @@ class Judging:
         self._need_model()
         rows = self._prepare(dataset).dataset
         check_rows(rows, self.model)
-        if isinstance(self._parts.teacher, Provider):
-            self._parts.teacher.check(rows)
-        elif self._parts.teacher is not None:
-            check_rows(rows, self._parts.teacher)
+        teacher = self._parts.teacher
+        if isinstance(teacher, Provider):
+            teacher = self._fitting(teacher, rows)
+        elif teacher is not None:
+            check_rows(rows, teacher)
         quality = evaluate(
             self._task,
             self._stopped(exit_layer),
             rows,
             batch_size=batch_size,
-            teacher=self._parts.teacher,
+            teacher=teacher,
             vocabulary=self._shared(),
         )
         return quality.summary()
+
+    def _fitting(self, teacher: Provider, rows: Any) -> Provider | None:
+        """The teacher, or None for stored answers that do not hold these rows: the student is scored without it."""
+        try:
+            teacher.check(rows)
+        except DataError as error:
+            if not teacher.stored:
+                raise
+            warnings.warn(f"scored without the teacher: {error.what}", stacklevel=3)
+            return None
+        return teacher
 
     def generate(
         self,
@@ -91,7 +104,10 @@ class Judging:
 
     def _stopped(self, exit_layer: int | None) -> nn.Module:
         """The student, or the part of it that ends at an exit."""
-        return self.model if exit_layer is None else stop_early(self.model, self.recipe.output, exit_layer)
+        if exit_layer is None:
+            return self.model
+        whole = copy.deepcopy(self._parts.tuned).merge() if self._parts.tuned else self.model
+        return stop_early(whole, self.recipe.output, exit_layer)
 
     def benchmark(
         self,

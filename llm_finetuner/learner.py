@@ -5,6 +5,7 @@ Shapes: N positions that count, n a slice of them, D hidden width, V vocabulary,
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +46,11 @@ class Learner(nn.Module):
         self.provider = provider or Provider()
         for term in (*scheme.terms, *scheme.exit_terms, *scheme.peer_terms):
             terms.check_options(term)
+            if term.objective in task.unfit:
+                raise RecipeError(
+                    f"{term.objective} compares numbers, and the targets here are tokens",
+                    "take cross_entropy",
+                )
         self.pairs: list[Pairs] = [self._pairs(term) for term in scheme.terms]
         self.exits = _exits(task, student, scheme)
         self.want = self._want(0, tuple(int(block) for block in self.exits))
@@ -127,16 +133,17 @@ class Learner(nn.Module):
     def _over_pairs(self, term: Term, pairs: Pairs, student: Output, teacher: Output) -> Tensor:
         """Mean over the layer pairs of the sum over positions."""
         kind, objective = kind_of(term), resolve(OBJECTIVES, term.objective)
-        extra = {"examples": student.examples} if "examples" in reads(term) else {}
+        known = teacher.known
+        extra = {"examples": _those(student.examples, known)} if "examples" in reads(term) else {}
         values = []
         for s, t in pairs:
-            own = _read(student, kind, s)
+            own = _those(_read(student, kind, s), known)
             if _key(kind, s) in self.projections and kind in PROJECTED:
                 projection = self.projections[_key(kind, s)]
                 own = projection(own.to(projection.weight.dtype))
-            given = {f"student_{kind}": own, f"teacher_{kind}": _read(teacher, kind, t), **extra}
-            value_N = objective(**given, **term.options)
-            values.append((value_N if teacher.known is None else value_N[teacher.known]).sum())
+            told = _those(_read(teacher, kind, t), known)
+            given = {f"student_{kind}": own, f"teacher_{kind}": told, **extra}
+            values.append(objective(**given, **term.options).sum())
         return torch.stack(values).mean()
 
     def _over_spans(self, term: Term, _pairs: Pairs, student: Output, teacher: Output) -> Tensor:
@@ -183,7 +190,7 @@ class Learner(nn.Module):
     def _over_exit(self, block: str, student: Output, progress: float) -> tuple[Tensor, Sums]:
         """The terms of one exit, taught by the end; the weights make it a mean over the exits."""
         listed = [scaled(terms.at(term, progress), 1 / len(self.exits)) for term in self.scheme.exit_terms]
-        here = replace(student, rows=self.exits[block](student.features[int(block)]))
+        here = replace(student, rows=_normed(self.exits[block], student.features[int(block)]))
         loss, seen = self._over_rows(self.student, here, _frozen(student), listed)
         return loss, {
             f"exit_{block}_{name}": value for name, value in seen.items() if name in names_of(listed)
@@ -225,6 +232,13 @@ def _read(output: Output, kind: str, block: int) -> Tensor | dict[str, Tensor]:
     return {"attention": output.attention, "states": output.states}.get(kind, output.features)[block]
 
 
+def _those(value: Any, known_N: Tensor | None) -> Any:
+    """The positions that the teacher has an answer for: a relation to another one would mean nothing."""
+    if known_N is None:
+        return value
+    return {key: x[known_N] for key, x in value.items()} if isinstance(value, dict) else value[known_N]
+
+
 def _frozen(output: Output) -> Output:
     """A student's own answer as a teacher's: nothing flows back through it."""
 
@@ -233,6 +247,11 @@ def _frozen(output: Output) -> Output:
             return output.head(rows_nD)
 
     return replace(output, rows=output.rows.detach(), head=head)
+
+
+def _normed(norm: nn.Module, x_ND: Tensor) -> Tensor:
+    """The norm in its own precision, the answer in that of the model."""
+    return norm(x_ND.to(next(norm.parameters()).dtype)).to(x_ND.dtype)
 
 
 def _exits(task, student: nn.Module, scheme: Scheme) -> nn.ModuleDict:
@@ -249,7 +268,7 @@ def _exits(task, student: nn.Module, scheme: Scheme) -> nn.ModuleDict:
                 f"exits names block {block!r}: the student can stop early after blocks 0 to {depth - 2}",
                 "give block numbers from 0, or leave it out for the middle one",
             )
-    return nn.ModuleDict({str(block): final_norm_of(student) for block in sorted(set(blocks))})
+    return nn.ModuleDict({str(block): _in_float32(final_norm_of(student)) for block in sorted(set(blocks))})
 
 
 def _measures(shared_nC: Tensor, answers_nC: Tensor, targets: Tensor, known: Tensor | None) -> list[Tensor]:
@@ -263,3 +282,10 @@ def _measures(shared_nC: Tensor, answers_nC: Tensor, targets: Tensor, known: Ten
     agree = agree if known is None else agree & known
     nll = torch.nn.functional.cross_entropy(answers_nC, targets, reduction="sum")
     return [nll, agree.sum()]
+
+
+def _in_float32(norm: nn.Module) -> nn.Module:
+    """Half precision swallows small steps."""
+    for weight in norm.parameters():
+        weight.data = weight.data.to(torch.promote_types(weight.dtype, torch.float32))
+    return norm

@@ -43,6 +43,12 @@ def student_source(recipe: Recipe) -> str:
     return members_of(recipe.teacher)[0].name
 
 
+def made_here(recipe: Recipe) -> bool:
+    """Whether no folder holds the student that training starts from: cut from its teacher, from scratch, an object."""
+    name = recipe.student.name
+    return recipe.student.from_scratch or not name or parse_share(name) is not None
+
+
 def load_student(recipe: Recipe, device: torch.device | str) -> nn.Module:
     """The student before `cut`: for "teacher/2" the whole teacher, still to be cut. Raises ModelError."""
     share = parse_share(recipe.student.name) is not None

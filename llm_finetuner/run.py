@@ -49,13 +49,23 @@ def with_whole_paths(recipe: Recipe) -> Recipe:
 
 
 def _with_whole_members(options: dict) -> dict:
-    """The options of a teacher with the full paths of an ensemble's members."""
+    """The options of a teacher with the full paths of its cache and of an ensemble's members."""
+    options = {
+        key: whole_path(value) if key in ("path", "cache") else value for key, value in options.items()
+    }
     if not options.get("members"):
         return options
     members = [
         whole_path(member)
         if isinstance(member, str)
-        else {key: whole_path(value) if key == "name" else value for key, value in member.items()}
+        else {
+            key: whole_path(value)
+            if key == "name"
+            else _with_whole_members(value)
+            if key == "options"
+            else value
+            for key, value in member.items()
+        }
         for member in options["members"]
     ]
     return {**options, "members": members}

@@ -159,8 +159,10 @@ class Teaching(Judging):
                 "there is no live teacher that could write", "call load_teacher_model(...) first"
             )
         say = on_event or (lambda kind, record: None)
+        teacher, theirs = self._members[0]
+        common_vocabulary(self._task, self.model, teacher, self.tokenizer, theirs)
         return write_rows(
-            self._members[0][0], self.tokenizer, self._prepare(dataset).dataset,
+            teacher, self.tokenizer, self._prepare(dataset).dataset,
             Writing(max_new_tokens, sampling_temperature, samples, keep_data=False), Path(path),
             seed=self.recipe.train.seed, max_length=self.recipe.data.max_length,
             note=lambda text: say("note", {"text": text}),
@@ -193,8 +195,13 @@ class Teaching(Judging):
             seen = batches(self._prepare(dataset).dataset, model.get_input_embeddings().weight.device)
         student = shrink(model, keep=keep, blocks=blocks, width=width, activations=seen).float()
         self._parts.student = self._given = student
-        self._parts.tokenizer = self._parts.tokenizer or tokenizer
-        self._untouched = None
+        self._parts.tokenizer, self._untouched = tokenizer or self._parts.tokenizer, None
+        divisor = round(1 / keep) if isinstance(keep, float) else keep
+        named = isinstance(blocks, str) and (isinstance(keep, int) or abs(divisor * keep - 1) < 1e-6)
+        cut = {"keep_blocks": blocks, "keep_width": width} if named else {}
+        name = f"teacher/{divisor}" if named else ""  # blocks by number can only be given here
+        self.recipe = replace(self.recipe, student=replace(self.recipe.student, name=name, **cut))
+        self._set_teacher(self.recipe.teacher, self._members)  # it may speak of other columns now
         return describe(model, student)
 
     def hard_examples(self, dataset: Any, share: float = 0.2) -> Any:

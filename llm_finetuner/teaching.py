@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from llm_finetuner.checks import common_vocabulary
@@ -69,11 +70,15 @@ def build_peers(recipe: Recipe, given: list[nn.Module], rows: Any, context: Cont
         if theirs != ours:
             raise ModelError(f"models that teach each other need equally many logits: {ours} and {theirs}")
         loading.check_head(peer, "the peer")
+        if loading.is_quantised(peer):
+            raise RecipeError("a peer is trained, and weights in 4 or 8 bits cannot be", "load it in full")
+        for weight in peer.parameters():  # as the student's: half precision swallows small steps
+            weight.data = weight.data.to(torch.promote_types(weight.dtype, torch.float32))
         peer.train().requires_grad_(True)
     return peers
 
 
-def write_examples(recipe: Recipe, given: Any, tokenizer: Any, rows: Any, context: Context) -> Any:
+def write_examples(recipe: Recipe, given: Any, given_tokenizer: Any, rows: Any, context: Context) -> Any:
     """Rows whose completions the teacher wrote, kept in the run's folder. Raises RecipeError, ModelError."""
     if given is None:
         spec = _named(recipe)
@@ -82,11 +87,13 @@ def write_examples(recipe: Recipe, given: Any, tokenizer: Any, rows: Any, contex
                 f"{recipe.method} needs a teacher that can write, not {spec.kind}", "teacher.kind=live"
             )
         given = load_teacher(spec, context.device)
+        given_tokenizer = loading.load_tokenizer(spec.name)
     if isinstance(given, Provider):
         raise RecipeError(f"{recipe.method} needs one teacher that can write: a model")
+    common_vocabulary(context.task, context.student, given, context.tokenizer, given_tokenizer)
     path = Path(recipe.output) / "written.jsonl"
     return write_rows(
-        given, tokenizer, rows, recipe.scheme.writing, path, seed=recipe.train.seed,
+        given, context.tokenizer, rows, recipe.scheme.writing, path, seed=recipe.train.seed,
         max_length=recipe.data.max_length, note=context.note, first=context.rank == 0,
     )  # fmt: skip
 

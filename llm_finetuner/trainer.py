@@ -19,6 +19,7 @@ from llm_finetuner.data.order import Order
 from llm_finetuner.engine import Engine
 from llm_finetuner.errors import CheckpointError, RecipeError, TrainingError
 from llm_finetuner.export.beside import save_beside
+from llm_finetuner.named_models import made_here
 from llm_finetuner.optim import default_rate, rate
 from llm_finetuner.recipe import Recipe
 from llm_finetuner.registry import OPTIMIZERS, SCHEDULES, resolve
@@ -129,7 +130,9 @@ class _Run:
         """One optimizer step over all its batches; every term is divided once, by the positions of the whole step."""
         began = time.perf_counter()
         built, engine = self.built, self.engine
-        drawn = [(columns.examples(built.train, numbers), counted) for numbers, counted in self.order.step(step)]
+        drawn = [
+            (columns.examples(built.train, numbers), counted) for numbers, counted in self.order.step(step)
+        ]
         if built.rollout is not None:
             written = built.rollout(
                 built.learner.student, [examples for examples, _ in drawn], step, engine.rank
@@ -295,7 +298,7 @@ class _Run:
             "parameters": built.learner.student.num_parameters(),
         }
         if self.engine.main:
-            built.tuned.save(self.folder)
+            built.tuned.save(self.folder, whole=made_here(self.recipe))
             save_beside(built.learner, built.tokenizer, self.folder)
             if built.tokenizer is not None:
                 built.tokenizer.save_pretrained(str(self.folder))

@@ -17,8 +17,8 @@ from llm_finetuner.output import Want
 from llm_finetuner.recipe import Teacher
 from llm_finetuner.tasks.causal_lm import CausalLM
 from llm_finetuner.teachers import endpoint, remote_asker
-from llm_finetuner.teachers.provider import Context
 from llm_finetuner.teachers.kinds import remote
+from llm_finetuner.teachers.provider import Context
 
 TASK = CausalLM()
 

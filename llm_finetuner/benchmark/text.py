@@ -92,6 +92,9 @@ def continuations(
     # spelled out when greedy, because transformers fills in what the model's own generation_config says
     how = choice if do_sample else {"do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 50}
     how |= {"max_new_tokens": new, "num_beams": 1, "repetition_penalty": 1.0, "eos_token_id": ends or None}
+    known = max(tokenizer.get_vocab().values()) + 1
+    padded = range(known, model.get_output_embeddings().weight.shape[0])  # columns that name no token
+    how["suppress_tokens"] = list(padded) or None
     order = sorted(range(len(kept)), key=lambda index: len(kept[index]))
     found: list = [None] * len(kept)
     devices = [model.device] if model.device.type == "cuda" else []

@@ -30,6 +30,11 @@ def on_policy_distillation(
     """
     check_ramp("temperature", temperature, 1, 10)
     check_range("alpha", alpha, 0, 1)
+    if alpha == 1:
+        raise RecipeError(
+            "alpha=1 asks no teacher, and what the student writes itself is no ground truth",
+            "method: fine_tuning",
+        )
     check_range("share", share, 0, 1)
     check_range("max_new_tokens", max_new_tokens, 1, None)
     check_range("sampling_temperature", sampling_temperature, 0, None, open_low=True)

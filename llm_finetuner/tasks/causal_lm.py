@@ -16,6 +16,8 @@ IGNORE = -100
 class CausalLM:
     """Decoder language models of transformers."""
 
+    unfit = ("mse", "huber")  # objectives whose targets are numbers, not tokens
+
     def width(self, model: nn.Module) -> int:
         """Width of what the blocks put out: D."""
         return model.config.get_text_config().hidden_size

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from llm_finetuner.data.examples import IGNORED
-from llm_finetuner.errors import DataError, RecipeError
+from llm_finetuner.errors import DataError, ModelError, RecipeError
 from llm_finetuner.output import Columns, Output, Want
 from llm_finetuner.scheme import Term
 from llm_finetuner.teachers.codec import Exact, Sampled, TopK
@@ -41,6 +41,12 @@ def cached(spec: Any, context: Context, *, path: str = "") -> "Cached":
             "template": template_digest(context.tokenizer),
         }
     teacher = Cached(Store.open(Path(path)), context.device, {**present, **context.about})
+    width, held = context.task.vocabulary(context.student), teacher.settings["vocabulary"]
+    if held > width or (held < width and context.tokenizer is None):
+        raise ModelError(
+            f"the cache {path} has answers for {held} tokens, and the student has {width} logits",
+            "make the cache with this run's student",
+        )
     written = teacher.store.manifest["about"]
     if present and "tokenizer" in written and written["tokenizer"] != present["tokenizer"]:
         raise DataError(

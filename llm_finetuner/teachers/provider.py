@@ -57,12 +57,10 @@ class Provider:
         """Where the target tokens stand in the answers, -100 for those that do not: [n] -> [n]."""
         if not isinstance(self.columns, Tensor):
             return targets_n
-        known = torch.isin(targets_n, self.columns)
-        order = self.columns.argsort()
-        places = order[
-            torch.searchsorted(self.columns[order], targets_n.clamp(min=0)).clamp(max=len(order) - 1)
-        ]
-        return torch.where(known, places, -100)
+        columns = self.columns.to(targets_n.device)
+        order = columns.argsort()
+        found = torch.searchsorted(columns[order], targets_n.clamp(min=0)).clamp(max=len(order) - 1)
+        return torch.where(torch.isin(targets_n, columns), order[found], -100)
 
     def prepare(self, want: Want, terms: Sequence[Term]) -> None:
         """Called once, with what will be read. Raises RecipeError where these terms cannot be answered."""

@@ -32,7 +32,7 @@ class Shuffled(Provider):
         for name in ("embeddings", "known"):
             if getattr(said, name) is not None:
                 told[name] = roll(getattr(said, name))
-        return replace(said, rows=said.rows[order_N], spans=None, **told)
+        return replace(said, rows=_reordered(said.rows, order_N), spans=None, **told)
 
     def prepare(self, want: Want, terms: Sequence[Term]) -> None:
         self.inner.prepare(want, terms)
@@ -54,3 +54,8 @@ class Shuffled(Provider):
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.inner.load_state(state)
+
+
+def _reordered(rows: Any, order_N: Tensor) -> Any:
+    """Rows stand where the teacher does, which may be another device."""
+    return rows[order_N.to(rows.device) if isinstance(rows, Tensor) else order_N]

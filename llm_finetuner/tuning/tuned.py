@@ -1,5 +1,6 @@
 """What every way of tuning returns: a model to train, and how to save it."""
 
+import copy
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,16 +26,18 @@ class Tuned:
     state: Callable[[], dict] = dict
     load_state: Callable[[dict], None] = lambda state: None
 
-    def save(self, folder: str | Path) -> None:
+    def save(self, folder: str | Path, whole: bool = False) -> None:
         """Write a plain Hugging Face folder: the model, or the adapter where there is one.
 
+        whole: the model with its adapter merged, for a base that no folder holds. Quantised weights cannot be.
         What another run left there goes first: a model beside somebody else's adapter would be loaded with it.
         """
         for pattern in ("adapter_*", "model*.safetensors*", "config.json", "generation_config.json"):
             for path in Path(folder).glob(pattern):
                 path.unlink()
-        if self.peft is None:
-            self.model.save_pretrained(str(folder))
+        if self.peft is None or whole:
+            model = self.model if self.peft is None else copy.deepcopy(self).merge()
+            model.save_pretrained(str(folder))
             return
         with tempfile.TemporaryDirectory(dir=folder) as aside:  # peft writes a model card over any README.md
             self.peft.save_pretrained(aside)
