@@ -25,7 +25,7 @@ def distance(student_hidden: Tensor, teacher_hidden: Tensor, examples: Tensor) -
         _scaled_distances(groups, pairs, student_hidden),
         _scaled_distances(groups, pairs, teacher_hidden),
     )
-    return groups.spread(_mean(F.huber_loss(own, other, reduction="none"), pairs, (2,)))
+    return groups.spread(_mean(F.huber_loss(own, other.to(own.dtype), reduction="none"), pairs, (2,)))
 
 
 def _scaled_distances(groups: Sequences, pairs: Tensor, hidden: Tensor) -> Tensor:
@@ -52,7 +52,7 @@ def angle(student_hidden: Tensor, teacher_hidden: Tensor, examples: Tensor, *, p
     triples = exists[:, :, None, None] & exists[:, None, :, None] & exists[:, None, None, :]
     triples = triples & apart[:, :, None] & apart[:, None, :] & apart  # [B, P, P, P], the vertex first
     own, other = _cosines(groups, student_hidden, chosen), _cosines(groups, teacher_hidden, chosen)
-    loss = F.huber_loss(own, other, reduction="none")
+    loss = F.huber_loss(own, other.to(own.dtype), reduction="none")
     return groups.spread(_mean(loss, triples, (1, 2, 3))[:, None])
 
 
