@@ -70,7 +70,8 @@ def test_a_dataset_dict(loaded):
 @pytest.mark.parametrize(
     "given", [None, 7, [], {}, "", "no-such-file.jsonl", ["a", "b"], [{}], [{"input_ids": []}],
      [{"input_ids": [1, 2, 3.5]}], [{"input_ids": [1, 2], "labels": [1]}], [{"input_ids": [3, 4, 10**6]}],
-     [{"input_ids": [1, 2], "labels": [-100] * 2}], [{"a": 1, "b": 2}], (), object()], ids=lambda given: type(given).__name__,
+     [{"input_ids": [1, 2], "labels": [-100] * 2}], [{"a": 1, "b": 2}], (), object()],
+    ids=lambda given: type(given).__name__,
 )  # fmt: skip
 def test_what_is_no_data(loaded, given, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
