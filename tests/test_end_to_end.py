@@ -21,12 +21,13 @@ ENVIRONMENT = {
 }  # fmt: skip
 BEFORE = [
     ("Student model", "./small"),
+    ("What teaches", ""),
     ("Teacher model", "./big"),
     ("Which weights", ""),
     ("Training data", "gsm8k.jsonl"),
 ]
 BEFORE += [("as you mean them", ""), ("Temperature", "2"), ("Alpha", "0.5")]
-FEATURE = [("Layers to match", ""), ("Output weight", "0.5"), ("Feature loss", "")]
+FEATURE = [("Layers to match", ""), ("Output weight", "0.5"), ("Feature loss", ""), ("Projection", "")]
 AFTER = [
     ("Epochs", "1"),
     ("Batch size", "8"),
