@@ -136,7 +136,10 @@ def models(out: Path) -> list[str]:
     """Perplexities of the teachers and of the student's own long run."""
     said = []
     for name in ("teacher", "second", "student"):
-        record = json.loads((out / f"{name}.json").read_text(encoding="utf-8"))
+        path = out / f"{name}.json"
+        if not path.exists():  # not prepared yet, and the arms that need it are not in the table
+            continue
+        record = json.loads(path.read_text(encoding="utf-8"))
         what = "student alone until dev stalls" if name == "student" else f"{name} (seed {record['seed']})"
         figures = ", ".join(f"{part} {record[f'{part}_perplexity']:.2f}" for part in ("train", "dev", "test"))
         said.append(
