@@ -23,7 +23,7 @@ PREVIOUS = "previous"  # a stage's student: the one before, trained on
 def stages_of(recipe: Recipe) -> list[Recipe]:
     """The recipe of every stage, in <output>/stage_1, stage_2, ... Raises RecipeError naming the stage.
 
-    A stage changes settings of the recipe; a string names its student. The teacher is the student of the stage before,
+    A stage changes settings of the recipe; a string names its student, whose weights are loaded. The teacher is the student of the stage before,
     unless the stage names one or its student is "previous": then the model before is trained on, with its teacher.
     """
     found: list[Recipe] = []
@@ -43,6 +43,13 @@ def stages_of(recipe: Recipe) -> list[Recipe]:
 def _stage(recipe: Recipe, before: Sequence[Recipe], changes: dict[str, Any], number: int) -> Recipe:
     base = replace(recipe, stages=[], output=f"{recipe.output}/stage_{number}")
     stage = change(base, changes.items())
+    section = changes.get("student", {})
+    given = {f"student.{name}" for name in section} if isinstance(section, dict) else {"student.name"}
+    given |= changes.keys()
+    if (
+        "student.name" in given and "student.from_scratch" not in given
+    ):  # whoever names a model means its weights
+        stage = replace(stage, student=replace(stage.student, from_scratch=False))
     on = stage.student.name == PREVIOUS
     if on:
         if not before:

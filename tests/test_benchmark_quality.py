@@ -162,7 +162,7 @@ def test_calibration_error_by_hand():
     # confidences .9 (right, wrong) and .6 (right): |.9 - .5| * 2/3 + |.6 - 1| * 1/3 = .4
     tally = Tally(1)
     logits = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4]], dtype=torch.float64).log()
-    tally.add(logits, torch.tensor([0, 1, 0]), torch.zeros(3, dtype=torch.long), None)
+    tally.add(logits, torch.tensor([0, 1, 0]), torch.zeros(3, dtype=torch.long))
     quality = tally.quality(False)
     assert quality.calibration_error == pytest.approx(0.4)
     assert quality.accuracy == pytest.approx(2 / 3)

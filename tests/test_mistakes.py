@@ -214,7 +214,7 @@ def test_an_override_changes_the_method_and_gives_its_options():
     assert recipe.method == "vanilla_distillation" and recipe.options == {"temperature": 3, "alpha": 0.5}
     back = recipe_file.override(recipe, ["method=feature_distillation"])
     assert back.options["temperature"] == 3 and back.options["alpha"] == 0.5  # what both have carries over
-    assert recipe_file.override(recipe, ["method=fine_tuning"]).options == {}
+    assert recipe_file.override(recipe, ["method=fine_tuning"]).options == {"label_smoothing": 0.0}
 
 
 def test_an_override_changes_the_tuning_and_gives_its_options():

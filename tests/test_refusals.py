@@ -77,6 +77,14 @@ def test_the_next_stage_holds_its_teacher_as_the_recipe_says():
     assert (second.name, second.dtype, second.shuffled) == (f"{base.output}/stage_1", "bfloat16", True)
 
 
+def test_a_stage_that_names_its_student_loads_its_weights():
+    base = Recipe(
+        student=Model("a", from_scratch=True),
+        stages=[{}, "b", {"student": "c", "student.from_scratch": True}],
+    )
+    assert [stage.student.from_scratch for stage in stages_of(base)] == [True, False, True]
+
+
 def test_the_folder_of_a_cache_is_kept_as_a_whole_path(tmp_path, monkeypatch):
     (tmp_path / "cache").mkdir()
     monkeypatch.chdir(tmp_path)

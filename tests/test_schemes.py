@@ -167,7 +167,7 @@ def test_warnings_are_about_settings_without_effect_only():
     assert said("self_distillation") == [] and said("self_distillation", by="average") == []
     assert said("relation_distillation", output_weight=0.5, temperature=3.0) == []
     assert ["output_weight is 0" in text for text in said("relation_distillation")] == [True]
-    assert ["alpha is 1" in text for text in said("on_policy_distillation", alpha=1.0)] == [True, False]
+    assert ["alpha is 1" in text for text in said("vanilla_distillation", alpha=1.0)] == [True, False]
 
 
 # ---- layer maps

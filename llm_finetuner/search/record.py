@@ -132,7 +132,16 @@ def content_of(recipe: Recipe) -> dict[str, Any]:
     """What makes a recipe another one; the folder does not."""
     content = recipe.to_dict()
     del content["output"]
-    return content
+    return _numbers(content)
+
+
+def _numbers(value: Any) -> Any:
+    """2.0 as 2: they are one setting."""
+    if isinstance(value, dict):
+        return {key: _numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_numbers(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def digest(content: Any) -> str:
