@@ -23,8 +23,9 @@ PREVIOUS = "previous"  # a stage's student: the one before, trained on
 def stages_of(recipe: Recipe) -> list[Recipe]:
     """The recipe of every stage, in <output>/stage_1, stage_2, ... Raises RecipeError naming the stage.
 
-    A stage changes settings of the recipe; a string names its student, whose weights are loaded. The teacher is the student of the stage before,
-    unless the stage names one or its student is "previous": then the model before is trained on, with its teacher.
+    A stage changes settings of the recipe; a string names its student, whose weights are loaded. The teacher is the
+    student of the stage before, unless the stage names one or its student is "previous": then the model before is
+    trained on, with its teacher.
     """
     found: list[Recipe] = []
     for number, changes in enumerate(recipe.stages, 1):
