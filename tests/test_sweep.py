@@ -150,8 +150,6 @@ def test_halves_choose_and_report_and_what_is_far_worse_is_told_apart(tmp_path):
     result = sweep(recipe_in(tmp_path, learning_rate=1e-9), {RATE: [3e-2, 3.0001e-2]}, parts=parts)
     by = {line["number"]: line for line in result["trials"]}
     assert by[0]["apart"] is True and by[0]["low"] > 0
-    near = by[3 - result["best"]["number"]]
-    assert near["apart"] is False
     report = result["report"]
     assert (report["examples"], report["optimistic"], report["paid"]) == (40, False, "yes")
     assert report["winner"]["low"] < report["winner"]["perplexity"] < report["winner"]["high"]
