@@ -19,6 +19,16 @@ def check_number(
     raise RecipeError(f"{option} must be a number {below}{above}, got {value!r}", hint)
 
 
+def number_or_text(text: str) -> int | float | str:
+    """The number that a text spells (1e-4 too, which YAML takes for text), else the text."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
 def check_count(option: str, value: Any, low: int) -> None:
     """Raise RecipeError unless value is a whole number of at least `low`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < low:

@@ -6,6 +6,7 @@ from typing import Any
 from llm_finetuner import ramp
 from llm_finetuner.errors import RecipeError
 from llm_finetuner.layer_maps import NAMED
+from llm_finetuner.ranges import number_or_text
 
 OBJECTIVES_FORM = (
     "write objective=weight[:option=value], such as cross_entropy=0.5 jsd=0.5:beta=0.1:layers=last"
@@ -121,12 +122,7 @@ def read_plain(text: str) -> Any:
             return json.loads(text)
         except ValueError:
             return text
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
+    return number_or_text(text)
 
 
 def spell_plain(value: Any) -> str:

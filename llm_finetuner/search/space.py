@@ -13,6 +13,7 @@ import yaml
 
 from llm_finetuner import recipe_file
 from llm_finetuner.errors import RecipeError
+from llm_finetuner.ranges import number_or_text
 from llm_finetuner.recipe import Recipe
 from llm_finetuner.registry import plain
 
@@ -143,7 +144,7 @@ def parse(assignments: Sequence[str]) -> dict[str, Any]:
 
 
 def _range(text: str) -> dict[str, Any] | None:
-    low, *more = (_number(part.strip()) for part in text.split(":"))
+    low, *more = (number_or_text(part.strip()) for part in text.split(":"))
     numbers = [part for part in (low, *more[:1]) if not isinstance(part, str)]
     if len(numbers) < 2 or more[1:] not in ([], ["log"]):
         return None
@@ -155,14 +156,4 @@ def _values(assignment: str, text: str) -> list:
         values = yaml.safe_load(f"[{text}]")
     except yaml.YAMLError as error:
         raise RecipeError(f"{assignment!r}: the values are not valid YAML") from error
-    return [_number(value) if isinstance(value, str) else value for value in values]
-
-
-def _number(text: str) -> Any:
-    """PyYAML reads 1e-4 as text."""
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
+    return [number_or_text(value) if isinstance(value, str) else value for value in values]

@@ -119,7 +119,7 @@ class Ensemble(Provider):
 
     def _mix(self, answers: list[Tensor], rows: _Rows) -> Tensor:
         """[n, C] of each member -> [n, C], in float32 and log space."""
-        weights_nM = rows.log_weights_NM
+        weights_nM = rows.log_weights_NM.to(at_least_float32(answers[0]).dtype)
         if self.mixture == "logits":
             return sum(
                 at_least_float32(a) * w.exp()[:, None] for a, w in zip(answers, weights_nM.T, strict=True)
