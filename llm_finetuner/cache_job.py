@@ -15,7 +15,7 @@ from llm_finetuner.named_models import load_student, load_teacher, student_sourc
 from llm_finetuner.recipe import Recipe
 from llm_finetuner.registry import TASKS, resolve
 from llm_finetuner.teachers.caching import write_cache
-from llm_finetuner.teachers.identity import fingerprint, template_digest, tokenizer_digest
+from llm_finetuner.teachers.identity import fingerprint, keys_of_rows, template_digest, tokenizer_digest
 from llm_finetuner.teachers.matched import live_teacher
 from llm_finetuner.teachers.provider import Context, Provider
 from llm_finetuner.trainer import OnEvent
@@ -34,7 +34,8 @@ def cache_answers(
 ) -> dict[str, Any]:
     """Run the teacher once over the training and held-out rows of a recipe; see teachers/caching.py for the rest.
 
-    Returns {"bytes_per_token", "mean_kl", "top_mass", "tokens", "rows", "path"}. Raises FinetunerError.
+    Returns {"bytes_per_token", "mean_kl", "top_mass", "tokens", "rows", "repeats", "path"}; equal rows are stored once,
+    and repeats says how many more there are. Raises FinetunerError.
     """
     say = on_event or (lambda kind, record: None)
     parts = parts or Parts()
@@ -67,11 +68,14 @@ def cache_answers(
         about |= {"tokenizer": tokenizer_digest(tokenizer), "template": template_digest(tokenizer)}
     width = len(teacher.columns) if isinstance(teacher.columns, Tensor) else teacher.columns
     width = width or task.vocabulary(model)
-    return write_cache(
-        teacher, task, datasets.concatenate_datasets(rows), path, vocabulary=width, about=about, k=k, mode=mode,
+    rows = datasets.concatenate_datasets(rows)
+    figures = write_cache(
+        teacher, task, rows, path, vocabulary=width, about=about, k=k, mode=mode,
         draws=draws, seed=recipe.train.seed, layers=layers, batch_size=recipe.train.batch_size, device=device,
         on_event=on_event,
     )  # fmt: skip
+    answered = [key.whole for key in keys_of_rows(rows) if key.positions]
+    return {**figures, "repeats": len(answered) - len(set(answered))}
 
 
 def _teacher(recipe: Recipe, parts: Parts, context: Context) -> tuple[Provider, Any]:

@@ -122,7 +122,7 @@ def _read(
         if i >= len(prompts) or record["prompt"] != prompts[i] or was != about:
             raise DataError(
                 f"{path} holds completions of other prompts, another teacher or other settings ({was})",
-                "remove that file, or choose another output folder",
+                "--overwrite begins anew; else remove that file, or choose another output",
             )
         if record["sample"] < samples:
             done[i, record["sample"]] = record["tokens"]

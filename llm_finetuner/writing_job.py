@@ -20,12 +20,14 @@ TOKENS = ".tokens"  # added to the name: what the teacher wrote, as it comes, so
 
 
 def write_dataset(
-    recipe: Recipe, path: str | Path, *, device: str | None = None, on_event: OnEvent | None = None
-) -> dict[str, Any]:
+    recipe: Recipe, path: str | Path, *, overwrite: bool = False, device: str | None = None,
+    on_event: OnEvent | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Write JSON lines of {prompt, completion, row, sample, ended}: text, to be tokenised by any student.
 
     The recipe's method is one whose teacher writes. `ended` is false where max_new_tokens cut the text. The same call
-    goes on where a killed one stopped. Returns {"path", "rows", "cut", "blank", "tokens"}. Raises FinetunerError.
+    goes on where a killed one stopped; with overwrite it begins anew. Returns {"path", "rows", "cut", "blank",
+    "tokens"}. Raises FinetunerError.
     """
     say = on_event or (lambda kind, record: None)
     plan, spec, path = recipe.scheme.writing, recipe.teacher, Path(path)
@@ -34,17 +36,25 @@ def write_dataset(
             "texts are written by one live teacher", "method: sequence_distillation, teacher.name: ..."
         )
 
+    kept = path.with_name(path.name + TOKENS)
+
+    def as_named(text: str) -> str:
+        return text.replace(str(kept), str(path))  # of the two files users know the one that they named
+
     def note(text: str) -> None:
-        say("note", {"text": text})
+        say("note", {"text": as_named(text)})
 
     tokenizer, where = loading.load_tokenizer(spec.name), default_device(device)
     teacher = load_teacher(spec, where)
     data = replace(fit_length(recipe.data, teacher, note), eval_source=None, eval_split=None, eval_fraction=0)
     rows, _ = load_rows(data, tokenizer, recipe.train.seed, str(path.parent), note)
-    kept = path.with_name(path.name + TOKENS)
-    write_rows(
-        teacher, tokenizer, rows, plan, kept, seed=recipe.train.seed, max_length=data.max_length, note=note
-    )
+    if overwrite:
+        kept.unlink(missing_ok=True)
+    seed, longest = recipe.train.seed, data.max_length
+    try:
+        write_rows(teacher, tokenizer, rows, plan, kept, seed=seed, max_length=longest, note=note)
+    except DataError as error:
+        raise DataError(as_named(error.what), error.hint) from error
     records = [json.loads(line) for line in kept.read_text(encoding="utf-8").splitlines()]
     records = sorted(
         (record for record in records if record["sample"] < plan.samples),

@@ -145,7 +145,7 @@ def test_what_cannot_be_is_refused_before_anything_is_loaded(desk, words, said, 
 
 def test_an_ensemble_has_no_hidden_states(desk, capsys):
     assert distil("--method", "5", "--student", "small", "--teacher", "big", "big") == 2
-    assert "gives answers only" in capsys.readouterr().err
+    assert "give answers only" in capsys.readouterr().err
 
 
 def test_a_cache_of_another_tokenizer_is_refused(desk, capsys):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -178,3 +179,73 @@ def test_sigterm_in_training_exits_with_143_and_saves(student_folder, data_file,
     out, err = run.communicate(timeout=60)
     assert run.returncode == 143 and b"Saved: " in out and b"Traceback" not in err
     assert list((tmp_path / "run" / "checkpoints").iterdir())
+
+
+# ---- what stands on the screen, and what was typed too early
+
+
+def screen_of(written: bytes) -> str:
+    """What stands on a tall terminal after these bytes: moves of the cursor and erasing are followed, colours not."""
+    lines, row, column = [""], 0, 0
+    for move, number, kind, char in re.findall(r"(\x1b\[\??([\d;]*)([A-Za-z]))|([^\x1b])", written.decode()):
+        steps = int(number) if move and number.isdigit() else 1
+        if kind in "AB" and kind:
+            row = max(0, row + (steps if kind == "B" else -steps))
+        elif kind in "CD" and kind:
+            column = max(0, column + (steps if kind == "C" else -steps))
+        elif kind == "J":
+            lines[row:] = [lines[row][:column]]
+        elif char == "\r":
+            column = 0
+        elif char == "\n":
+            row += 1
+            lines += [""] * (row + 1 - len(lines))
+        elif char:
+            line = lines[row].ljust(column)
+            lines[row], column = line[:column] + char + line[column + 1 :], column + 1
+    return "\n".join(lines)
+
+
+def test_ctrl_c_between_two_questions_is_not_lost(tmp_path):
+    child = spawn(CLI, cwd=tmp_path)
+    child.send("4\r\x03")
+    child.expect("Nothing was changed")
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 130
+
+
+def test_keys_hit_before_a_question_is_drawn_do_not_answer_it(tmp_path):
+    child = spawn(CLI, cwd=tmp_path)
+    child.send("4\rzzz\rqqq\r")  # all at once: only the first was a question
+    child.expect("Student model")
+    child.send("gpt2\r")
+    child.expect("What teaches")
+    child.send("\r")
+    child.expect("Teacher model")
+    child.sendintr()
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 130
+
+
+def test_going_back_takes_the_answer_off_the_screen(tmp_path):
+    child = spawn(CLI, cwd=tmp_path)
+    written, seen = child.before + child.after, []
+    moves = [
+        ("6\r", "Student model"),
+        ("gpt2\r", "Training data"),
+        ("\x1b", "Student model"),
+        ("\x1b", "Quit"),
+    ]
+    for keys, expected in moves:
+        child.send(keys)
+        child.expect(expected)
+        written += child.before + child.after
+        seen.append(screen_of(written))
+    child.sendintr()
+    child.expect(pexpect.EOF)
+    child.close()
+    assert "? What do you want to do?  Full fine-tuning" in seen[1] and "? Student model  gpt2" in seen[1]
+    assert "Full fine-tuning" in seen[2] and "gpt2" not in seen[2]
+    assert "?  Full fine-tuning" not in seen[3] and seen[3].count("What do you want to do?") == 1

@@ -165,14 +165,15 @@ def test_first_screen_has_the_methods_under_their_numbers():
 
 
 def test_saving_the_recipe_only(keys, here, capsys):
-    moves = [*MODELS, ENTER, *DATA, ENTER * 8, ENTER, DOWN, DOWN, ENTER, ENTER]
+    baselines = [DOWN, ENTER]  # yes, please
+    moves = [*MODELS, ENTER, *DATA, ENTER * 8, ENTER, *baselines, DOWN, DOWN, ENTER, ENTER]
     assert keys(lambda: jobs.distil_or_finetune("vanilla_distillation"), *moves) == 0
     saved = load("outputs/small-vanilla_distillation.yaml")
     assert saved.teacher.name == "big" and not (here / "outputs/small-vanilla_distillation").exists()
     out = capsys.readouterr().out
     for words in ("parameters", "compression", "steps", "memory", "time", "tokenizers", "the same"):
         assert words in out
-    assert "distill --method vanilla_distillation" in out
+    assert "distill --method vanilla_distillation" in out and out.count("--baseline") == 2
 
 
 def test_back_from_the_confirmation_asks_for_the_output_again(keys, here):
@@ -190,7 +191,7 @@ def test_leaving_at_the_confirmation_changes_nothing(keys, here, capsys):
 
 
 def test_temperature_without_effect_is_warned_of(keys, here, capsys):
-    moves = [*MODELS, ENTER, *DATA, ENTER * 6, ENTER * 5, ENTER, ENTER, "\x1b[A", ENTER]
+    moves = [*MODELS, ENTER, *DATA, ENTER * 6, ENTER * 5, ENTER, ENTER, ENTER, "\x1b[A", ENTER]
     keys(lambda: jobs.distil_or_finetune("feature_distillation"), *moves)
     assert "temperature=2.0 has no effect" in capsys.readouterr().out
 

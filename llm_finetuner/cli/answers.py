@@ -1,5 +1,6 @@
 """Answers as they are typed in the menu, held against what is on this disk. Each raises RecipeError."""
 
+import glob
 import os
 import re
 import shlex
@@ -7,11 +8,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from llm_finetuner.cli.exits import program
 from llm_finetuner.cli.folder import check_output
 from llm_finetuner.cli.hub import is_on_hub
 from llm_finetuner.cli.needed import is_part
 from llm_finetuner.errors import RecipeError
 from llm_finetuner.recipe import Recipe
+
+CACHE, NEW_CACHE = (
+    ("manifest.json", "fitted.safetensors"),
+    "outputs/cache",
+)  # files of a cache; where one goes
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")  # of files of data
 
 
 def model_name(typed: str) -> str:
@@ -77,18 +85,45 @@ def teacher_answers(name: str, value: Any) -> None:
         raise RecipeError(f"{value!r} is no address", "such as http://localhost:8000/v1")
 
 
+def quickstart_hint(name: str) -> str:
+    """What makes the text that the recipes of this repository learn from; "" for any other path."""
+    if Path(name).parts[:2] != ("outputs", "quickstart"):
+        return ""
+    return f"the quickstart writes it: make quickstart, or {program()} quickstart"
+
+
+def lies_here(name: str) -> bool:
+    """Whether a file, a folder or what a glob means is on this disk."""
+    path = Path(name).expanduser()
+    return path.exists() or glob.has_magic(name) and any(glob.iglob(str(path), recursive=True))
+
+
+def may_be_on_hub(name: str) -> bool:
+    """Whether what is not on this disk may be a data set of the hub: a name like org/data, and no path of a file."""
+    return is_on_hub(name) and not name.startswith((".", "/", "~")) and not name.endswith(SUFFIXES)
+
+
 def data_source(typed: str) -> str:
     """A file, folder, glob or hub name as typed. Raises RecipeError."""
     name = typed.strip()
-    path = Path(name).expanduser()
-    if name and path.exists() or any(mark in name for mark in "*?["):
+    if name and lies_here(name):
         return os.path.expanduser(name)
-    suffixes = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
-    if name.startswith((".", "/", "~")) or name.endswith(suffixes) or not is_on_hub(name):
+    if not may_be_on_hub(name):
         raise RecipeError(
-            f"there is no file or folder {name!r}", "Tab completes paths; a hub name is org/data"
+            f"there is no file or folder {name!r}",
+            quickstart_hint(name) or "Tab completes paths; a hub name is org/data",
         )
     return name
+
+
+def newest_cache() -> str:
+    """The cache that was written last, here or in outputs/, so that there is something to accept."""
+    places = [
+        path for pattern in ("*", "outputs/*", "outputs/*/*") for path in Path().glob(f"{pattern}/{CACHE[0]}")
+    ]
+    caches = [path for path in places if path.with_name(CACHE[1]).exists()]  # checkpoints have manifests too
+    newest = max(caches, key=lambda path: path.stat().st_mtime, default=Path(NEW_CACHE, CACHE[0]))
+    return str(newest.parent)
 
 
 def found_data() -> str:

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from llm_finetuner.cli import spoken
-from llm_finetuner.cli.answers import members_typed, teacher_answers
+from llm_finetuner.cli.answers import members_typed, newest_cache, teacher_answers
+from llm_finetuner.cli.fitting import check_models
 from llm_finetuner.cli.prompts import Ask, Mark, Pick
-from llm_finetuner.cli.settings import MEMBERS, Setting, fields_of, options_in
+from llm_finetuner.cli.settings import MEMBERS, Setting, build, fields_of, options_in
 from llm_finetuner.methods.mixture import DEFAULT
 from llm_finetuner.recipe import Data, Recipe, Train, Tuning
 from llm_finetuner.registry import METHODS, TUNINGS, resolve
@@ -15,6 +16,14 @@ from llm_finetuner.registry import METHODS, TUNINGS, resolve
 Answers = dict[str, Any]
 Steps = list[tuple["Question", str]]
 ONLY_WITH = {"options.exits": ("options.by", "exits"), "options.decay": ("options.by", "average")}
+
+
+STAGE = "stage."  # keys of a chain's students
+NO_SETTINGS = ("method", "advanced", "more", "data.look")  # answers that are no setting of a recipe
+FITTED = (  # what is held against the models that were named before
+    "options.exits", "options.feature_layers", "options.layers", "options.objectives", "teacher.options.weights",
+    "teacher.options.path", "teacher.options.members",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -73,10 +82,34 @@ def prompt_for(setting: Setting, answers: Answers) -> Ask | Pick | None:
         check(setting, value, answers)
         return value
 
+    parse = fitted(parse, setting.path, answers) if setting.path in FITTED else parse
     if setting.path == MEMBERS:
         return Ask(spoken.EXAMPLE_TEACHER, parse)
-    offered = DEFAULT if setting.path == "options.objectives" else setting.default
-    return Ask(setting.spell(offered), parse, is_path=setting.path == "teacher.options.path")
+    if setting.path == "teacher.options.path":
+        return Ask(newest_cache(), parse, is_path=True)
+    return Ask(setting.spell(DEFAULT if setting.path == "options.objectives" else setting.default), parse)
+
+
+def so_far(answers: Answers) -> Recipe:
+    """The recipe of the answers, all else as it is without. Raises RecipeError."""
+    own = ("job", STAGE)
+    paths = {
+        key: value for key, value in answers.items() if key not in NO_SETTINGS and not key.startswith(own)
+    }
+    if answers.get("job") == "write":
+        paths["student.name"] = paths.get("teacher.name", "")
+    return build(answers["method"], paths)
+
+
+def fitted(parse: Callable[[str], Any], path: str, answers: Answers) -> Callable[[str], Any]:
+    """`parse`, and what it gives is held against the models that were named before."""
+
+    def parse_and_check(typed: str) -> Any:
+        value = parse(typed)
+        check_models(so_far({**answers, path: value}))
+        return value
+
+    return parse_and_check
 
 
 def check(setting: Setting, value: Any, answers: Answers) -> None:

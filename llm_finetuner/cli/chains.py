@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from llm_finetuner.cli.exits import TERMINATED, program
+from llm_finetuner.cli.fitting import check_fit
 from llm_finetuner.cli.folder import OTHER, check_shared
 from llm_finetuner.cli.hub import names_in, prepare
 from llm_finetuner.cli.needed import check_complete, is_part
 from llm_finetuner.cli.plain import count, duration
 from llm_finetuner.cli.training import print_recipe, saved
-from llm_finetuner.errors import RecipeError
+from llm_finetuner.errors import FinetunerError, RecipeError
 from llm_finetuner.recipe import Recipe, Teacher
 from llm_finetuner.run import is_run, whole_path, with_whole_paths
 
@@ -38,6 +39,7 @@ def start(recipe: Recipe, given: dict[str, Any], screen) -> Any:
     if given.get("dry_run"):
         return _show(stages, screen)
     check(recipe, stages, given.get("overwrite", False))
+    check_stages(recipe)
     return run(recipe, screen, not given.get("no_compare"), given.get("baseline", False))
 
 
@@ -49,6 +51,15 @@ def _show(stages: list[Recipe], screen) -> list[dict[str, Any]]:
             print(f"{'---' * (number > 1)}\n# stage {number} of {len(stages)}".lstrip())
             print_recipe(stage)
     return [stage.to_dict() for stage in stages]
+
+
+def check_stages(recipe: Recipe) -> None:
+    """Raise RecipeError or DataError for what will stop a stage and can be known before the first one begins."""
+    for number, stage in enumerate(as_planned(recipe), 1):
+        try:
+            check_fit(stage)
+        except FinetunerError as error:
+            raise type(error)(f"stage {number}: {error.what}", error.hint) from error
 
 
 def check(recipe: Recipe, stages: list[Recipe], overwrite: bool) -> None:

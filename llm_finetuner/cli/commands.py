@@ -7,9 +7,11 @@ from typing import Any
 
 from llm_finetuner.cli import chains, measuring, searching, teaching
 from llm_finetuner.cli.exits import OK, program
-from llm_finetuner.cli.folder import check_output
+from llm_finetuner.cli.fitting import check_fit, misfits
+from llm_finetuner.cli.folder import check_output, forget_texts
 from llm_finetuner.cli.hub import names_in, prepare
 from llm_finetuner.cli.needed import check_complete
+from llm_finetuner.cli.recipes import existing
 from llm_finetuner.cli.settings import build, paths_in
 from llm_finetuner.cli.training import print_recipe, recipe_in, train_and_compare
 from llm_finetuner.errors import RecipeError
@@ -48,7 +50,7 @@ def run_recipe(given: dict[str, Any], screen) -> Any:
     """run RECIPE.yaml key=value ..."""
     from llm_finetuner.recipe_file import load
 
-    return start(load(given["recipe"], given.get("assignments", [])), given, screen)
+    return start(load(existing(given["recipe"]), given.get("assignments", [])), given, screen)
 
 
 def start(recipe: Recipe, given: dict[str, Any], screen) -> Any:
@@ -57,12 +59,15 @@ def start(recipe: Recipe, given: dict[str, Any], screen) -> Any:
         return chains.start(recipe, given, screen)
     check_complete(recipe)
     if given.get("dry_run"):
-        for words in recipe.warnings():
+        for words in [*recipe.warnings(), *misfits(recipe)]:
             screen.warn(words)
         if not screen.as_json:
             print_recipe(recipe)
         return recipe.to_dict()
     check_output(recipe, given.get("overwrite", False))
+    check_fit(recipe)
+    if given.get("overwrite"):
+        forget_texts(recipe)
     compare_too = recipe.distils and not given.get("no_compare")
     return train_and_compare(recipe, screen, compare_too, given.get("baseline", False))
 

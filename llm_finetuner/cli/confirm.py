@@ -7,6 +7,7 @@ from llm_finetuner.cli.chains import as_planned, named_students
 from llm_finetuner.cli.console import Screen
 from llm_finetuner.cli.doctor import memory_available
 from llm_finetuner.cli.estimate import Estimate, Sized, look_ahead, together
+from llm_finetuner.cli.fitting import check_fit
 from llm_finetuner.cli.hub import NOT_HERE, models_in, names_in, prepare, whereabouts
 from llm_finetuner.cli.needed import OWN, is_part
 from llm_finetuner.cli.plain import count, duration, size
@@ -27,6 +28,8 @@ def confirm_screen(recipe: Recipe, screen: Screen) -> bool:
     try:
         sight = preview.look(recipe)
         plans = as_planned(recipe) if recipe.stages else [recipe]
+        for plan in plans:
+            check_fit(plan)
         guesses = [look_ahead(plan, sight.examples, sight.length) for plan in plans]
         sizes, guess = guesses[0][0], together([guess for _, guess in guesses])
         warnings += memory_warnings(guess)

@@ -8,6 +8,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from llm_finetuner.cli import shown
 from llm_finetuner.cli.plain import clean, count, shorten, size
 from llm_finetuner.errors import FinetunerError
 
@@ -33,12 +34,20 @@ def text(words: object, style: str = "") -> Text:
     return Text(clean(words), style=style)
 
 
+class Sheet(Console):
+    """A console that says when it writes, because answers above that cannot be erased any more."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        shown.written()
+        super().print(*objects, **options)
+
+
 class Screen:
     """Where a command writes: results to stdout, or to stdout as one JSON value with all else on stderr."""
 
     def __init__(self, as_json: bool = False, quiet: bool = False):
         self.as_json, self.quiet = as_json, quiet
-        self.console = Console(stderr=as_json, highlight=False, markup=False, emoji=False)
+        self.console = Sheet(stderr=as_json, highlight=False, markup=False, emoji=False)
 
     def result(self, value: Any) -> None:
         """The machine-readable result; nothing without --json."""

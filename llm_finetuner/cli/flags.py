@@ -123,6 +123,7 @@ def _generate(child: argparse.ArgumentParser) -> None:
     written = tuple(f"options.{name}" for name in ("max_new_tokens", "sampling_temperature", "samples"))
     _add_named(child, ("teacher.", "data."), ("train.seed", *written))
     child.add_argument("--to", metavar="FILE", help="a .jsonl file of prompts and completions")
+    child.add_argument("--overwrite", action="store_true", help="begin anew where a teacher wrote that file")
     add_set(child)
 
 

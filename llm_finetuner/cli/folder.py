@@ -11,7 +11,8 @@ from llm_finetuner.recipe import Recipe, members_of
 from llm_finetuner.run import is_run
 
 OTHER = "choose another --output, one that is new or empty"
-NO_MATTER = ("bad_rows.jsonl",)  # what a run may have left that stopped before its first step
+WRITTEN = "written.jsonl"  # what a teacher wrote for a run: the same run goes on with it
+NO_MATTER = ("bad_rows.jsonl", WRITTEN)  # what a run may have left that stopped before its first step
 
 
 def check_output(recipe: Recipe, overwrite: bool = False) -> None:
@@ -26,6 +27,11 @@ def check_output(recipe: Recipe, overwrite: bool = False) -> None:
             f"output {recipe.output} cannot be written: {error.strerror or error}",
             "choose another --output, in a folder that you may write to",
         ) from error
+
+
+def forget_texts(recipe: Recipe) -> None:
+    """Remove what a teacher wrote for an earlier run in the folder, which may have been of other settings."""
+    (Path(recipe.output) / WRITTEN).unlink(missing_ok=True)
 
 
 def check_shared(recipe: Recipe, markers: Sequence[str], flag: str = "--output") -> None:

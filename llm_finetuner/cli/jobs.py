@@ -14,6 +14,7 @@ from llm_finetuner.cli.folder import check_output
 from llm_finetuner.cli.listing import runs_in
 from llm_finetuner.cli.needed import check_complete
 from llm_finetuner.cli.prompts import BACK, Ask, Pick
+from llm_finetuner.cli.recipes import existing, offered
 from llm_finetuner.cli.training import recipe_in, train_and_compare
 from llm_finetuner.cli.walk import Walk
 from llm_finetuner.cli.words import words_of
@@ -46,17 +47,18 @@ def decide(recipe: Recipe, screen: Screen) -> Any:
         ("save", "Save the recipe only", "", None),
         ("quit", "Leave", "", None),
     ]
-    prompts.forget_typing()  # looking ahead takes seconds, and Enter would start a run that nobody looked at
+    baseline = ask_baseline() if recipe.distils and fits else False
+    if baseline is BACK:
+        return BACK
     answer = prompts.ask("Start?", "", Pick(choices, "start" if fits else "back"))
     if answer in (BACK, "back"):
         return BACK
     if answer == "save":
-        return save(recipe, screen)
+        return save(recipe, screen, baseline)
     if answer == "quit":
         screen.say("Nothing was changed.")
         return OK
-    baseline = ask_baseline() if recipe.distils else False
-    return BACK if baseline is BACK else carry_out(recipe, screen, baseline)
+    return carry_out(recipe, screen, baseline)
 
 
 def ask_baseline() -> Any:
@@ -100,7 +102,7 @@ def command_of(recipe: Recipe, baseline: bool = False) -> str:
     return f"{program()} {shlex.join(words)}"
 
 
-def save(recipe: Recipe, screen: Screen) -> Any:
+def save(recipe: Recipe, screen: Screen, baseline: bool = False) -> Any:
     """Write the recipe without running it."""
     from llm_finetuner import recipe_file
 
@@ -113,9 +115,9 @@ def save(recipe: Recipe, screen: Screen) -> Any:
     if path is BACK:
         return BACK
     recipe_file.save(recipe, path)
-    screen.say(f"saved: {path}\nrun it with: {program()} run {shlex.quote(path)}")
+    screen.say(f"saved: {path}\nrun it with: {program()} run {shlex.quote(path)}{' --baseline' * baseline}")
     screen.say("the same by command:")
-    screen.unfolded(command_of(recipe))
+    screen.unfolded(command_of(recipe, baseline))
     return OK
 
 
@@ -129,7 +131,7 @@ def run_recipe() -> Any:
     screen = Screen()
 
     def load(typed: str) -> Recipe:
-        recipe = recipe_file.load(Path(typed.strip()).expanduser())
+        recipe = recipe_file.load(existing(typed))
         if recipe.stages:
             from llm_finetuner.chain import stages_of
 
@@ -139,7 +141,7 @@ def run_recipe() -> Any:
             check_output(recipe)
         return recipe
 
-    found = sorted(map(str, Path("recipes").glob("*.yaml"))) or ["recipe.yaml"]
+    found = offered() or ["recipe.yaml"]
     recipe = prompts.ask("Recipe", "A .yaml file (Tab completes).", Ask(found[0], load, is_path=True))
     return BACK if recipe is BACK else decide(recipe, screen)
 

@@ -5,8 +5,8 @@ import re
 from llm_finetuner.cli.exits import program
 from llm_finetuner.errors import RecipeError
 from llm_finetuner.recipe import Recipe, members_of
-from llm_finetuner.registry import TEACHERS
-from llm_finetuner.scheme import Scheme
+from llm_finetuner.registry import OBJECTIVES, TEACHERS
+from llm_finetuner.scheme import Scheme, Term
 
 NAMED = ("live", "across", "remote")  # kinds of one teacher, which has a name
 OWN = {
@@ -18,6 +18,26 @@ OWN = {
 def is_part(name: str) -> bool:
     """Whether a student's name says that it is cut from the teacher: teacher/2."""
     return bool(re.fullmatch(r"teacher/.*", name.strip()))
+
+
+def blocks_kept(name: str, depth: int) -> int:
+    """Blocks of a student called teacher/2 of a teacher of `depth` blocks. Raises RecipeError where none is left."""
+    found = re.fullmatch(r"teacher/([1-9]\d*)", name.strip())
+    if found is None:
+        raise RecipeError(f"{name.strip()!r} names no part of the teacher", "teacher/2: half its blocks")
+    divisor = int(found[1])
+    if divisor > depth:
+        raise RecipeError(
+            f"student {name.strip()} would have less than one block: the teacher has {depth}",
+            f"teacher/2 has half of them; teacher/{depth} has one, the fewest",
+        )
+    return int(depth / divisor + 0.5)  # as models/shrink.py rounds, which needs torch
+
+
+def compares_blocks(term: Term) -> bool:
+    """Whether a term reads more of the teacher than its answers; known by the file that its objective is in."""
+    module = OBJECTIVES.get(term.objective, "").partition(":")[0]
+    return module.rpartition(".")[2] in ("feature", "attention", "relation")
 
 
 def fitting_kinds(scheme: Scheme) -> tuple[str, ...]:

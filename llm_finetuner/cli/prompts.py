@@ -1,6 +1,7 @@
 """Questions on the terminal, by questionary: Enter takes the default, Esc or Ctrl-B goes back, Ctrl-C leaves.
 
-An answered question shrinks to one line. Raises KeyboardInterrupt for Ctrl-C and Ctrl-D.
+An answered question shrinks to one line, which goes when one goes back; keys that were hit before a question was
+drawn are dropped. Raises KeyboardInterrupt for Ctrl-C and Ctrl-D.
 """
 
 import os
@@ -16,10 +17,13 @@ from prompt_toolkit import print_formatted_text
 from prompt_toolkit.application import get_app_session
 from prompt_toolkit.completion import PathCompleter
 from prompt_toolkit.formatted_text import FormattedText
-from prompt_toolkit.input.typeahead import clear_typeahead
+from prompt_toolkit.input.typeahead import get_typeahead
 from prompt_toolkit.key_binding import KeyBindings, merge_key_bindings
+from prompt_toolkit.keys import Keys
+from prompt_toolkit.utils import get_cwidth
 from questionary.prompts.common import InquirerControl
 
+from llm_finetuner.cli import shown
 from llm_finetuner.errors import RecipeError
 
 BACK = object()  # the answer of someone who wants the question before
@@ -61,6 +65,7 @@ def ask(title: str, why: str, prompt: Ask | Pick | Mark) -> Any:
 
 def ask_plain(title: str, why: str, prompt: Ask | Pick | Mark) -> Any:
     """The answer as it was typed or picked (what may be a default again), or BACK."""
+    forget_typing()  # nobody answers a question that is not on the screen yet
     draw = {Ask: _line, Pick: _pick, Mark: _mark}[type(prompt)]
     question = draw(title, why, prompt)
     app = question.application
@@ -73,25 +78,55 @@ def ask_plain(title: str, why: str, prompt: Ask | Pick | Mark) -> Any:
         raise KeyboardInterrupt from None
     if answer is BACK:
         return BACK
-    print_formatted_text(
-        FormattedText([("bold", f"? {title}  "), ("fg:ansicyan", _spell(answer, prompt))]), style=STYLE
-    )
+    asked, spelled = f"? {title}  ", _spell(answer, prompt)
+    print_formatted_text(FormattedText([("bold", asked), ("fg:ansicyan", spelled)]), style=STYLE)
+    shown.answered(get_cwidth(asked + spelled))
     return answer
+
+
+def take_back() -> bool:
+    """Erase the last answer from the screen; False where something stands below it, or there is none."""
+    width = shown.take_last()
+    if width is None:
+        return False
+    output = get_app_session().output
+    output.cursor_up(max(1, -(-width // output.get_size().columns)))
+    output.write_raw("\r")
+    output.erase_down()
+    output.flush()
+    return True
 
 
 def note(words: str) -> None:
     """A plain line between questions."""
+    shown.written()
     print_formatted_text(words)
 
 
 def forget_typing() -> None:
-    """Drop the keys that were hit while nothing asked for them, so that none of them answers the next question."""
+    """Drop the keys that were hit while nothing asked for them, so that none of them answers the next question.
+
+    Ctrl-C among them still leaves: raises KeyboardInterrupt.
+    """
     keys = get_app_session().input
     if sys.platform != "win32" and os.isatty(keys.fileno()):
-        import termios
+        early = any(press.key == Keys.ControlC for press in get_typeahead(keys))
+        if early or b"\x03" in _pending(keys.fileno()):
+            raise KeyboardInterrupt
 
-        termios.tcflush(keys.fileno(), termios.TCIFLUSH)
-        clear_typeahead(keys)
+
+def _pending(terminal: int) -> bytes:
+    """What was typed and not read yet, whole lines or not."""
+    import termios
+
+    before, by_key = termios.tcgetattr(terminal), termios.tcgetattr(terminal)
+    by_key[3] &= ~termios.ICANON
+    by_key[6][termios.VMIN] = by_key[6][termios.VTIME] = 0  # read what there is, and wait for nothing
+    termios.tcsetattr(terminal, termios.TCSANOW, by_key)
+    try:
+        return os.read(terminal, 2**16)
+    finally:
+        termios.tcsetattr(terminal, termios.TCSANOW, before)
 
 
 def _keys(prompt: Ask | Pick | Mark) -> KeyBindings:

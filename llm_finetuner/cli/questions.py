@@ -6,6 +6,7 @@ from pathlib import Path
 
 from llm_finetuner.cli import spoken
 from llm_finetuner.cli.answers import (
+    NEW_CACHE,
     data_source,
     found_data,
     holds_weights,
@@ -13,9 +14,20 @@ from llm_finetuner.cli.answers import (
     student_name,
     teacher_name,
 )
-from llm_finetuner.cli.asking import Answers, Question, Steps, describe, from_setting, known, plain
+from llm_finetuner.cli.asking import (
+    STAGE,
+    Answers,
+    Question,
+    Steps,
+    describe,
+    fitted,
+    from_setting,
+    known,
+    plain,
+)
+from llm_finetuner.cli.fitting import NO_STATES
 from llm_finetuner.cli.hub import is_on_hub
-from llm_finetuner.cli.needed import fitting_kinds, is_part
+from llm_finetuner.cli.needed import compares_blocks, fitting_kinds, is_part
 from llm_finetuner.cli.plain import first_line
 from llm_finetuner.cli.prompts import BACK, Ask, Mark, Pick
 from llm_finetuner.cli.settings import MEMBERS, Setting, fields_of, options_in
@@ -34,7 +46,6 @@ FIRST = {  # of a kind of teacher, what is asked at once; the rest on request
     "remote": ("url", "k"),
 }
 NAMELESS = ("ensemble", "cached")  # kinds whose teacher has no name of its own
-STAGE = "stage."  # keys of a chain's students
 BLANK = "Enter alone: no more."
 
 
@@ -86,7 +97,7 @@ def caching(answers: Answers) -> Steps:
         *data(),
         *known("data.max_length", "data.samples"),
         (k, k.why()),
-        plain("job.to", lambda a: Ask("outputs/cache", str, is_path=True)),
+        plain("job.to", lambda a: Ask(NEW_CACHE, str, is_path=True)),
     ]
 
 
@@ -123,10 +134,13 @@ def teacher(answers: Answers) -> Steps:
         return []
     peers = method == "online_distillation"
     kind = answers.get("teacher.kind", "live")
+    if any(compares_blocks(term) for term in scheme_of(method).terms):
+        kinds = [kind for kind in kinds if kind not in NO_STATES]
     steps: Steps = [plain("teacher.kind", lambda a: pick_kind(kinds, peers))]
     if kind not in NAMELESS or is_part(answers.get("student.name", "")) and kind != "ensemble":
         named = Question(
-            "teacher.name", lambda a: Ask(spoken.EXAMPLE_TEACHER, teacher_of(kind), is_path=True)
+            "teacher.name",
+            lambda a: Ask(spoken.EXAMPLE_TEACHER, fitted(teacher_of(kind), "teacher.name", a), is_path=True),
         )
         steps.append((named, spoken.PEER if peers else named.why()))
     options = options_in(TEACHERS, kind, "teacher.options")

@@ -4,9 +4,11 @@ import shlex
 from typing import Any
 
 from llm_finetuner.cli.exits import program
+from llm_finetuner.cli.fitting import check_fit
 from llm_finetuner.cli.folder import check_shared
 from llm_finetuner.cli.hub import names_in, prepare
 from llm_finetuner.cli.needed import check_complete
+from llm_finetuner.cli.recipes import existing
 from llm_finetuner.errors import RecipeError
 from llm_finetuner.recipe import Recipe
 
@@ -18,7 +20,7 @@ def sweep(given: dict[str, Any], screen) -> Any:
     """sweep RECIPE key=a,b,c ..."""
     from llm_finetuner.recipe_file import load
 
-    recipe = load(given["recipe"], given.get("set", []))
+    recipe = load(existing(given["recipe"]), given.get("set", []))
     budget = {name: given[name] for name in BUDGET if name in given}
     return search(recipe, given.get("assignments", []), budget, screen)
 
@@ -28,6 +30,7 @@ def check_sweep(recipe: Recipe) -> None:
     if recipe.stages:
         raise RecipeError("a chain cannot be searched", "search a recipe of one stage")
     check_complete(recipe)
+    check_fit(recipe)
     check_shared(recipe, (RECORD,))
 
 

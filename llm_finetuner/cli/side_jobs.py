@@ -1,7 +1,6 @@
 """The entries of the menu that are no run: a cache, a data set that a teacher writes, a search for better settings."""
 
 import shlex
-from pathlib import Path
 from typing import Any
 
 from llm_finetuner.cli import prompts, searching, teaching
@@ -9,6 +8,7 @@ from llm_finetuner.cli.console import Screen
 from llm_finetuner.cli.exits import OK
 from llm_finetuner.cli.prompts import BACK, Ask, Pick
 from llm_finetuner.cli.questions import whole_number
+from llm_finetuner.cli.recipes import existing, offered
 from llm_finetuner.cli.walk import Walk
 from llm_finetuner.errors import RecipeError
 from llm_finetuner.recipe import Recipe
@@ -57,7 +57,7 @@ def search() -> Any:
     from llm_finetuner.search.space import parse
 
     def load(typed: str) -> Recipe:
-        recipe = recipe_file.load(Path(typed.strip()).expanduser())
+        recipe = recipe_file.load(existing(typed))
         searching.check_sweep(recipe)
         return recipe
 
@@ -67,7 +67,7 @@ def search() -> Any:
             raise RecipeError("name a setting and its values", "such as temperature=1,2,4")
         return words
 
-    found = sorted(map(str, Path("recipes").glob("*.yaml"))) or ["recipe.yaml"]
+    found = offered() or ["recipe.yaml"]
     recipe = prompts.ask(
         "Recipe", "It is tried as it is, too (Tab completes).", Ask(found[0], load, is_path=True)
     )

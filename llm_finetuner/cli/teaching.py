@@ -5,7 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from llm_finetuner.cli.answers import CACHE
 from llm_finetuner.cli.exits import program
+from llm_finetuner.cli.fitting import check_fit, check_kept_layers
 from llm_finetuner.cli.folder import OTHER, check_shared
 from llm_finetuner.cli.hub import names_in, prepare
 from llm_finetuner.cli.needed import check_complete, is_part
@@ -14,7 +16,6 @@ from llm_finetuner.cli.words import words_of
 from llm_finetuner.errors import RecipeError
 from llm_finetuner.recipe import Recipe, Teacher
 
-CACHE_FILES = ("manifest.json", "fitted.safetensors")  # any of them: a cache began here
 ENOUGH_MASS = 0.8
 
 
@@ -23,6 +24,8 @@ def cache(given: dict[str, Any], screen) -> Any:
     recipe = build("vanilla_distillation", paths_in(given, distil=True), given.get("set", []))
     names = {"k": "k", "mode": "mode", "draws": "draws", "keep_layers": "layers"}
     options = {names[name]: given[name] for name in names if name in given}
+    if recipe.teacher:
+        check_kept_layers(recipe, options.get("layers", []))
     return write_cache(recipe, _needed(given, "FOLDER"), options, screen)
 
 
@@ -33,8 +36,10 @@ def write_cache(recipe: Recipe, folder: str, options: dict[str, Any], screen) ->
         from llm_finetuner.cache_job import cache_answers
 
         figures = cache_answers(recipe, folder, on_event=view, **options)
+    repeats = figures["repeats"]
+    again = f"; {repeats:,} more rows repeat one of them and are stored once" if repeats else ""
     rows = [
-        ("answers to", f"{figures['rows']:,} rows, {figures['tokens']:,} tokens"),
+        ("answers to", f"{figures['rows']:,} rows, {figures['tokens']:,} tokens{again}"),
         ("size", f"{figures['bytes_per_token']:.0f} bytes a token, beside hidden states"),
     ]
     if figures["mean_kl"] is not None:
@@ -54,9 +59,10 @@ def write_cache(recipe: Recipe, folder: str, options: dict[str, Any], screen) ->
 def check_cache(recipe: Recipe, folder: str) -> None:
     """Raise RecipeError where the answers cannot be had, or the folder is somebody else's."""
     check_complete(recipe)
+    check_fit(recipe)
     if recipe.teacher.kind != "live":
         raise RecipeError("only the answers of one live teacher can be cached", "give one --teacher")
-    check_shared(replace(recipe, output=folder), CACHE_FILES, "--to")
+    check_shared(replace(recipe, output=folder), CACHE, "--to")  # any of its files: a cache began here
 
 
 def use_of(recipe: Recipe, folder: str) -> str:
@@ -71,16 +77,16 @@ def generate(given: dict[str, Any], screen) -> Any:
     paths = paths_in(given, True, "sequence_distillation")
     paths.setdefault("student.name", paths.get("teacher.name", ""))
     recipe = build("sequence_distillation", paths, given.get("set", []))
-    return write_data(recipe, _needed(given, "FILE"), screen)
+    return write_data(recipe, _needed(given, "FILE"), screen, given.get("overwrite", False))
 
 
-def write_data(recipe: Recipe, path: str, screen) -> Any:
-    """Have the recipe's teacher write a data set, and say how to use it."""
+def write_data(recipe: Recipe, path: str, screen, overwrite: bool = False) -> Any:
+    """Have the recipe's teacher write a data set, and say how to use it. overwrite: what it wrote before goes."""
     check_file(recipe, path)
     with _kept(screen, names_in(recipe)) as view:
         from llm_finetuner.writing_job import write_dataset
 
-        figures = write_dataset(recipe, path, on_event=view)
+        figures = write_dataset(recipe, path, overwrite=overwrite, on_event=view)
     screen.show(f"{figures['rows']:,} completions, {figures['tokens']:,} tokens, in {path}")
     if figures["cut"]:
         longest = recipe.options["max_new_tokens"]
@@ -98,6 +104,7 @@ def check_file(recipe: Recipe, path: str) -> None:
     if recipe.teacher is None or not recipe.teacher.name:
         raise RecipeError("teacher.name is missing", "give it with --teacher")
     check_complete(recipe)
+    check_fit(recipe)
     target = Path(path).expanduser()
     if target.suffix != ".jsonl":
         raise RecipeError(f"{path} does not end in .jsonl", "data are read by the ending of their file")

@@ -4,12 +4,13 @@ import dataclasses
 from typing import Any
 
 from llm_finetuner.cli import prompts
+from llm_finetuner.cli.asking import STAGE, so_far
 from llm_finetuner.cli.chains import chain_of
 from llm_finetuner.cli.hub import names_in, prepare
 from llm_finetuner.cli.plain import clean
 from llm_finetuner.cli.prompts import BACK, Ask, Pick
-from llm_finetuner.cli.questions import STAGE, Question, questions
-from llm_finetuner.cli.settings import Setting, build, fields_of
+from llm_finetuner.cli.questions import Question, questions
+from llm_finetuner.cli.settings import Setting, fields_of
 from llm_finetuner.errors import FinetunerError, ModelError, RecipeError
 from llm_finetuner.recipe import Data, Recipe
 
@@ -57,21 +58,14 @@ class Walk:
         """Take the last answer back; False where there is none."""
         if self.done:
             self.answers.pop(self.done.pop(), None)
+            if not prompts.take_back():
+                prompts.note("(back)")
             return True
         return False
 
     def recipe(self) -> Recipe:
         """The recipe of the answers. Raises RecipeError."""
-        left_out = ("method", "advanced", "more", "data.look")
-        own = ("job", STAGE)
-        paths = {
-            key: value
-            for key, value in self.answers.items()
-            if key not in left_out and not key.startswith(own)
-        }
-        if self.answers["job"] == "write":
-            paths["student.name"] = paths.get("teacher.name", "")
-        recipe = build(self.answers["method"], paths)
+        recipe = so_far(self.answers)
         students = [self.answers[key] for key in sorted(self.answers, key=_number) if key.startswith(STAGE)]
         return chain_of(recipe, [name for name in students if name]) if students else recipe
 
@@ -118,7 +112,6 @@ class Walk:
                     default = "model"
                 else:
                     default = "back"
-            prompts.forget_typing()  # reading took a while
             title = "Are the data read as you mean them?" if failed is None else "What now?"
             answer = prompts.ask(title, "", Pick(choices, default))
             if answer == "model":

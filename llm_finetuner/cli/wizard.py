@@ -53,6 +53,11 @@ class KeptTerminal:
             import termios
 
             self.mode = termios.tcgetattr(sys.stdin)
+            silent = termios.tcgetattr(sys.stdin)
+            silent[
+                3
+            ] &= ~termios.ECHO  # keys hit between questions are dropped, so they shall not be seen either
+            termios.tcsetattr(sys.stdin, termios.TCSADRAIN, silent)
 
     def __exit__(self, *_) -> None:
         if sys.platform != "win32":
@@ -98,6 +103,8 @@ def menu(on_choice: Callable[[], None] = lambda: None) -> int:
         done = jobs.distil_or_finetune(MENU[choice][0]) if choice in MENU else jobs.OTHERS[choice]()
         if done is not BACK:
             return done
+        while prompts.take_back():  # what was answered on the way
+            pass
 
 
 def first_screen(default: Any) -> Pick:

@@ -1,0 +1,237 @@
+"""Whether what a recipe names is there and fits together, as far as config.json, a cache's manifest and folders tell.
+
+Nothing heavy is loaded for it, so that a mistake is told before anybody waits. What cannot be known yet (a model that
+is still to be downloaded) passes, and the run itself finds it.
+"""
+
+import json
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from llm_finetuner.cli.answers import CACHE, lies_here, may_be_on_hub, model_name, quickstart_hint
+from llm_finetuner.cli.exits import program
+from llm_finetuner.cli.hub import is_on_hub, models_in
+from llm_finetuner.cli.needed import blocks_kept, compares_blocks, is_part
+from llm_finetuner.cli.words import words_of
+from llm_finetuner.errors import DataError, FinetunerError, RecipeError
+from llm_finetuner.layer_maps import layer_pairs
+from llm_finetuner.recipe import Recipe, Teacher, Train, members_of
+
+DEPTH = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")  # what configurations call it
+NO_STATES = (
+    "ensemble",
+    "remote",
+)  # kinds of teachers without hidden states; an ensemble of one has its member's
+
+
+def check_fit(recipe: Recipe) -> None:
+    """Raise RecipeError or DataError for what will stop the run and can be known now."""
+    check_data(recipe)
+    for model in models_in(recipe):
+        model_name(model.name)
+    check_models(recipe)
+
+
+def check_models(recipe: Recipe) -> None:
+    """The same for what models, caches and layers say of each other."""
+    check_teacher(recipe)
+    check_blocks(recipe)
+
+
+def misfits(recipe: Recipe) -> list[str]:
+    """The same as warnings: a recipe may be looked at where its models and data are not."""
+    try:
+        check_fit(recipe)
+    except FinetunerError as error:
+        return [f"{error.what}; {error.hint}"]
+    return []
+
+
+def check_data(recipe: Recipe) -> None:
+    """Raise DataError where a file or folder of the data is not there."""
+    for name in filter(None, (recipe.data.source, recipe.data.eval_source)):
+        if lies_here(name) or may_be_on_hub(name):
+            continue
+        hint = quickstart_hint(name)
+        if hint:
+            raise DataError(f"no such file: {name}", hint)
+        from llm_finetuner.data.places import open_source
+
+        open_source(name, None, "train", None)  # looks, and says what there is instead; nothing is read yet
+
+
+def check_teacher(recipe: Recipe) -> None:
+    """Raise RecipeError where a cache is not there, or the weights of several teachers are not one each."""
+    teacher = recipe.teacher
+    if teacher is None or not recipe.needs_teacher:
+        return
+    if teacher.kind == "cached" and teacher.options["path"]:
+        manifest_of(recipe)
+    if teacher.kind != "ensemble":
+        return
+    weights, count = teacher.options.get("weights"), len(members_of(teacher))
+    if weights in (None, "loss"):
+        return
+    numbers = isinstance(weights, list) and all(isinstance(w, int | float) and w >= 0 for w in weights)
+    if not numbers or len(weights) != count or not sum(weights):
+        raise RecipeError(
+            f"weights of {count} teachers must be {count} numbers from 0, or loss; got {weights!r}",
+            "leave them out to weigh all the same",
+        )
+
+
+def check_blocks(recipe: Recipe) -> None:
+    """Raise RecipeError for blocks that the models, or the cache, do not have."""
+    depth, scheme = student_depth(recipe), recipe.scheme
+    if depth and scheme.exits is not None:
+        check_exits(scheme.exits, depth)
+    terms = [term for term in recipe.terms if compares_blocks(term)]
+    teacher = recipe.teacher
+    if not terms or teacher is None or scheme.teacher != "given":
+        return
+    if teacher.kind in NO_STATES and not (teacher.kind == "ensemble" and len(members_of(teacher)) == 1):
+        who = "several teachers together give" if teacher.kind == "ensemble" else "an endpoint gives"
+        raise RecipeError(
+            f"{terms[0].objective} compares hidden states, and {who} answers only",
+            "take one teacher that is loaded here, or a method that compares answers, such as vanilla_distillation",
+        )
+    theirs = teacher_depth(recipe)
+    if not depth or not theirs:
+        return
+    from llm_finetuner.terms import kind_of
+
+    wanted: set[int] = set()
+    for term in terms:
+        kind = kind_of(term)
+        if teacher.kind == "cached" and kind not in ("features", "hidden"):
+            raise RecipeError(
+                f"{term.objective} compares {kind}, and a cache keeps hidden states of blocks only",
+                "take the teacher itself: --teacher",
+            )
+        if kind != "embeddings":
+            wanted |= {pair[1] for pair in layer_pairs(term.layers, depth, theirs)}
+    if teacher.kind == "cached":
+        _check_kept(recipe, wanted, terms[0].objective)
+
+
+def check_exits(exits: list[int], depth: int) -> None:
+    """Raise RecipeError for an exit that is no block before the last."""
+    if depth < 2:
+        raise RecipeError("the student has one block and cannot stop early", "by=average, or another student")
+    for block in exits:
+        if isinstance(block, bool) or not isinstance(block, int) or not 0 <= block < depth - 1:
+            raise RecipeError(
+                f"exits names block {block!r}: the student has blocks 0 to {depth - 1} and can stop early after "
+                f"blocks 0 to {depth - 2}",
+                "leave it out for the one half-way",
+            )
+
+
+def check_kept_layers(recipe: Recipe, layers: list[int]) -> None:
+    """Raise RecipeError for teacher blocks that a cache is to keep and the teacher does not have."""
+    depth = depth_of(recipe.teacher.name)
+    wrong = [layer for layer in layers if depth and not 0 <= layer < depth]
+    if wrong:
+        raise RecipeError(
+            f"--keep-layers names block {wrong[0]}: the teacher {recipe.teacher.name} has blocks 0 to {depth - 1}",
+            "give numbers of the teacher's blocks, from 0",
+        )
+
+
+# ---- what is known of the models
+
+
+def depth_of(name: str) -> int | None:
+    """Blocks of a model by its config.json; None where there is none at hand that says so."""
+    config = _json_of(name, "config.json")
+    if config is None:
+        base = (_json_of(name, "adapter_config.json") or {}).get("base_model_name_or_path")
+        return depth_of(base) if base else None
+    text = config.get("text_config")
+    sections = [text, config] if isinstance(text, dict) else [config]
+    found = (section.get(key) for section in sections for key in DEPTH)
+    return next((depth for depth in found if isinstance(depth, int)), None)
+
+
+def student_depth(recipe: Recipe) -> int | None:
+    """The same of the student, cut from its teacher or not. Raises RecipeError where nothing would be left of it."""
+    student = recipe.student
+    if not is_part(student.name):
+        return depth_of(student.name)
+    teacher = recipe.teacher
+    whole = depth_of(members_of(teacher)[0].name) if teacher else None
+    return whole and blocks_kept(student.name, whole)
+
+
+def teacher_depth(recipe: Recipe) -> int | None:
+    """The same of the only teacher, or of the one that wrote a cache."""
+    member = members_of(recipe.teacher)[0]
+    if member.kind == "cached":
+        return manifest_of(replace(recipe, teacher=member)).get("depth")
+    return depth_of(member.name)
+
+
+def _json_of(name: str, file: str) -> dict[str, Any] | None:
+    """A file of a model's folder, or of the hub's local cache."""
+    path: Any = Path(name).expanduser() / file
+    if is_on_hub(name):
+        from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub.errors import HFValidationError
+
+        try:
+            path = try_to_load_from_cache(name, file)
+        except HFValidationError:
+            return None
+        if not isinstance(path, str):
+            return None
+    return _read(Path(path))
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None  # whoever loads the model says what is wrong with it
+    return found if isinstance(found, dict) else None
+
+
+# ---- caches
+
+
+def manifest_of(recipe: Recipe) -> dict[str, Any]:
+    """What the recipe's cache says of itself. Raises RecipeError where there is none."""
+    folder = recipe.teacher.options["path"]
+    where = Path(folder).expanduser()
+    if not (where / CACHE[0]).exists():
+        why = "there is no such folder" if not where.exists() else f"{folder} holds no {CACHE[0]}"
+        raise RecipeError(f"no cache in {folder}: {why}", f"this makes it: {cache_command(recipe, folder)}")
+    return _read(where / CACHE[0]) or {}
+
+
+def cache_command(recipe: Recipe, folder: str, teacher: str = "", layers: tuple[int, ...] = ()) -> str:
+    """The command that writes the cache that the recipe wants; TEACHER where nobody knows which one."""
+    plan = Train(batch_size=recipe.train.batch_size, seed=recipe.train.seed)
+    plain = Recipe(
+        "vanilla_distillation", student=recipe.student, data=replace(recipe.data, hard_share=1.0), train=plan,
+        teacher=Teacher(recipe.teacher.name or teacher or "TEACHER"),
+    )  # fmt: skip
+    words = ["cache", *words_of(plain)[3:], "--to", folder]
+    words += ["--keep-layers", *map(str, layers)] if layers else []
+    return f"{program()} {shlex.join(words)}"
+
+
+def _check_kept(recipe: Recipe, wanted: set[int], objective: str) -> None:
+    manifest, folder = manifest_of(recipe), recipe.teacher.options["path"]
+    kept = manifest.get("settings", {}).get("layers", [])
+    if wanted <= set(kept):
+        return
+    spelled = ", ".join(map(str, sorted(wanted)))
+    stored = f"only those of {', '.join(map(str, kept))}" if kept else "none"
+    teacher = str(manifest.get("about", {}).get("teacher", ""))
+    command = cache_command(recipe, f"{folder.rstrip('/')}-layers", teacher, tuple(sorted(wanted)))
+    raise RecipeError(
+        f"{objective} compares hidden states, here of teacher blocks {spelled}, and the cache {folder} keeps {stored}",
+        f"--keep-layers keeps them, in a cache of its own: {command}",
+    )
