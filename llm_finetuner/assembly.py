@@ -20,7 +20,7 @@ from llm_finetuner.recipe import Data, Recipe
 from llm_finetuner.registry import OPTIMIZERS, SCHEDULES, TASKS, TUNINGS, resolve
 from llm_finetuner.rollout import Rollout
 from llm_finetuner.teachers.provider import Context, Provider
-from llm_finetuner.teaching import asks, build_peers, build_teacher, write_examples
+from llm_finetuner.teaching import asks, build_peers, build_teacher, check_control, write_examples
 from llm_finetuner.tuning.tuned import Tuned
 
 Note = Callable[[str], None]
@@ -137,6 +137,7 @@ def assemble(recipe: Recipe, parts: Parts, device: torch.device, note: Note, ran
     """Load what `parts` does not hold, and check that it fits together before time is spent. Raises FinetunerError."""
     resolve(OPTIMIZERS, recipe.train.optimizer), resolve(SCHEDULES, recipe.train.schedule)
     task, scheme = resolve(TASKS, recipe.task, "task")(), recipe.scheme
+    check_control(recipe, parts.teacher)
     tokenizer = parts.tokenizer
     if tokenizer is None and parts.train is None:
         tokenizer = loading.load_tokenizer(student_source(recipe))

@@ -5,6 +5,7 @@ stage has the same shape (arXiv 1805.04770).
 """
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 from llm_finetuner.comparison import compare_run
 from llm_finetuner.errors import CheckpointError, RecipeError
 from llm_finetuner.recipe import Recipe, Teacher
-from llm_finetuner.recipe_file import change, load
+from llm_finetuner.recipe_file import change, load, save
 from llm_finetuner.run import with_whole_paths
 from llm_finetuner.trainer import OnEvent, fit
 
@@ -77,10 +78,11 @@ def run_chain(
 ) -> dict[str, Any]:
     """Run what is left of the stages: {"output", "stages": [{"output", "metrics", "verdict"}]}, also in chain.json.
 
-    Stages that are finished are kept, and one that was interrupted goes on from its checkpoint. Raises FinetunerError.
+    Stages that are finished are kept, and one that was interrupted goes on from its checkpoint, also where the folder
+    was moved in between. Raises FinetunerError.
     """
     say = on_event or (lambda kind, record: None)
-    stages = stages_of(recipe)
+    stages = stages_of(replace(recipe, output=os.path.abspath(recipe.output)))
     if not stages:
         raise RecipeError("the recipe has no stages", "stages: [student, student, ...]")
     done = []
@@ -102,25 +104,47 @@ def run_chain(
                 else compare_run(folder, baseline=baseline, on_event=on_event)
             )
         done.append(about)
-    said = {"output": recipe.output, "stages": done}
-    (Path(recipe.output) / "chain.json").write_text(json.dumps(said, indent=1), encoding="utf-8")
-    return said
+    kept = [{**about, "output": Path(about["output"]).name} for about in done]  # the folder may be moved
+    (Path(recipe.output) / "chain.json").write_text(json.dumps({"stages": kept}, indent=1), encoding="utf-8")
+    return {"output": recipe.output, "stages": done}
 
 
 def _begun(stage: Recipe, number: int) -> bool:
-    """Whether the stage left a checkpoint to go on from. Raises CheckpointError where its settings were others."""
+    """Whether the stage left a checkpoint to go on from. Raises CheckpointError where its settings were others.
+
+    Where the chain's folder was moved since, the stage's recipe is written again with the places of now.
+    """
     folder = Path(stage.output)
     if not (folder / "recipe.yaml").exists():
         return False
-    then, now = load(folder / "recipe.yaml").to_dict(), with_whole_paths(stage).to_dict()
-    then["data"]["max_length"] = now["data"]["max_length"]  # it is held to the model's positions
+    kept = load(folder / "recipe.yaml")
+    data = replace(stage.data, max_length=kept.data.max_length)  # it is held to the model's positions
+    present = with_whole_paths(replace(stage, data=data))
+    then, now = _inside(kept), _inside(present)
     odd = [name for name in now if then[name] != now[name]]
     if odd:
         raise CheckpointError(
             f"stage {number} in {folder} was begun with other settings: {', '.join(odd)}",
             "remove that folder and those of the later stages, or choose another output",
         )
+    if kept != present:
+        save(present, folder / "recipe.yaml")
     return any((folder / "checkpoints").glob("step_*"))
+
+
+def _inside(stage: Recipe) -> dict[str, Any]:
+    """The settings, with paths in the chain's folder as seen from there."""
+    chain = os.path.dirname(os.path.abspath(stage.output))
+
+    def seen(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: seen(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [seen(item) for item in value]
+        inside = isinstance(value, str) and value.startswith(chain + os.sep)
+        return os.path.relpath(value, chain) if inside else value
+
+    return seen({**stage.to_dict(), "output": os.path.abspath(stage.output)})
 
 
 def _read(path: Path) -> dict[str, Any]:

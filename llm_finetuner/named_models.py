@@ -32,15 +32,19 @@ def load_teacher(model: Teacher, device: torch.device | str) -> nn.Module:
 
 
 def student_source(recipe: Recipe) -> str:
-    """The folder or hub name that the student's weights and tokenizer come from. Raises RecipeError."""
+    """The folder or hub name that the student's weights and tokenizer come from. Raises RecipeError.
+
+    A part of an ensemble is a part of the first member that names a model.
+    """
     if parse_share(recipe.student.name) is None:
         return recipe.student.name
-    if recipe.teacher is None or not recipe.teacher.name:
+    named = [member.name for member in (members_of(recipe.teacher) if recipe.teacher else ()) if member.name]
+    if not named:
         raise RecipeError(
             f"student {recipe.student.name!r} is cut from the teacher, and no teacher is named",
-            "give teacher.name",
+            "give teacher.name, or name a student",
         )
-    return members_of(recipe.teacher)[0].name
+    return named[0]
 
 
 def made_here(recipe: Recipe) -> bool:

@@ -25,6 +25,29 @@ def asks(scheme: Scheme) -> bool:
     return scheme.teacher in ("given", "average") and any(reads_teacher(term) for term in scheme.terms)
 
 
+def check_control(recipe: Recipe, given: nn.Module | Provider | None) -> None:
+    """Raise RecipeError for a shuffled teacher where no answer of it is put in another's place, so it would be itself.
+
+    given: what stands in for the teacher that the recipe names, if anything.
+    """
+    spec, scheme = recipe.teacher, recipe.scheme
+    if spec is None or not recipe.distils:
+        return
+    inside = spec.kind == "ensemble" and any(member.shuffled for member in members_of(spec))
+    if not (spec.shuffled or inside):
+        return
+    if scheme.writing or scheme.teacher in ("peers", "none") or (inside and scheme.teacher == "average"):
+        raise RecipeError(
+            f"teacher.shuffled has no effect with {recipe.method}: it moves the answers of a frozen teacher",
+            "leave it out, or take a method that learns from such answers",
+        )
+    if inside and given is not None:
+        raise RecipeError(
+            "a member of the ensemble is shuffled, and the members were given as objects, as they are",
+            "teacher.shuffled for all of them, or name the members",
+        )
+
+
 def build_teacher(
     recipe: Recipe, given: nn.Module | Provider | None, tokenizer: Any, context: Context
 ) -> Provider:
@@ -34,8 +57,8 @@ def build_teacher(
     """
     scheme, spec = recipe.scheme, recipe.teacher
     if scheme.teacher == "average":
-        return resolve(TEACHERS, "average")(Teacher(), context, **scheme.teacher_options)
-    if given is None:
+        provider = resolve(TEACHERS, "average")(Teacher(), context, **scheme.teacher_options)
+    elif given is None:
         spec = _named(recipe)
         provider = resolve(TEACHERS, spec.kind, "kind of teacher")(spec, context, **spec.options)
     elif isinstance(given, Provider):

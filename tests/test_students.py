@@ -56,6 +56,18 @@ def test_a_student_is_half_the_blocks_of_its_teacher(tmp_path, teacher, data_fil
     assert result.history[0]["forward_kl"] > 0
 
 
+def test_a_part_of_an_ensemble_is_a_part_of_its_first_model(tmp_path, teacher, student_folder, data_file):
+    members = {"members": [teacher, student_folder]}
+    recipe = Recipe(
+        method="vanilla_distillation", student=Model("teacher/2"), teacher=Teacher(kind="ensemble", options=members),
+        data=Data(source=data_file, max_length=32), train=Train(**PLAIN), output=str(tmp_path),
+    )  # fmt: skip
+    assert fit(recipe, Parts(device="cpu")).history[0]["forward_kl"] > 0
+    student, whole = (AutoModelForCausalLM.from_pretrained(name) for name in (str(tmp_path), teacher))
+    assert len(student.model.layers) == 2
+    assert close(student.model.layers[1].mlp.up_proj.weight, whole.model.layers[3].mlp.up_proj.weight)
+
+
 def test_the_first_and_the_last_blocks(tmp_path, teacher, data_file):
     run(tmp_path, teacher, data_file, name="teacher/1", keep_blocks="first-last")
     assert len(AutoModelForCausalLM.from_pretrained(str(tmp_path)).model.layers) == 4

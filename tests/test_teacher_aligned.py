@@ -1,5 +1,6 @@
 """A teacher with the student's tokens under other numbers says what it would say under the student's."""
 
+import copy
 import json
 import random
 
@@ -8,11 +9,14 @@ import pytest
 import torch
 from conftest import SHARED, build_gpt2, build_llama, build_tokenizer
 from other_tokenizers import TEXTS, build_other, rows_of
+from step_reference import assert_close, gradients, kl, said_of, step_of
 
 from llm_finetuner.errors import DataError, ModelError, RecipeError
 from llm_finetuner.models.vocabulary import Vocabulary
 from llm_finetuner.objectives.divergence import forward_kl
 from llm_finetuner.output import Want, select
+from llm_finetuner.rollout import Rollout
+from llm_finetuner.scheme import OnPolicy
 from llm_finetuner.tasks.causal_lm import CausalLM
 from llm_finetuner.teachers.aligned import Aligned, align, aligned_teacher
 from llm_finetuner.teachers.live import Live
@@ -130,8 +134,11 @@ def test_the_students_bos_becomes_the_teachers_or_is_left_out(pair_of_tokenizers
     bare = [{k: v[1:] for k, v in row.items()} for row in rows]
     live = Live(CausalLM(), moved)(CausalLM().collate(bare), Want())
     assert torch.allclose(said.head(said.rows), select(live.head(live.rows), provider.columns), atol=1e-12)
+    counted = rows_of(back.student, TEXTS[:1])
     with pytest.raises(DataError, match="the teacher knows no BOS"):
-        provider(CausalLM().collate(rows_of(back.student, TEXTS[:1])), Want())
+        provider.check(datasets.Dataset.from_list(rows + counted))
+    said = provider(CausalLM().collate(counted), Want())  # as a student may begin a text itself
+    assert len(said.rows) == len(counted[0]["input_ids"]) - 1 and not said.known.any()
 
     named = build_tokenizer()
     named.bos_token = "<|endoftext|>"
@@ -156,8 +163,48 @@ def test_columns_that_one_does_not_know_are_left_out(pair_of_tokenizers, models)
     fine = rows_of(alignment.student, ["the old dog ."])
     said = provider(CausalLM().collate(fine), Want())
     assert said.head(said.rows).shape == (4, len(alignment.student) - 1)
-    with pytest.raises(DataError, match="does not know"):
-        provider(CausalLM().collate(rows.to_list()), Want())
+    (house,) = rows.to_list()
+    at = house["input_ids"].index(lost)
+    both = [*fine, house]
+    said = provider(CausalLM().collate(both), Want())  # as a student may write it: answers up to there
+    assert said.known.tolist() == [True] * 4 + [i < at for i in range(len(house["labels"]) - 1)]
+    begun = [{name: row[: at + 1] for name, row in house.items()}]
+    want = provider(CausalLM().collate(begun), Want())
+    assert torch.allclose(said.head(said.rows)[4 : 4 + at], want.head(want.rows)[:at], atol=1e-12)
+
+
+def test_the_student_may_write_a_token_that_the_teacher_does_not_know(tmp_path, pair_of_tokenizers):
+    """On-policy: what the teacher cannot answer counts 0 in the sum and 1 in the denominator."""
+    ours = pair_of_tokenizers[0]
+    lost = ours.get_vocab()["\u0120house"]
+    alignment = align(ours, renumbered(ours, front=False, drop=("\u0120house",)))
+    size = len(alignment.student)
+    same, student = build_llama(size, seed=1).double().eval(), build_gpt2(size).double()
+    with torch.no_grad():  # the student likes to write it
+        student.transformer.ln_f.bias += (
+            12 * student.lm_head.weight[lost] / student.lm_head.weight[lost].norm()
+        )
+    moved = moved_model(same, alignment.table.tolist(), len(alignment.teacher) + 3)
+    rows = datasets.Dataset.from_list(rows_of(alignment.student, ["the old dog sees a cat ."] * 8, prompt=2))
+    teacher = Aligned(Live(CausalLM(), moved), alignment)
+    got, _, record, _ = step_of(
+        tmp_path, student, teacher, rows, "on_policy_distillation", tokenizer=ours, share=1.0,
+        divergence="forward_kl", max_new_tokens=6,
+    )  # fmt: skip
+    rollout = Rollout(OnPolicy(1.0, 6, 1.0, 0), ours, 0, 512)
+    written = [row for part in rollout(student, [rows.to_list()[:4], rows.to_list()[4:]], 1) for row in part]
+    own, keep = copy.deepcopy(student).train(), [i for i in range(size) if i != lost]
+    total, count, known = 0.0, 0, 0
+    for row in written:
+        logits, targets, at, _ = said_of(own, row)
+        with torch.no_grad():
+            told = said_of(same, row)[0]
+        heard = torch.tensor([lost not in row["input_ids"][: i + 1] for i in at.tolist()])
+        total = total + kl(logits[heard][:, keep], told[heard][:, keep])
+        count, known = count + len(targets), known + int(heard.sum())
+    assert 0 < known < count
+    assert_close(got, gradients(total / count, own))
+    assert record["forward_kl"] == pytest.approx(total.item() / count, rel=1e-9)
 
 
 def test_equal_tokens_merged_otherwise_are_refused(pair_of_tokenizers):

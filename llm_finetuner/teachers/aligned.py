@@ -21,6 +21,7 @@ from llm_finetuner.teachers.live import Live
 from llm_finetuner.teachers.provider import Context, Provider
 
 IGNORE = -100
+END = 2**31  # behind the last position of any row
 MOST = 0.95  # of the larger vocabulary: the few others are masked, so what is masked must be little
 SAMPLE = 200  # rows whose text is written by both tokenizers
 ACROSS = "take the teacher with kind: across, which needs no common tokens"
@@ -102,7 +103,8 @@ class Aligned(Provider):
 
     A BOS is put in front of a row where the teacher's tokenizer does so by itself and the row has none; the student's
     becomes the teacher's, and is left out where the teacher knows none. The positions that count stay the same.
-    Tokens that only one of the two knows are masked on both sides, as padded columns are.
+    Tokens that only one of the two knows are masked on both sides, as padded columns are. Rows of the data hold none
+    (`check`); where the student writes one itself, the teacher has no answer from there on.
     """
 
     def __init__(self, inner: Provider, alignment: Alignment):
@@ -110,6 +112,7 @@ class Aligned(Provider):
         self.inner, self.alignment = inner, alignment
         self.columns = alignment.columns
         self.ids_C = alignment.table[alignment.table >= 0]
+        self.numbers = {ours: theirs for ours, theirs in enumerate(alignment.table.tolist()) if theirs >= 0}
         self.width, self.depth, self.parameters = inner.width, inner.depth, inner.parameters
         self.positions = inner.positions
 
@@ -125,14 +128,16 @@ class Aligned(Provider):
 
     def __call__(self, batch: dict[str, Tensor], want: Want) -> Output:
         home = batch["input_ids"].device
-        translated = self._translated(batch)
+        translated, until_B = self._translated(batch)
         said = self.inner({name: x.to(home) for name, x in translated.items()}, want)
 
         def head(rows_nD: Any) -> Tensor:
             logits_nV = said.head(rows_nD)
             return select(logits_nV, self.ids_C.to(logits_nV.device))
 
-        return replace(said, head=head)
+        counted_BT = batch["labels"][:, 1:] != IGNORE
+        read_BT = torch.arange(counted_BT.shape[1], device=home) < until_B.to(home)[:, None]
+        return replace(said, head=head, known=None if read_BT.all() else read_BT[counted_BT])
 
     def check(self, rows: Any) -> None:
         """Raises DataError for tokens that the teacher does not know, and where it would cut the text otherwise."""
@@ -148,6 +153,7 @@ class Aligned(Provider):
                 f"{int(counts[lost].sum()):,} times: {named}",
                 ACROSS,
             )
+        self._check_front(rows)
         text = self.alignment.disagreement(rows)
         if text is not None:
             raise DataError(
@@ -155,45 +161,58 @@ class Aligned(Provider):
             )
         self._check_inner(rows)
 
+    def _check_front(self, rows: Any) -> None:
+        bos = self.alignment.student.roles.get("bos")
+        if bos is None or "bos" in self.alignment.teacher.roles:
+            return
+        ids, labels = (np.concatenate(list(columns.flat(rows, name))) for name in ("input_ids", "labels"))
+        sizes = columns.lengths(rows)
+        starts = (np.cumsum(sizes) - sizes)[sizes > 1]
+        if ((ids[starts] == bos) & (labels[starts + 1] != IGNORE)).any():
+            raise DataError(
+                "the first token after BOS counts, but the teacher knows no BOS to predict it from",
+                "count completions only (loss_on: completion)",
+            )
+
     def _check_inner(self, rows: Any) -> None:
         """Let the teacher check the longest row, in its own numbers; its numbers all exist."""
         import datasets
 
         row = rows[int(columns.lengths(rows).argmax())]
         batch = {name: torch.tensor([list(row[name])]) for name in ("input_ids", "attention_mask", "labels")}
-        translated = self._translated(batch)
+        translated, _ = self._translated(batch)
         self.inner.check(datasets.Dataset.from_dict({name: x.tolist() for name, x in translated.items()}))
 
-    def _translated(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The rows in the teacher's numbers. Raises DataError."""
+    def _translated(self, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+        """The rows in the teacher's numbers, and up to where in each it can answer, in the student's positions: [B]."""
         teacher, bos = self.alignment.teacher, self.alignment.student.roles.get("bos")
-        rows = []
+        rows, until = [], []
         for ids, mask, labels in zip(
             *(batch[name].tolist() for name in ("input_ids", "attention_mask", "labels")), strict=True
         ):
             labels[0] = IGNORE  # nothing predicts it, also where something is put in front
             begun = ids[0] == bos
-            left_out = begun and "bos" not in teacher.roles
-            if left_out:
-                if labels[1:2] != [IGNORE]:
-                    raise DataError(
-                        "the first token after BOS counts, but the teacher knows no BOS to predict it from",
-                        "count completions only (loss_on: completion)",
-                    )
-                ids, mask, labels = ids[1:], mask[1:], labels[1:]
-            length = sum(mask)
-            ids = self.alignment.table[torch.tensor(ids[:length], dtype=torch.long)].tolist()
-            if begun and not left_out:
-                ids[0] = teacher.roles["bos"]
-            elif teacher.front is not None and not begun:
-                ids, mask, labels = [teacher.front, *ids], [1, *mask], [IGNORE, *labels]
-            if min(ids) < 0:
-                raise DataError("a row holds a token that the teacher does not know", ACROSS)
-            rows.append((ids, mask, labels))
+            told = [self.numbers.get(i, -1) for i in ids[: sum(mask)]]
+            if begun:
+                told[0] = teacher.roles.get("bos", -1)
+            if begun and told[0] < 0 and labels[1:2] == [IGNORE]:
+                told, mask, labels = told[1:], mask[1:], labels[1:]
+                until.append(_first(told) + 1)
+            else:
+                until.append(_first(told))
+                if teacher.front is not None and not begun:
+                    told, mask, labels = [teacher.front, *told], [1, *mask], [IGNORE, *labels]
+            rows.append(([max(i, 0) for i in told], mask, labels))
         width = max(2, *(len(mask) for _, mask, _ in rows))
 
         def padded(which: int, value: int) -> Tensor:
             return torch.tensor([row[which] + [value] * (width - len(row[which])) for row in rows])
 
         ids_BT, mask_BT, labels_BT = padded(0, 0), padded(1, 0), padded(2, IGNORE)
-        return {**batch, "input_ids": ids_BT, "attention_mask": mask_BT, "labels": labels_BT}
+        said = {**batch, "input_ids": ids_BT, "attention_mask": mask_BT, "labels": labels_BT}
+        return said, torch.tensor(until)
+
+
+def _first(told: list[int]) -> int:
+    """Where the first token stands that the teacher does not know; behind everything where it knows all."""
+    return told.index(-1) if -1 in told else END

@@ -4,7 +4,6 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from llm_finetuner.errors import DataError
 from llm_finetuner.models.vocabulary import Pairing, Vocabulary
 
 LONGEST = 16  # tokens of a span, on either side: the probability of a longer one says nothing
@@ -52,11 +51,11 @@ def line_up(
 
     A BOS in front is neither's text: the teacher's is put there where its tokenizer does so by itself, or where the
     student has one and the teacher knows one. Other special tokens become those of the same role or name.
-    Bytes that make no whole character (a row may be cut inside one) are not shown to the teacher.
-    Raises DataError for special tokens that the teacher does not know.
+    Bytes that make no whole character (a row may be cut inside one) are not shown to the teacher. It reads a row up to
+    the first special token that it does not know, which a student may write of its own accord.
     """
     sides = [_student_side(row, student) for row in rows]
-    parts = [_parts(side, student) for side in sides]
+    parts = [_known(_parts(side, student), pairing) for side in sides]
     texts = [text for row in parts for _, text, _ in row if text]
     coded = iter(teacher.encode(texts))
     return [
@@ -104,6 +103,13 @@ def _parts(side: _Side, student: Vocabulary) -> list[Part]:
     return parts + ([_part(data, start)] if data else [])
 
 
+def _known(parts: list[Part], pairing: Pairing) -> list[Part]:
+    """The parts up to the first special token that the teacher does not know."""
+    table = pairing.table
+    lost = (n for n, (i, _, _) in enumerate(parts) if i >= len(table) or (i >= 0 and table[i] < 0))
+    return parts[: next(lost, None)]
+
+
 def _part(data: bytes, start: int) -> Part:
     text = data.decode(errors="surrogateescape")
     if not BROKEN.search(text):
@@ -133,13 +139,7 @@ def _line(
         other.add(front, 0, 0)
     for special, text, places in parts:
         if special >= 0:
-            known = pairing.table[special] if special < len(pairing.table) else -1
-            if known < 0:
-                raise DataError(
-                    f"the teacher has no token for the special token {student.name(special)} of a row",
-                    "train on text without it, or take a teacher with the same markup",
-                )
-            other.add(known, places[1], 1)
+            other.add(pairing.table[special], places[1], 1)
         elif text:
             ids = next(coded)
             written = teacher.write(ids)

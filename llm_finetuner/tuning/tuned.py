@@ -36,7 +36,8 @@ class Tuned:
             for path in Path(folder).glob(pattern):
                 path.unlink()
         if self.peft is None or whole:
-            model = self.model if self.peft is None else copy.deepcopy(self).merge()
+            carries = self.peft is not None or _adapted(self.model)
+            model = copy.deepcopy(self).merge() if carries else self.model
             model.save_pretrained(str(folder))
             return
         with tempfile.TemporaryDirectory(dir=folder) as aside:  # peft writes a model card over any README.md
@@ -46,4 +47,27 @@ class Tuned:
 
     def merge(self) -> nn.Module:
         """Fold the adapter into the weights and return the plain model; a model without adapter as it is."""
-        return self.peft.merge_and_unload() if self.peft else self.model
+        _untie(self.model)
+        if self.peft is not None:
+            return self.peft.merge_and_unload()
+        if _adapted(self.model):  # it came with adapters in it
+            from peft.tuners.tuners_utils import BaseTunerLayer
+
+            for name, layer in list(self.model.named_modules()):
+                if isinstance(layer, BaseTunerLayer):
+                    layer.merge()
+                    self.model.set_submodule(name, layer.get_base_layer())
+        return self.model
+
+
+def _adapted(module: nn.Module) -> bool:
+    """Whether peft put adapters into it; told by name, for peft takes seconds to import."""
+    return any(name.endswith("base_layer") for name, _ in module.named_modules())
+
+
+def _untie(model: nn.Module) -> None:
+    """Give a head that carries an adapter a weight of its own: folded into a tied one it would move the embedding."""
+    head = model.get_output_embeddings()
+    if _adapted(head) and head.weight is model.get_input_embeddings().weight:
+        head.get_base_layer().weight = nn.Parameter(head.weight.detach().clone())
+        model.config.get_text_config().tie_word_embeddings = False
