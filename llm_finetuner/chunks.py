@@ -1,62 +1,135 @@
-"""Sums over positions, a chunk at a time, with the gradients formed on the way: [N, V] never exists.
+"""The head of a model and the losses of its logits, a chunk of positions at a time: [N, V] never exists.
+
+A chunk's gradient is formed as soon as its logits are there, so the head is not run a second time in the backward pass.
 
 Shapes: N positions that count, n a slice of them, D hidden width, V vocabulary.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
-LOGITS_A_CHUNK = 2**24  # numbers: 64 MiB of float32 logits exist at one time
+LOGITS_A_CHUNK = 2**24  # numbers: 64 MiB of float32 logits of each model exist at one time
+
+# (logits [n, V], the slice, whether to learn) -> (summed loss, values to be added up). Where it is to learn it turns
+# the logits into the gradient of the loss by them, in place.
+Score = Callable[[Tensor, slice, bool], tuple[Tensor, Tensor]]
 
 
-def chunked(rows_ND: Tensor, layer: nn.Module, evaluate) -> tuple[Tensor, Tensor]:
-    """Sum `evaluate(rows, slice) -> (loss, values)` over chunks of positions; the gradients are formed on the way.
+def chunked(rows_ND: Tensor, layer: nn.Module, score: Score, learn: bool) -> tuple[Tensor, Tensor]:
+    """Sum `score` over chunks of the layer's logits; the sum is differentiable by the rows and the layer's weights.
 
-    [N, V] never exists, and the head is not run a second time in the backward pass.
+    learn: whether there is a loss at all, and not only values.
     """
     vocabulary = max(p.shape[0] for p in layer.parameters())
     size = max(1, LOGITS_A_CHUNK // vocabulary)
-    trained = [p for p in layer.parameters() if p.requires_grad]
-    return _Chunked.apply(rows_ND, evaluate, size, *trained)
+    trained = [p for p in layer.parameters() if p.requires_grad] if learn else []
+    return _Chunked.apply(rows_ND if learn else rows_ND.detach(), layer, score, size, *trained)
 
 
 class _Chunked(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, rows_ND, evaluate, size, *parameters):
-        needed = ctx.needs_input_grad[0] or any(ctx.needs_input_grad[3:])
-        d_rows = torch.zeros_like(rows_ND) if needed else None
-        d_parameters = [torch.zeros_like(p) for p in parameters] if needed else []
+    def forward(ctx, rows_ND, layer, score, size, *trained):
+        learn = any(ctx.needs_input_grad)
+        head = (_Linear if _is_plain(layer, rows_ND) else _Layer)(layer, rows_ND, size, trained, learn)
         total, values = 0.0, 0.0
-        device_type = rows_ND.device.type
-        autocast = torch.autocast(
-            device_type,
-            dtype=torch.get_autocast_dtype(device_type),
-            enabled=torch.is_autocast_enabled(device_type),
-            cache_enabled=False,  # a cached cast would tie the graphs of two chunks together
-        )
         # an empty chunk still tells the number of values, and keeps the graph whole on every process
         for start in range(0, max(len(rows_ND), 1), size):
             piece = slice(start, start + size)
-            rows = rows_ND[piece].detach().requires_grad_(needed)
-            with torch.set_grad_enabled(needed), autocast:
-                loss, seen = evaluate(rows, piece)
-            total, values = total + loss.detach(), values + seen
-            if loss.requires_grad:  # not where only features are learned
-                grads = torch.autograd.grad(loss, [rows, *parameters], allow_unused=True)
-                for into, grad in zip([d_rows[piece], *d_parameters], grads, strict=True):
-                    if grad is not None:
-                        into += grad
-        if needed:
-            ctx.save_for_backward(d_rows, *d_parameters)
+            logits_nV = head.forward(rows_ND[piece])
+            loss, seen = score(logits_nV, piece, learn)
+            total, values = total + loss, values + seen
+            if learn:
+                head.backward(logits_nV, piece)
+        if learn:
+            ctx.save_for_backward(*head.gradients())
         ctx.mark_non_differentiable(values)
         return total, values
 
     @staticmethod
     def backward(ctx, d_total, _):
-        d_rows, *d_parameters = ctx.saved_tensors
-        return (
-            d_total.to(d_rows.dtype) * d_rows,
-            None,
-            None,
-            *(d_total.to(d.dtype) * d for d in d_parameters),
+        d_rows, *d_trained = (d.mul_(d_total.to(d.dtype)) for d in ctx.saved_tensors)
+        return d_rows, None, None, None, *d_trained
+
+
+def _is_plain(layer: nn.Module, rows_ND: Tensor) -> bool:
+    """Whether the layer is one matrix product and nothing else: no adapter, packed weight, hook or autocast."""
+    hooks = layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer)
+    weight = layer.weight if type(layer) is nn.Linear else None
+    return (
+        type(weight) is nn.Parameter
+        and not hooks
+        and weight.dtype == rows_ND.dtype
+        and weight.device == rows_ND.device
+        and not torch.is_autocast_enabled(rows_ND.device.type)
+    )
+
+
+class _Linear:
+    """One matrix product: logits and gradients go straight to where they stay."""
+
+    def __init__(
+        self, layer: nn.Linear, rows_ND: Tensor, size: int, trained: tuple[Tensor, ...], learn: bool
+    ):
+        self.weight, self.bias, self.trained, self.rows = layer.weight, layer.bias, trained, rows_ND
+        self.logits = rows_ND.new_empty(min(size, len(rows_ND)), len(layer.weight))
+        self.d_rows = torch.empty_like(rows_ND) if learn else None
+        # sums over chunks want float32 where the weights have less
+        kind = torch.promote_types(self.weight.dtype, torch.float32)
+        self.sums = [torch.zeros_like(p, dtype=kind) for p in trained]
+
+    def forward(self, rows_nD: Tensor) -> Tensor:
+        logits_nV = self.logits[: len(rows_nD)]
+        if self.bias is None:
+            return torch.mm(rows_nD, self.weight.t(), out=logits_nV)
+        return torch.addmm(self.bias, rows_nD, self.weight.t(), out=logits_nV)
+
+    def backward(self, d_logits_nV: Tensor, piece: slice) -> None:
+        torch.mm(d_logits_nV, self.weight, out=self.d_rows[piece])
+        for parameter, total in zip(self.trained, self.sums, strict=True):
+            if parameter is self.bias:
+                total += d_logits_nV.sum(0)
+            elif total.dtype == d_logits_nV.dtype:
+                total.addmm_(d_logits_nV.t(), self.rows[piece])
+            else:
+                total += d_logits_nV.t() @ self.rows[piece]
+
+    def gradients(self) -> list[Tensor]:
+        return [self.d_rows, *(total.to(p.dtype) for p, total in zip(self.trained, self.sums, strict=True))]
+
+
+class _Layer:
+    """Any layer, such as one with an adapter or a 4-bit weight: autograd goes through it, and through nothing else."""
+
+    def __init__(
+        self, layer: nn.Module, rows_ND: Tensor, size: int, trained: tuple[Tensor, ...], learn: bool
+    ):
+        self.layer, self.trained, self.learn = layer, trained, learn
+        self.d_rows = torch.zeros_like(rows_ND) if learn else None
+        self.sums = [torch.zeros_like(p) for p in trained]
+        device = rows_ND.device.type
+        self.autocast = torch.autocast(
+            device,
+            dtype=torch.get_autocast_dtype(device),
+            enabled=torch.is_autocast_enabled(device),
+            cache_enabled=False,  # a cached cast would tie the graphs of two chunks together
         )
+
+    def forward(self, rows_nD: Tensor) -> Tensor:
+        self.inputs = rows_nD.detach().requires_grad_(self.learn)
+        with torch.set_grad_enabled(self.learn), self.autocast:
+            self.outputs = self.layer(self.inputs)
+        return self.outputs.detach()
+
+    def backward(self, d_logits_nV: Tensor, piece: slice) -> None:
+        grads = torch.autograd.grad(
+            self.outputs, [self.inputs, *self.trained], d_logits_nV, allow_unused=True
+        )
+        for into, grad in zip([self.d_rows[piece], *self.sums], grads, strict=True):
+            if grad is not None:
+                into += grad
+        del self.inputs, self.outputs
+
+    def gradients(self) -> list[Tensor]:
+        return [self.d_rows, *self.sums]

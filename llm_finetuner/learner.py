@@ -1,6 +1,6 @@
 """The one module that the engine wraps: the student, what is trained beside it, and the terms of the loss.
 
-Shapes: N positions that count, n a slice of them, D hidden width, V vocabulary, C columns that both models know.
+Shapes: N positions that count, n a slice of them, D hidden width.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,17 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from llm_finetuner import terms
-from llm_finetuner.chunks import chunked
 from llm_finetuner.errors import RecipeError
 from llm_finetuner.layer_maps import Pairs, layer_pairs
 from llm_finetuner.models.anatomy import final_norm_of
-from llm_finetuner.output import Output, Want, at_least_float32
+from llm_finetuner.output import Output, Want
 from llm_finetuner.registry import OBJECTIVES, resolve
+from llm_finetuner.response import Sums, over_rows
 from llm_finetuner.scheme import Scheme, Term
 from llm_finetuner.teachers.provider import Provider
 from llm_finetuner.terms import PAIRED, PROJECTED, kind_of, names_of, reads, reads_teacher, scaled
-
-Sums = dict[str, Tensor]  # of each term over the positions, unweighted and detached
 
 
 class Learner(nn.Module):
@@ -70,7 +68,7 @@ class Learner(nn.Module):
         if self.peers:
             total, sums = self._among_peers(batch, student, own, progress)
         else:
-            total, sums = self._over_rows(self.student, student, teacher, own)
+            total, sums = over_rows(student, teacher, self.provider, own)
         for term, name, pairs in zip(own, names_of(own), self.pairs, strict=True):
             if kind_of(term) != "logits":
                 over = self._over_pairs if pairs else self._over_spans
@@ -157,41 +155,11 @@ class Learner(nn.Module):
         own = teacher.spans.student(student.rows, student.head)
         return objective(own, teacher.spans.teacher(), **term.options).sum()
 
-    def _over_rows(
-        self, model: nn.Module, own: Output, teacher: Output | None, listed: Sequence[Term]
-    ) -> tuple[Tensor, Sums]:
-        """Every term that reads logits, one chunk of positions at a time."""
-        named = [(t, n) for t, n in zip(listed, names_of(listed), strict=True) if kind_of(t) == "logits"]
-        calls = [(term, resolve(OBJECTIVES, term.objective), reads_teacher(term)) for term, _ in named]
-        names = [name for _, name in named] + (["teacher_nll", "agreement"] if teacher else [])
-
-        def evaluate(rows_nD: Tensor, piece: slice) -> tuple[Tensor, Tensor]:
-            logits_nV, targets = own.head(rows_nD), own.targets[piece]
-            compared = None
-            if teacher:
-                answers_nC = teacher.head(teacher.rows[piece])
-                compared = self.provider.view(logits_nV), answers_nC
-            known = teacher.known[piece] if teacher and teacher.known is not None else None
-            loss, values = rows_nD.new_zeros((), dtype=at_least_float32(logits_nV).dtype), []
-            for term, objective, asks in calls:
-                value = objective(*(compared if asks else (logits_nV, targets)), **term.options)
-                if asks and known is not None:
-                    value = torch.where(known, value, 0)
-                loss = loss + term.weight * value.sum()
-                values.append(value.detach().sum())
-            if teacher:
-                shared_nC, answers_nC = compared
-                values += _measures(shared_nC.detach(), answers_nC, self.provider.place(targets), known)
-            return loss, torch.stack([v.to(loss.dtype) for v in values]) if values else loss.new_zeros(0)
-
-        total, values = chunked(own.rows, model.get_output_embeddings(), evaluate)
-        return total, dict(zip(names, values.unbind(), strict=True))
-
     def _over_exit(self, block: str, student: Output, progress: float) -> tuple[Tensor, Sums]:
         """The terms of one exit, taught by the end; the weights make it a mean over the exits."""
         listed = [scaled(terms.at(term, progress), 1 / len(self.exits)) for term in self.scheme.exit_terms]
         here = replace(student, rows=_normed(self.exits[block], student.features[int(block)]))
-        loss, seen = self._over_rows(self.student, here, _frozen(student), listed)
+        loss, seen = over_rows(here, _frozen(student), self.provider, listed)
         return loss, {
             f"exit_{block}_{name}": value for name, value in seen.items() if name in names_of(listed)
         }
@@ -200,10 +168,9 @@ class Learner(nn.Module):
         self, batch: dict[str, Tensor], student: Output, own: list[Term], progress: float
     ) -> tuple[Tensor, Sums]:
         """Every model hears the mean over the others, so a term against one of them weighs 1 / their number."""
-        models = [self.student, *self.peers]
         said = [student, *(self.task.run(peer, batch, Want()) for peer in self.peers)]
         total, sums = 0.0, {}
-        for i, model in enumerate(models):
+        for i in range(len(said)):
             listed = own if i == 0 else [terms.at(term, progress) for term in self.scheme.peer_terms]
             others = [_frozen(other) for j, other in enumerate(said) if j != i]
             for k, other in enumerate(others):
@@ -211,7 +178,7 @@ class Learner(nn.Module):
                 heard = [t for t in heard if k == 0 or reads_teacher(t)]
                 if not heard:  # a peer that learns from the data alone asks once
                     continue
-                loss, seen = self._over_rows(model, said[i], other, heard)
+                loss, seen = over_rows(said[i], other, self.provider, heard)
                 total = total + loss
                 if i or k:
                     prefix = f"peer_{i}_" if k == 0 else f"peer_{i}_from_{k + 1}_"
@@ -269,19 +236,6 @@ def _exits(task, student: nn.Module, scheme: Scheme) -> nn.ModuleDict:
                 "give block numbers from 0, or leave it out for the middle one",
             )
     return nn.ModuleDict({str(block): _in_float32(final_norm_of(student)) for block in sorted(set(blocks))})
-
-
-def _measures(shared_nC: Tensor, answers_nC: Tensor, targets: Tensor, known: Tensor | None) -> list[Tensor]:
-    """Summed NLL of the targets under the teacher, and how often the two top tokens are the same."""
-    answers_nC = at_least_float32(answers_nC)
-    if known is not None:
-        targets = torch.where(known, targets, -100)
-    # the student's logit at the teacher's top token is its largest; one argmax less, which is slow on a CPU
-    at_top = shared_nC.gather(-1, answers_nC.argmax(-1, keepdim=True))
-    agree = (at_top == shared_nC.amax(-1, keepdim=True))[:, 0]
-    agree = agree if known is None else agree & known
-    nll = torch.nn.functional.cross_entropy(answers_nC, targets, reduction="sum")
-    return [nll, agree.sum()]
 
 
 def _in_float32(norm: nn.Module) -> nn.Module:

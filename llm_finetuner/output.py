@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,24 @@ class Want:
     embeddings: bool = False  # what goes into the first block
 
 
+@dataclass(frozen=True)
+class Head:
+    """A model's output layer, and what becomes of its logits (soft-cap, scale): [n, D] -> [n, V]."""
+
+    layer: nn.Module
+    transform: Callable[[Tensor], Tensor] | None = None
+
+    def __call__(self, rows_nD: Tensor) -> Tensor:
+        logits_nV = self.layer(rows_nD)
+        return self.transform(logits_nV) if self.transform else logits_nV
+
+
 @dataclass
 class Output:
     """A model's answer: `head(rows[i:j])` gives the logits of positions i..j, so [N, V] need never exist."""
 
     rows: Any  # [N, D] hidden states where the loss counts; of a teacher anything that slices by position
-    head: Callable[[Any], Tensor]  # a slice of the rows -> [n, V]
+    head: Callable[[Any], Tensor]  # a slice of the rows -> [n, V]; of what is trained: a Head
     features: dict[int, Tensor] = field(default_factory=dict)  # block -> [N, D]
     attention: dict[int, Tensor] = field(default_factory=dict)  # block -> [N, H, T], where a position looks
     states: dict[int, dict[str, Tensor]] = field(default_factory=dict)  # block -> query, key, value: [N, D]

@@ -14,6 +14,7 @@ PACKAGE = ROOT / "llm_finetuner"
 LAYERS = [  # bottom first; a name is a folder, or a file without .py
     {
         "objectives",
+        "kernels",
         "models",
         "log_space",
         "sequences",
@@ -41,6 +42,7 @@ LAYERS = [  # bottom first; a name is a folder, or a file without .py
         "assembly",
         "terms",
         "learner",
+        "response",
         "checks",
         "named_models",
         "teaching",

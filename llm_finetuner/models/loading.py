@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
 from llm_finetuner.errors import ModelError
+from llm_finetuner.output import Head
 
 HEAD_TRANSFORM_TOLERANCE = 1e-3  # relative; half-precision heads round differently by up to this
 
@@ -172,23 +173,20 @@ def check_head(model: nn.Module, name: str) -> None:
         )
 
 
-def head_of(model: nn.Module):
-    """Return [n, D] -> [n, V]: the output layer with its soft-cap or scale (Gemma 2, Cohere, Granite)."""
+def head_of(model: nn.Module) -> Head:
+    """The output layer with its soft-cap or scale (Gemma 2, Cohere, Granite)."""
     config = model.config.get_text_config().to_dict()
     layer = model.get_output_embeddings()
     cap, times, over = (
         config.get(key) for key in ("final_logit_softcapping", "logit_scale", "logits_scaling")
     )
-    if not (cap or times or over):
-        return layer
 
-    def head(rows_nD):
-        logits = layer(rows_nD)
+    def transform(logits: Tensor) -> Tensor:
         logits = logits * times if times else logits
         logits = logits / over if over else logits
         return torch.tanh(logits / cap) * cap if cap else logits
 
-    return head
+    return Head(layer, transform if cap or times or over else None)
 
 
 def positions_of(model: nn.Module) -> int | None:

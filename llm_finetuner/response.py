@@ -1,0 +1,160 @@
+"""Every term that reads logits, over the positions of a batch.
+
+Shapes: N positions that count, n a slice of them, b a block of those, V vocabulary, C columns that both models know.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from llm_finetuner.chunks import chunked
+from llm_finetuner.kernels import response as kernel
+from llm_finetuner.output import Output, at_least_float32
+from llm_finetuner.ranges import check_number
+from llm_finetuner.registry import OBJECTIVES, resolve
+from llm_finetuner.scheme import Term
+from llm_finetuner.teachers.provider import Provider
+from llm_finetuner.terms import kind_of, names_of, reads_teacher
+
+BLOCK = (
+    2**19
+)  # numbers that a CPU works on at a time: two models' logits and their gradient stay in its cache
+
+Sums = dict[str, Tensor]  # of each term over the positions, unweighted and detached
+
+
+def over_rows(
+    own: Output, teacher: Output | None, provider: Provider, listed: Sequence[Term]
+) -> tuple[Tensor, Sums]:
+    """The weighted loss summed over the N positions, and the unweighted sum of every term that reads logits.
+
+    With a teacher whose logits a term reads the second also holds teacher_nll (summed nats) and agreement (positions
+    of equal top token).
+    """
+    terms = [
+        (term, name) for term, name in zip(listed, names_of(listed), strict=True) if kind_of(term) == "logits"
+    ]
+    names = [name for _, name in terms]
+    response = _Response(own, teacher, provider, [term for term, _ in terms])
+    if response.asks:
+        names += ["teacher_nll", "agreement"]
+    if not names:
+        return own.rows.sum() * 0, {}
+    total, values = chunked(own.rows, own.head.layer, response.score, learn=True)
+    return total, dict(zip(names, values.unbind(), strict=True))
+
+
+class _Response:
+    """Scores chunks of logits: by the kernel where it can, block by block through autograd otherwise."""
+
+    def __init__(self, own: Output, teacher: Output | None, provider: Provider, terms: Sequence[Term]):
+        self.own, self.teacher, self.provider, self.terms = own, teacher, provider, terms
+        self.calls = [(term, resolve(OBJECTIVES, term.objective), reads_teacher(term)) for term in terms]
+        self.asks = teacher is not None and any(asks for _, _, asks in self.calls)
+        self.for_kernel = own.head.transform is None and all(_in_kernel(term) for term in terms)
+        self.for_kernel &= len({term.objective for term in terms}) == len(terms)
+
+    def score(self, logits_nV: Tensor, piece: slice, learn: bool) -> tuple[Tensor, Tensor]:
+        """As chunks.Score."""
+        given = {"targets": self.own.targets[piece]}
+        if self.asks:
+            given["answers"] = self.teacher.head(self.teacher.rows[piece])
+            given["places"] = self.provider.place(given["targets"])
+            if self.teacher.known is not None:
+                given["known"] = self.teacher.known[piece]
+        if self.for_kernel and self._reaches(logits_nV) and kernel.available():
+            return self._by_kernel(logits_nV, **given)
+        loss, values = 0.0, 0.0
+        count, width = logits_nV.shape
+        size = max(1, BLOCK // width if logits_nV.device.type == "cpu" else count)
+        for start in range(0, max(count, 1), size):
+            block = slice(start, start + size)
+            leaf = logits_nV[block].detach().requires_grad_(learn)
+            with torch.set_grad_enabled(learn):
+                value, seen = self._terms(leaf, **{name: x[block] for name, x in given.items()})
+            if learn:
+                logits_nV[block] = torch.autograd.grad(value, leaf)[0]
+            loss, values = loss + value.detach(), values + seen
+        return loss, values
+
+    def _terms(
+        self,
+        logits_bV: Tensor,
+        targets: Tensor,
+        answers: Tensor | None = None,
+        places: Tensor | None = None,
+        known: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        if self.own.head.transform:
+            logits_bV = self.own.head.transform(logits_bV)
+        shared_bC = self.provider.view(logits_bV) if self.asks else None
+        loss, values = 0.0, []
+        for term, objective, asks in self.calls:
+            value = objective(*((shared_bC, answers) if asks else (logits_bV, targets)), **term.options)
+            if asks and known is not None:
+                value = torch.where(known, value, 0)
+            loss = loss + term.weight * value.sum()
+            values.append(value.detach().sum())
+        if self.asks:
+            values += _measures(shared_bC.detach(), answers, places, known)
+        return loss, torch.stack([v.to(loss.dtype) for v in values])
+
+    # ---- the kernel
+
+    def _reaches(self, logits_nV: Tensor) -> bool:
+        """Whether the kernel can read these logits, and the teacher speaks of their first columns."""
+        if logits_nV.dtype != torch.float32 or logits_nV.device.type != "cpu":
+            return False
+        if not self.asks:
+            return True
+        shared = self.provider.view(logits_nV[:0])
+        return shared.untyped_storage().data_ptr() == logits_nV.untyped_storage().data_ptr()
+
+    def _by_kernel(
+        self,
+        logits_nV: Tensor,
+        targets: Tensor,
+        answers: Tensor | None = None,
+        places: Tensor | None = None,
+        known: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        weights = {term.objective: term.weight for term in self.terms}
+        temperature = next((t.options.get("temperature", 1.0) for t, _, asks in self.calls if asks), 1.0)
+        check_number("temperature", temperature, 0)
+        sums = kernel.cross_entropy_and_forward_kl_(
+            logits_nV,
+            answers.float().contiguous() if self.asks else None,
+            targets,
+            places,
+            known,
+            temperature=temperature,
+            w_ce=weights.get("cross_entropy", 0.0),
+            w_kl=weights.get("forward_kl", 0.0),
+        )
+        of = dict(zip(("cross_entropy", "forward_kl"), sums[:2], strict=True))
+        values = torch.stack([of[term.objective] for term in self.terms])
+        loss = sum(term.weight * of[term.objective] for term in self.terms)
+        return loss, torch.cat([values, sums[2:]]) if self.asks else values
+
+
+def _in_kernel(term: Term) -> bool:
+    plain = {"cross_entropy": {"label_smoothing": 0.0}, "forward_kl": {"temperature": None}}.get(
+        term.objective
+    )
+    return plain is not None and all(
+        name in plain and plain[name] in (None, value) for name, value in term.options.items()
+    )
+
+
+def _measures(shared_bC: Tensor, answers_bC: Tensor, places: Tensor, known: Tensor | None) -> list[Tensor]:
+    """Summed NLL of the targets under the teacher, and how often the two top tokens are the same."""
+    answers_bC = at_least_float32(answers_bC)
+    if known is not None:
+        places = torch.where(known, places, -100)
+    # the student's logit at the teacher's top token is its largest; one argmax less, which is slow on a CPU
+    at_top = shared_bC.gather(-1, answers_bC.argmax(-1, keepdim=True))
+    agree = (at_top == shared_bC.amax(-1, keepdim=True))[:, 0]
+    agree = agree if known is None else agree & known
+    nll = torch.nn.functional.cross_entropy(answers_bC, places, reduction="sum")
+    return [nll, agree.sum()]
