@@ -33,9 +33,8 @@ def model_name(typed: str) -> str:
     if path.exists() or name.startswith((".", "/", "~")):
         raise RecipeError(f"{name} is not a folder", "give a model's folder, or a hub name such as gpt2")
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
-        raise RecipeError(
-            f"{name!r} is neither a folder nor a hub name", "hub names look like gpt2 or org/model"
-        )
+        hint = recipe_hint(name) or "hub names look like gpt2 or org/model"
+        raise RecipeError(f"{name!r} is neither a folder nor a hub name", hint)
     return name
 
 
@@ -83,6 +82,13 @@ def teacher_answers(name: str, value: Any) -> None:
         raise RecipeError(f"{value} holds no cache: there is no manifest.json", "k in the menu writes one")
     if name == "url" and not re.match(r"https?://\S+$", value):
         raise RecipeError(f"{value!r} is no address", "such as http://localhost:8000/v1")
+
+
+def recipe_hint(name: str) -> str:
+    """The recipe of this repository that makes a model; "" for any other name."""
+    recipe = Path("recipes", f"{Path(name).name}.yaml")
+    made = Path(name).parts[:2] == ("outputs", "recipes") and recipe.exists()
+    return f"its recipe makes it: {program()} run {recipe}" if made else ""
 
 
 def quickstart_hint(name: str) -> str:
