@@ -152,6 +152,8 @@ class Train:
     steps: int | None = None  # optimizer steps; overrides epochs
     batch_size: int = 4  # examples a forward pass (per device)
     gradient_accumulation_steps: int = 4
+    max_tokens: int | None = None  # of a forward pass, padding included, in place of batch_size examples
+    packing: bool = False  # examples share rows instead of being padded
     learning_rate: float | None = None  # None: 2e-4 for adapters, 5e-5 for full tuning, 1e-3 from scratch
     schedule: str = "cosine"
     warmup: float = 0.03  # below 1 a share of the steps, from 1 on a number of steps
@@ -173,6 +175,8 @@ class Train:
             check_range(f"train.{name}", getattr(self, name), 1, None)
         if self.steps is not None:
             check_range("train.steps", self.steps, 1, None)
+        if self.max_tokens is not None:
+            check_range("train.max_tokens", self.max_tokens, 1, None)
         if self.learning_rate is not None:
             check_range("train.learning_rate", self.learning_rate, 0, None, open_low=True)
         for name in ("warmup", "weight_decay", "max_grad_norm", "patience"):
@@ -222,7 +226,12 @@ class Recipe:
             object.__setattr__(self, "teacher", replace(self.teacher, options=options))
             for member in members_of(self.teacher):
                 fill_options(member.kind, resolve(TEACHERS, member.kind, "kind of teacher"), member.options)
-        method(**self.options)  # raises now what would be wrong later
+        scheme = method(**self.options)  # raises now what would be wrong later
+        if scheme.on_policy and self.train.max_tokens:
+            raise RecipeError(
+                f"{self.method} and train.max_tokens: how long the student's own texts get is not known before",
+                "leave max_tokens out and set batch_size; packing works",
+            )
 
     @property
     def scheme(self) -> Scheme:

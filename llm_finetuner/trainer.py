@@ -89,8 +89,10 @@ class _Run:
         self.order = Order(
             columns.lengths(built.train),
             plan.batch_size, plan.batch_size * plan.gradient_accumulation_steps, plan.seed,
-            self.engine.rank, self.engine.world,
+            self.engine.rank, self.engine.world, max_tokens=plan.max_tokens, packed=plan.packing,
         )  # fmt: skip
+        if plan.packing:
+            built.task.check_packing(built.learner.student)
         self.schedule = resolve(SCHEDULES, plan.schedule)
         self.peak_rate = plan.learning_rate or default_rate(recipe.tuning.kind, recipe.student.from_scratch)
         if plan.patience and built.held_out is None:
@@ -130,21 +132,18 @@ class _Run:
         """One optimizer step over all its batches; every term is divided once, by the positions of the whole step."""
         began = time.perf_counter()
         built, engine = self.built, self.engine
-        drawn = [
-            (columns.examples(built.train, numbers), counted) for numbers, counted in self.order.step(step)
-        ]
+        numbers, counts = zip(*self.order.step(step), strict=True)
+        drawn = [columns.examples(built.train, n) for n in numbers]
         if built.rollout is not None:
-            written = built.rollout(
-                built.learner.student, [examples for examples, _ in drawn], step, engine.rank
-            )
-            drawn = [(examples, counted) for examples, (_, counted) in zip(written, drawn, strict=True)]
-        window = [engine.place(built.task.collate(examples, counted)) for examples, counted in drawn]
-        about = torch.tensor([[built.task.count(b), int(b["attention_mask"].sum())] for b in window]).sum(0)
-        count, tokens = engine.sum(about.to(engine.device)).tolist()
+            drawn = built.rollout(built.learner.student, drawn, step, engine.rank)
+        packing = [self.recipe.train.packing] * len(drawn)
+        window = list(map(built.task.collate, drawn, counts, packing))
+        about = [[built.task.count(b), int(b["attention_mask"].sum()), *built.task.cost(b)] for b in window]
+        count, tokens, read, places = engine.sum(torch.tensor(about).sum(0).to(engine.device)).tolist()
         sums: dict[str, torch.Tensor] = {}
         self.learner.train()
         self.optimizer.zero_grad()  # a step that failed half way, out of memory say, left some
-        for i, batch in enumerate(window):
+        for i, batch in enumerate(map(engine.place, window)):
             with engine.quiet(self.learner, last=i == len(window) - 1):
                 answer = built.teacher(batch, built.learner.teacher_want) if built.teacher else None
                 loss, seen = self.learner(batch, answer, (step - 1) / max(1, built.steps - 1))
@@ -182,6 +181,7 @@ class _Run:
             "teacher_nll": _finite(means.get("teacher_nll")) if built.rollout is None else None,
             "agreement": means.get("agreement"),
             "tokens_per_second": tokens / seconds,
+            "padding": 1 - read / places,
             "learning_rate": now,
             "grad_norm": float(norm),
             "seconds": seconds,

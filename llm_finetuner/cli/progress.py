@@ -24,7 +24,7 @@ BLOCKS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 ASCII_BLOCKS = "_.-=+*#@"
 NOT_TERMS = {
     "step", "epoch", "loss", "teacher_nll", "agreement", "tokens_per_second", "learning_rate", "grad_norm",
-    "seconds", "eval_loss", "eval_perplexity",
+    "seconds", "eval_loss", "eval_perplexity", "padding",
 }  # fmt: skip
 
 

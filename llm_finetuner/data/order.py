@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from llm_finetuner.data.layout import share_rows
+
 SHELF = 8  # steps whose examples are sorted by length together: less padding
 JITTER = 0.1  # relative noise on the lengths sorted by: a small data set must not meet in the same batches each epoch
 
@@ -10,12 +12,26 @@ class Order:
     """Every example once an epoch, a last smaller step included, the same whatever the number of processes."""
 
     def __init__(
-        self, lengths: list[int], batch_size: int, step_size: int, seed: int, rank: int = 0, world: int = 1
+        self,
+        lengths: list[int],
+        batch_size: int,
+        step_size: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        *,
+        max_tokens: int | None = None,
+        packed: bool = False,
     ):
-        """lengths: tokens of each example. step_size: examples an optimizer step, over all processes."""
+        """lengths: tokens of each example. step_size: examples an optimizer step, over all processes.
+
+        max_tokens: of a batch, padding included; it then decides how many examples a batch has. packed: batches are
+        laid out in shared rows.
+        """
         self.lengths = np.asarray(lengths)
         self.batch_size, self.step_size, self.seed = batch_size, step_size, seed
         self.rank, self.world = rank, world
+        self.max_tokens, self.packed = max_tokens, packed
         self.steps_per_epoch = -(-len(lengths) // step_size)
         self._epoch, self._windows = -1, []
 
@@ -28,11 +44,26 @@ class Order:
         if epoch != self._epoch:
             self._epoch, self._windows = epoch, self._shuffle(epoch)
         window = self._windows[at]
-        mine = window[self.rank :: self.world]
-        batches = [mine[i : i + self.batch_size] for i in range(0, len(mine), self.batch_size)]
-        most = -(-len(window) // self.world)  # examples of the process that has most
-        needed = -(-most // self.batch_size)
-        return [(batch, True) for batch in batches] + [(window[:1], False)] * (needed - len(batches))
+        shares = [self._cut(window[rank :: self.world]) for rank in range(self.world)]
+        mine, needed = shares[self.rank], max(map(len, shares))
+        return [(batch, True) for batch in mine] + [(window[:1], False)] * (needed - len(mine))
+
+    def _cut(self, share: list[int]) -> list[list[int]]:
+        """The batches of one process. An example that alone is above the budget is a batch of its own."""
+        if self.max_tokens is None:
+            return [share[i : i + self.batch_size] for i in range(0, len(share), self.batch_size)]
+        left = sorted(share, key=lambda number: -self.lengths[number])
+        batches = []
+        while left:
+            most = max(1, self.max_tokens // int(self.lengths[left[0]]))  # rows of the longest
+            if self.packed:
+                rows, over = share_rows(self.lengths[left].tolist(), most)
+                batches.append([left[i] for row in rows for i in row])
+                left = [left[i] for i in over]
+            else:
+                batches.append(left[:most])
+                left = left[most:]
+        return batches
 
     def _shuffle(self, epoch: int) -> list[list[int]]:
         """The epoch's steps in order: shuffled, then sorted by length within shelves, then the steps shuffled."""

@@ -1,13 +1,18 @@
 """Next-token prediction: the row of token t is answered by the label of token t + 1.
 
-Shapes: B sequences, T tokens, D hidden width, H heads, N positions that count.
+Shapes: B sequences, T tokens, D hidden width, H heads, N positions that count; R rows of L places where sequences
+share rows. A batch is padded [B, T] for everybody; only the forward pass of a model that can be packed is laid out in
+other rows, and what is picked from it is the same N positions in the same order.
 """
 
 import torch
 from torch import Tensor, nn
 
+from llm_finetuner.data.layout import share_rows
+from llm_finetuner.errors import DataError
 from llm_finetuner.models.anatomy import capture, expose_attention
 from llm_finetuner.models.loading import blocks_of, head_of
+from llm_finetuner.models.packing import check_packable, packable
 from llm_finetuner.output import Output, Want
 
 IGNORE = -100
@@ -29,10 +34,11 @@ class CausalLM:
         """Width of the logits: V."""
         return model.get_output_embeddings().weight.shape[0]
 
-    def collate(self, examples: list[dict], counted: bool = True) -> dict[str, Tensor]:
+    def collate(self, examples: list[dict], counted: bool = True, packed: bool = False) -> dict[str, Tensor]:
         """Pad on the right to the longest: {input_ids, attention_mask, labels}, each [B, T].
 
         counted=False masks every label: the stand-in batch of a process that has no example left in a step.
+        packed=True says where every example stands when they share rows: packed [B, 2], row and first place.
         """
         length = max(len(example["input_ids"]) for example in examples)
 
@@ -46,6 +52,8 @@ class CausalLM:
         }
         if any(example.get("sampled") for example in examples):
             batch["sampled"] = torch.tensor([bool(example.get("sampled")) for example in examples])
+        if packed:
+            batch["packed"] = torch.tensor(_places(examples))
         if not counted:
             batch["labels"].fill_(IGNORE)
         return batch
@@ -54,6 +62,15 @@ class CausalLM:
         """Positions that count: labels but the first, which nothing predicts."""
         return int((batch["labels"][:, 1:] != IGNORE).sum())
 
+    def cost(self, batch: dict[str, Tensor]) -> tuple[int, int]:
+        """(tokens that a forward pass reads, places that it computes, which padding is the rest of)."""
+        read_B = _tokens_read(batch["labels"])
+        return int(read_B.sum()), _rows(batch, read_B) * _width(batch, read_B)
+
+    def check_packing(self, model: nn.Module) -> None:
+        """Raise RecipeError for a student whose examples cannot share rows. Other models are then given padded ones."""
+        check_packable(model)
+
     def prepare(self, model: nn.Module, want: Want) -> None:
         """Make a model ready to be asked for `want`."""
         if want.attention:
@@ -61,37 +78,117 @@ class CausalLM:
 
     def run(self, model: nn.Module, batch: dict[str, Tensor], want: Want) -> Output:
         """One forward pass of the trunk; the head is left to the caller, position by position."""
-        mask_BT = batch["labels"][:, 1:] != IGNORE
+        layout = _Layout(batch, "packed" in batch and packable(model))
         kept, hooks = capture(model, want)
         try:
-            said = model.base_model(
-                input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
-            )
+            said = model.base_model(**layout.inputs, use_cache=False)
         finally:
             for hook in hooks:
                 hook.remove()
-
-        def pick(x_BTD: Tensor) -> Tensor:
-            return x_BTD[:, :-1][mask_BT]
-
-        examples, targets = mask_BT.nonzero()[:, 0], batch["labels"][:, 1:][mask_BT]
+        targets = layout.targets_N
         if "sampled" in batch:  # [B]: what the student wrote itself is no ground truth
-            targets = torch.where(batch["sampled"][examples], IGNORE, targets)
+            targets = torch.where(batch["sampled"][layout.example_N], IGNORE, targets)
         return Output(
-            rows=pick(said.last_hidden_state),
+            rows=layout.pick(said.last_hidden_state),
             head=head_of(model),
-            features={block: pick(x) for (kind, block), x in kept.items() if kind == "features"},
+            features={block: layout.pick(x) for (kind, block), x in kept.items() if kind == "features"},
             attention={
-                block: pick(maps_BHTT.transpose(1, 2))
-                for (kind, block), maps_BHTT in kept.items()
-                if kind == "attention"
+                block: layout.pick_maps(maps) for (kind, block), maps in kept.items() if kind == "attention"
             },
             states={
-                block: {role: pick(x) for role, x in roles.items()}
+                block: {role: layout.pick(x) for role, x in roles.items()}
                 for (kind, block), roles in kept.items()
                 if kind == "states"
             },
-            embeddings=pick(kept["embeddings", 0]) if want.embeddings else None,
+            embeddings=layout.pick(kept["embeddings", 0]) if want.embeddings else None,
             targets=targets,
-            examples=examples,
+            examples=layout.example_N,
         )
+
+
+class _Layout:
+    """What a model is given of a batch, and where its answers stand.
+
+    A sequence is read up to the last position that counts: nothing behind it is asked for, and a causal model does not
+    look there.
+    """
+
+    def __init__(self, batch: dict[str, Tensor], packed: bool):
+        ids_BT, labels_BT = batch["input_ids"], batch["labels"]
+        self.example_N, label_N = _counted(labels_BT).nonzero(as_tuple=True)
+        self.targets_N = labels_BT[self.example_N, label_N]
+        self.tokens, self.first_N = ids_BT.shape[1], None
+        self.read_B = _tokens_read(labels_BT)
+        self.row_N, self.place_N = self.example_N, label_N - 1  # of [R, L], which is [B, T] where padded
+        if not packed:
+            width = int(self.read_B.max())
+            self.inputs = {name: batch[name][:, :width] for name in ("input_ids", "attention_mask")}
+            return
+        row_B, first_B = batch["packed"].unbind(1)
+        places_T = torch.arange(self.tokens, device=ids_BT.device)
+        example, token = (places_T < self.read_B[:, None]).nonzero(as_tuple=True)
+        at = row_B[example], first_B[example] + token
+        ids_RL = ids_BT.new_zeros(_rows(batch, self.read_B), _width(batch, self.read_B))
+        # places at the end of a row that nobody has stay at position 0: each is a sequence of its own
+        self.inputs = {
+            "input_ids": ids_RL.index_put(at, ids_BT[example, token]),
+            "position_ids": ids_RL.index_put(at, token),
+        }
+        self.first_N = first_B[self.example_N]
+        self.row_N, self.place_N = row_B[self.example_N], self.first_N + self.place_N
+
+    def pick(self, x_RLD: Tensor) -> Tensor:
+        """The positions that count: -> [N, D]."""
+        return x_RLD.flatten(0, 1).index_select(0, self.row_N * x_RLD.shape[1] + self.place_N)
+
+    def pick_maps(self, maps_RHLL: Tensor) -> Tensor:
+        """Where the positions that count look in their own sequence: -> [N, H, T]."""
+        maps_NHL = maps_RHLL[self.row_N, :, self.place_N]
+        if self.first_N is None:
+            return nn.functional.pad(maps_NHL, (0, self.tokens - maps_NHL.shape[-1]))
+        places_T = torch.arange(self.tokens, device=maps_NHL.device)
+        at_NT = (self.first_N[:, None] + places_T).clamp(max=maps_NHL.shape[-1] - 1)
+        own_NHT = maps_NHL.gather(2, at_NT[:, None].expand(-1, maps_NHL.shape[1], -1))
+        inside_NT = places_T < self.read_B[self.example_N, None]
+        return torch.where(inside_NT[:, None], own_NHT, 0)
+
+
+def _places(examples: list[dict]) -> list[tuple[int, int]]:
+    """(row, first place) of each example. Raises DataError."""
+    read = [max([1, *(i for i, label in enumerate(e["labels"]) if label != IGNORE)]) for e in examples]
+    if any(0 in list(e["attention_mask"])[:n] for e, n in zip(examples, read, strict=True)):
+        raise DataError(
+            "train.packing: a row has an attention_mask of 0 before its last token",
+            "take padding on the left out of the rows, or leave packing out",
+        )
+    rows, _ = share_rows([len(example["input_ids"]) for example in examples])
+    places = [(0, 0)] * len(examples)
+    for number, row in enumerate(rows):
+        first = 0
+        for i in row:
+            places[i] = (number, first)
+            first += read[i]
+    return places
+
+
+def _counted(labels_BT: Tensor) -> Tensor:
+    """[B, T] true for the labels that a position is compared with: nothing predicts the first."""
+    counted_BT = labels_BT != IGNORE
+    counted_BT[:, 0] = False
+    return counted_BT
+
+
+def _tokens_read(labels_BT: Tensor) -> Tensor:
+    """[B] tokens up to the last position that counts, at least one."""
+    places_T = torch.arange(labels_BT.shape[1], device=labels_BT.device)
+    return (_counted(labels_BT) * places_T).amax(1).clamp(min=1)
+
+
+def _rows(batch: dict[str, Tensor], read_B: Tensor) -> int:
+    """R."""
+    return int(batch["packed"][:, 0].max()) + 1 if "packed" in batch else len(read_B)
+
+
+def _width(batch: dict[str, Tensor], read_B: Tensor) -> int:
+    """L."""
+    return int((batch["packed"][:, 1] + read_B if "packed" in batch else read_B).max())
