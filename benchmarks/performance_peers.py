@@ -51,7 +51,7 @@ def _train(gate: Gate, models, rows, size: int, accumulated: int, tokens: int) -
         gradient_checkpointing=False, report_to="none", save_strategy="no", logging_steps=1, disable_tqdm=True,
     )  # fmt: skip
     trainer = GKDTrainer(
-        student, teacher, config, data_collator=CausalLM().collate, train_dataset=list(rows),
+        student, teacher, config, data_collator=CausalLM().collate, train_dataset=rows,
         processing_class=loading.load_tokenizer(str(assets.path("quickstart/teacher"))),
         callbacks=[Between(gate, tokens)],
     )  # fmt: skip

@@ -89,6 +89,7 @@ def step() -> Piece:
             "TRL DistillationTrainer's loss": step_of("performance_peers:distillation", ours=False),
             "naive loop": step_of(f"{models}:naive_step", ours=False),
             "teacher forward + student CE step": step_of(f"{models}:two_steps", ours=False),
+            "the same with our settings": step_of(f"{models}:two_steps"),
             "ours": our_step(),
         },
         "ours",
@@ -114,11 +115,11 @@ def qwen() -> Piece:
 
 
 def instructions() -> Piece:
-    """32 rows an optimizer step, so that a repetition is the whole data and the losses are of the same tokens."""
-    shape = {"family": "gpt2", "vocabulary": GPT2, "count": 32, "size": 8}
+    """16 rows an optimizer step, so that a repetition is the whole data and the losses are of the same tokens."""
+    shape = {"family": "gpt2", "vocabulary": GPT2, "count": 16, "size": 8}
     run = "performance_step:on_instructions"
     return Piece(
-        "Instruction data: 32 rows a step, log-normal prompts (median 90) and answers (median 45), loss on answers",
+        "Instruction data: 16 rows a step, log-normal prompts (median 90) and answers (median 45), loss on answers",
         {
             "TRL GKD, offline": Variant("performance_peers:gkd_on_instructions", shape, trl=True),
             "ours": Variant(run, {**shape, "options": KL, "plan": {}}, ours=True),

@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal
 
 from performance_process import Variant
 
@@ -66,26 +67,40 @@ class Piece:
     against: str
     bars: list[Bar | Bound] = field(default_factory=list)
     notes: str = ""
-    once: bool = False  # one repetition, one variant after the other: only memory or exactness is looked at
+    looks_at: Literal["time", "memory", "facts"] = "time"  # without time one repetition is enough
     rate: bool = False  # a column of tokens a CPU second
-    memory: str = "peak"  # or "above": the models' weights and gradients not counted
+    memory: Literal["peak", "above"] = "peak"  # above: the models' weights and gradients not counted
 
 
 def table(piece: Piece, records: Records, failed: dict[str, str]) -> str:
     """The figures of every variant."""
-    heads = ["", "CPU s", "wall s", "peak above weights, MB" if piece.memory == "above" else "peak, MB"]
+    if piece.looks_at == "facts":
+        return _facts(records, failed)
+    timed, figure = piece.looks_at == "time", "cpu" if piece.looks_at == "time" else piece.memory
+    heads = ["", *(["CPU s", "wall s"] if timed else [])]
+    heads += ["peak above weights, MB" if piece.memory == "above" else "peak, MB"]
     heads += ["tokens / CPU s"] if piece.rate else []
-    lines = [heads + [f"CPU / {piece.against}"]]
+    lines = [[*heads, f"{'CPU' if timed else 'peak'} / {piece.against}"]]
     for name in piece.variants:
         if name not in records:
             lines.append([name, failed[name]] + [""] * (len(heads) - 1))
             continue
         found = records[name]
-        cells = [name, *(f"{_median(found, figure):.3g}" for figure in ("cpu", "wall"))]
+        cells = [name, *(f"{_median(found, which):.3g}" for which in ("cpu", "wall") if timed)]
         cells += [f"{max(r[piece.memory] for r in found) / MEGABYTE:,.0f}"]
         cells += [f"{_median(found, 'rate'):.4g}"] if piece.rate else []
-        ratios = Bar("", name, piece.against, 0).values(records) if piece.against in records else []
-        lines.append(cells + [spread(ratios)])
+        ratios = Bar("", name, piece.against, 0, figure).values(records) if piece.against in records else []
+        lines.append([*cells, spread(ratios)])
+    return markdown(lines)
+
+
+def _facts(records: Records, failed: dict[str, str]) -> str:
+    """A line for every fact, a column for every variant."""
+    told = {name: found[-1]["facts"] for name, found in records.items()}
+    facts = dict.fromkeys(fact for facts in told.values() for fact in facts)
+    lines = [["", *told, *failed]]
+    for fact in facts:
+        lines.append([fact, *(f"{facts[fact]:.2g}" for facts in told.values()), *failed.values()])
     return markdown(lines)
 
 
