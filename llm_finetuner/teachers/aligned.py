@@ -209,7 +209,9 @@ class Aligned(Provider):
             return torch.tensor([row[which] + [value] * (width - len(row[which])) for row in rows])
 
         ids_BT, mask_BT, labels_BT = padded(0, 0), padded(1, 0), padded(2, IGNORE)
-        said = {**batch, "input_ids": ids_BT, "attention_mask": mask_BT, "labels": labels_BT}
+        # "packed" says where the student's rows stand, and these have other lengths
+        rest = {name: x for name, x in batch.items() if name != "packed"}
+        said = {**rest, "input_ids": ids_BT, "attention_mask": mask_BT, "labels": labels_BT}
         return said, torch.tensor(until)
 
 
