@@ -35,18 +35,19 @@ def run(name: str, rounds: int) -> tuple[str, bool]:
         failed = {variant: NO_TRL for variant, how in piece.variants.items() if how.trl}
     wanted = {variant: how for variant, how in piece.variants.items() if variant not in failed}
     with tempfile.TemporaryDirectory() as folder:
-        if piece.once:
+        if piece.looks_at != "time":
             records, broken = measure(wanted, 1, Path(folder), warm=0, alone=True)
         else:
             records, broken = measure(wanted, rounds, Path(folder))
     failed |= broken
     bars, good = performance_table.verdicts(piece, records, failed)
-    told = f"{1 if piece.once else rounds} rounds, {time.perf_counter() - began:.0f} s."
+    told = f"{rounds} rounds" if piece.looks_at == "time" else "One repetition"
+    told = f"{piece.notes} {told}, {time.perf_counter() - began:.0f} s."
     parts = [
         f"## {piece.title}",
         performance_table.table(piece, records, failed),
         bars,
-        f"{piece.notes} {told}",
+        told,
     ]
     return "\n\n".join(part.strip() for part in parts if part), good and not broken
 

@@ -29,12 +29,12 @@ PAIRS = (
 
 def build_models(family: str, vocabulary: int) -> tuple[PreTrainedModel, PreTrainedModel]:
     """(student, teacher) of a family, without dropout."""
-    make = {"gpt2": _gpt2, "qwen": _qwen}[family]
+    make = {"gpt2": gpt2, "qwen": qwen}[family]
     torch.manual_seed(0)
     return make(vocabulary, *STUDENT), make(vocabulary, *TEACHER).eval().requires_grad_(False)
 
 
-def _gpt2(vocabulary: int, blocks: int, width: int) -> PreTrainedModel:
+def gpt2(vocabulary: int, blocks: int, width: int) -> PreTrainedModel:
     none = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
     ends = {"bos_token_id": 0, "eos_token_id": 0}
     return GPT2LMHeadModel(
@@ -42,7 +42,7 @@ def _gpt2(vocabulary: int, blocks: int, width: int) -> PreTrainedModel:
     )
 
 
-def _qwen(vocabulary: int, blocks: int, width: int) -> PreTrainedModel:
+def qwen(vocabulary: int, blocks: int, width: int) -> PreTrainedModel:
     return Qwen2ForCausalLM(
         Qwen2Config(
             vocab_size=vocabulary, num_hidden_layers=blocks, hidden_size=width, intermediate_size=3 * width,

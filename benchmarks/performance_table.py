@@ -40,6 +40,23 @@ class Bar:
 
 
 @dataclass(frozen=True)
+class Same:
+    """The loss of two variants, apart by at most such a share of it in every round."""
+
+    said: str
+    over: str
+    under: str
+    limit: float
+
+    def values(self, records: Records) -> list[float]:
+        pairs = zip(records[self.over], records[self.under], strict=True)
+        return [abs(a["facts"]["loss"] / b["facts"]["loss"] - 1) for a, b in pairs]
+
+    def reached(self, found: list[float]) -> bool:
+        return max(found) <= self.limit
+
+
+@dataclass(frozen=True)
 class Bound:
     """A fact that every record of a variant tells, and that may be at most so much."""
 
@@ -49,7 +66,6 @@ class Bound:
     limit: float
 
     over = under = property(lambda self: self.variant)
-    at_most = True
 
     def values(self, records: Records) -> list[float]:
         return [record["facts"][self.fact] for record in records[self.variant]]
@@ -65,7 +81,7 @@ class Piece:
     title: str
     variants: dict[str, Variant]
     against: str
-    bars: list[Bar | Bound] = field(default_factory=list)
+    bars: list[Bar | Bound | Same] = field(default_factory=list)
     notes: str = ""
     looks_at: Literal["time", "memory", "facts"] = "time"  # without time one repetition is enough
     rate: bool = False  # a column of tokens a CPU second
