@@ -55,7 +55,7 @@ def run(name: str, rounds: int) -> tuple[str, bool]:
 def circumstances() -> str:
     """When, on what, and with which code."""
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-    commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    commit = subprocess.run(command, capture_output=True, text=True).stdout.strip() or "unknown"
     versions = []
     for package in ("torch", "transformers", "trl"):
         if importlib.util.find_spec(package):

@@ -182,7 +182,7 @@ def exactness() -> Piece:
     limits = {"float64": 1e-12, "float32": 1e-5}
     run = "performance_exact:relative_errors"
     return Piece(
-        f"Exactness: relative error of gradients, against the losses written out in float64",
+        "Exactness: relative error of gradients, against the losses written out in float64",
         {dtype: Variant(run, {"dtype": dtype}, ours=True) for dtype in limits},
         "float64",
         [
