@@ -171,9 +171,11 @@ def assemble(recipe: Recipe, parts: Parts, device: torch.device, note: Note, ran
     parts.tuned = tuned = parts.tuned or make(student, steps, **recipe.tuning.options)
     if recipe.train.gradient_checkpointing:
         student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    peers = build_peers(recipe, parts.peers, train, context) if scheme.teacher == "peers" else []
+    peers, group = [], None
+    if scheme.teacher == "peers":
+        peers, group = build_peers(recipe, parts.peers, train, context)
     teacher = build_teacher(recipe, parts.teacher, parts.teacher_tokenizer, context) if asks(scheme) else None
-    learner = Learner(task, student, scheme, teacher, peers, tuned.penalty).to(device)
+    learner = Learner(task, student, scheme, teacher or group, peers, tuned.penalty).to(device)
     task.prepare(student, learner.want)
     if teacher is not None:
         teacher.prepare(learner.teacher_want, scheme.terms)

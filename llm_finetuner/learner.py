@@ -159,7 +159,7 @@ class Learner(nn.Module):
         """The terms of one exit, taught by the end; the weights make it a mean over the exits."""
         listed = [scaled(terms.at(term, progress), 1 / len(self.exits)) for term in self.scheme.exit_terms]
         here = replace(student, rows=_normed(self.exits[block], student.features[int(block)]))
-        loss, seen = over_rows(here, _frozen(student), self.provider, listed)
+        loss, seen = over_rows(here, _frozen(student, self.provider), self.provider, listed)
         return loss, {
             f"exit_{block}_{name}": value for name, value in seen.items() if name in names_of(listed)
         }
@@ -167,23 +167,22 @@ class Learner(nn.Module):
     def _among_peers(
         self, batch: dict[str, Tensor], student: Output, own: list[Term], progress: float
     ) -> tuple[Tensor, Sums]:
-        """Every model hears the mean over the others, so a term against one of them weighs 1 / their number."""
+        """Every model hears the others in turn; its loss and its figures are the means over them."""
         said = [student, *(self.task.run(peer, batch, Want()) for peer in self.peers)]
         total, sums = 0.0, {}
-        for i in range(len(said)):
+        for i, model in enumerate(said):
             listed = own if i == 0 else [terms.at(term, progress) for term in self.scheme.peer_terms]
-            others = [_frozen(other) for j, other in enumerate(said) if j != i]
-            for k, other in enumerate(others):
-                heard = [scaled(t, 1 / len(others)) if reads_teacher(t) else t for t in listed]
-                heard = [t for t in heard if k == 0 or reads_teacher(t)]
-                if not heard:  # a peer that learns from the data alone asks once
-                    continue
-                loss, seen = over_rows(said[i], other, self.provider, heard)
+            others = [_frozen(other, self.provider) for j, other in enumerate(said) if j != i]
+            if not any(reads_teacher(term) for term in listed):
+                others = [None]  # it learns from the data alone
+            for other in others:
+                heard = [scaled(term, 1 / len(others)) for term in listed]
+                loss, seen = over_rows(model, other, self.provider, heard)
                 total = total + loss
-                if i or k:
-                    prefix = f"peer_{i}_" if k == 0 else f"peer_{i}_from_{k + 1}_"
-                    seen = {prefix + name: value for name, value in seen.items() if name in names_of(heard)}
-                sums |= seen
+                for name, value in seen.items():
+                    if i == 0 or name in names_of(listed):
+                        name = f"peer_{i}_{name}" if i else name
+                        sums[name] = sums.get(name, 0.0) + value / len(others)
         return total, sums
 
 
@@ -206,12 +205,12 @@ def _those(value: Any, known_N: Tensor | None) -> Any:
     return {key: x[known_N] for key, x in value.items()} if isinstance(value, dict) else value[known_N]
 
 
-def _frozen(output: Output) -> Output:
-    """A student's own answer as a teacher's: nothing flows back through it."""
+def _frozen(output: Output, provider: Provider) -> Output:
+    """A student's own answer as a teacher's: of the columns that name a token, and nothing flows back through it."""
 
     def head(rows_nD: Tensor) -> Tensor:
         with torch.no_grad():
-            return output.head(rows_nD)
+            return provider.view(output.head(rows_nD))
 
     return replace(output, rows=output.rows.detach(), head=head)
 

@@ -124,7 +124,7 @@ class _Response:
         check_number("temperature", temperature, 0)
         sums = kernel.cross_entropy_and_forward_kl_(
             logits_nV,
-            answers.float().contiguous() if self.asks else None,
+            answers.float() if self.asks else None,
             targets,
             places,
             known,

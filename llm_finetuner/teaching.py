@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from llm_finetuner.checks import common_vocabulary
-from llm_finetuner.errors import ModelError, RecipeError
+from llm_finetuner.checks import check_rows, common_vocabulary
+from llm_finetuner.errors import RecipeError
 from llm_finetuner.models import loading
 from llm_finetuner.named_models import label_counts, load_model, load_teacher
 from llm_finetuner.recipe import Recipe, Teacher, members_of
@@ -70,9 +70,15 @@ def build_teacher(
     return Shuffled(provider) if spec and spec.shuffled else provider
 
 
-def build_peers(recipe: Recipe, given: list[nn.Module], rows: Any, context: Context) -> list[nn.Module]:
-    """The models that learn beside the student. Raises RecipeError, ModelError."""
-    peers, task = list(given), context.task
+def build_peers(
+    recipe: Recipe, given: list[nn.Module], rows: Any, context: Context
+) -> tuple[list[nn.Module], Provider]:
+    """The models that learn beside the student, and what tells which columns all of the group compare.
+
+    Raises RecipeError, ModelError.
+    """
+    peers, task, group = list(given), context.task, Provider()
+    tokenizers = [context.tokenizer] * len(peers)  # objects were compared when they were given
     if not peers:
         seed = recipe.train.seed + 1  # a peer from scratch is another draw than the student
         for i, spec in enumerate(members_of(_named(recipe))):
@@ -82,23 +88,22 @@ def build_peers(recipe: Recipe, given: list[nn.Module], rows: Any, context: Cont
                     "name models: teacher.kind=live, or an ensemble of them",
                 )
             peer = load_model(spec, context.device, seed + i)
-            common_vocabulary(
-                task, context.student, peer, context.tokenizer, loading.load_tokenizer(spec.name)
-            )
+            tokenizers.append(loading.load_tokenizer(spec.name))
             if spec.from_scratch:
                 loading.start_head_bias(peer, label_counts(rows, task.vocabulary(peer)))
             peers.append(peer)
-    for peer in peers:
-        ours, theirs = task.vocabulary(context.student), task.vocabulary(peer)
-        if theirs != ours:
-            raise ModelError(f"models that teach each other need equally many logits: {ours} and {theirs}")
+    shared = []
+    for peer, tokenizer in zip(peers, tokenizers, strict=True):
+        shared.append(common_vocabulary(task, context.student, peer, context.tokenizer, tokenizer))
         loading.check_head(peer, "the peer")
         if loading.is_quantised(peer):
             raise RecipeError("a peer is trained, and weights in 4 or 8 bits cannot be", "load it in full")
+        check_rows(rows, peer)
         for weight in peer.parameters():  # as the student's: half precision swallows small steps
             weight.data = weight.data.to(torch.promote_types(weight.dtype, torch.float32))
         peer.train().requires_grad_(True)
-    return peers
+    group.columns = min((count for count in shared if count is not None), default=None)
+    return peers, group
 
 
 def write_examples(recipe: Recipe, given: Any, given_tokenizer: Any, rows: Any, context: Context) -> Any:
