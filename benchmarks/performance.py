@@ -4,7 +4,9 @@
 
 Every variant runs in a process of its own on two threads, and they take turns, so that a busy minute of the machine
 falls on all. CPU seconds are of all threads of a process. Ratios are of one round; the median counts, the range is
-beside it. Ours runs with the settings that finetune_cli.py makes for every user, the others with PyTorch's defaults.
+beside it. Ours runs with the settings that finetune_cli.py makes for every user, the others with PyTorch's defaults,
+whose threads wait by spinning: where something else runs on the same cores that counts as CPU seconds of theirs, so
+measure on a machine at rest.
 TRL is measured where it is installed: python -m pip install -e ".[dev,benchmark]". About half an hour in all.
 """
 
