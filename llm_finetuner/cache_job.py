@@ -86,6 +86,11 @@ def _teacher(recipe: Recipe, parts: Parts, context: Context) -> tuple[Provider, 
         )
     if isinstance(parts.teacher, Provider) or (recipe.teacher and recipe.teacher.kind != "live"):
         raise RecipeError("only the answers of one live teacher can be cached", "teacher.kind=live")
+    if recipe.teacher and recipe.teacher.shuffled:
+        raise RecipeError(
+            "a cache holds what the teacher says of each row, not of another one",
+            "shuffle when you train: teacher.shuffled",
+        )
     model, tokenizer = parts.teacher, parts.teacher_tokenizer
     name = recipe.teacher.name if recipe.teacher else "the teacher"
     if model is None:

@@ -73,7 +73,7 @@ def compare(
         entries.append(Entry("teacher", "teacher", teacher, subject.tokenizer, where))
     elif recipe.distils:
         warnings.append(
-            "the teacher is no single model that is at hand here, so the table has no line for it"
+            "the teacher is not loaded here (a cache, an endpoint or several models): the table has no line for it"
         )
     entries.append(Entry("untouched student", "untouched", subject.untouched(), subject.tokenizer))
     if baseline and recipe.distils:

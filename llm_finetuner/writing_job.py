@@ -13,6 +13,7 @@ from llm_finetuner.models import loading
 from llm_finetuner.named_models import load_teacher
 from llm_finetuner.recipe import Recipe
 from llm_finetuner.run import writing
+from llm_finetuner.teaching import check_control
 from llm_finetuner.trainer import OnEvent
 from llm_finetuner.writing import write_rows
 
@@ -44,6 +45,7 @@ def write_dataset(
     def note(text: str) -> None:
         say("note", {"text": as_named(text)})
 
+    check_control(recipe, None)
     tokenizer, where = loading.load_tokenizer(spec.name), default_device(device)
     teacher = load_teacher(spec, where)
     data = replace(fit_length(recipe.data, teacher, note), eval_source=None, eval_split=None, eval_fraction=0)

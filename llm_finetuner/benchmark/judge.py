@@ -174,7 +174,7 @@ def _of_judged(line: dict, lines: list[dict], differences: list[dict], examples:
     before = next(
         (other for role in ("baseline_steps", "untouched") for other in lines if other["role"] == role), None
     )
-    if before and line["calibration_error"] - before["calibration_error"] > MUCH:
+    if examples >= ENOUGH and before and line["calibration_error"] - before["calibration_error"] > MUCH:
         found.append(
             f"The probabilities of {name} are less to be trusted: its calibration error is "
             f"{line['calibration_error']:.3f}, that of {before['name']} {before['calibration_error']:.3f}."

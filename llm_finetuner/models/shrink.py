@@ -107,7 +107,10 @@ def _count(depth: int, keep: float | int) -> int:
     count = int((keep if isinstance(keep, float) else 1 / keep) * depth + 0.5)
     if count == 0 or (isinstance(keep, int) and keep > depth):
         raise ModelError(
-            f"keep: {keep} leaves no block of a teacher of {depth}", f"keep at least 1/{depth} of them"
+            f"a share of {keep:g} keeps none of the teacher's {depth} blocks"
+            if isinstance(keep, float)
+            else f"the teacher has {depth} blocks, which cannot be divided by {keep}",
+            f"teacher/{depth} keeps one block, teacher/2 half of them",
         )
     return count
 

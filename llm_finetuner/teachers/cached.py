@@ -163,7 +163,7 @@ class Cached(Provider):
                 f"(max_length was {_told(written, 'max_length')})"
             )
         return "; ".join(reasons) or (
-            f"nothing known differs, so these are other rows than the {len(self.store.places)} cached ones"
+            f"the settings are the same, so these are other rows than the {len(self.store.places)} in the cache"
         )
 
 
