@@ -3,12 +3,14 @@
 Letters: N positions that count, T tokens.
 """
 
+import datasets
 import pytest
 import torch
 from conftest import build_gpt2, build_llama, prepared_rows
 from other_tokenizers import build_other
 from step_reference import assert_close
 from test_batches import gradient
+from test_teacher_aligned import renumbered
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from llm_finetuner.data.examples import IGNORED
@@ -18,6 +20,7 @@ from llm_finetuner.models.vocabulary import Vocabulary
 from llm_finetuner.output import Want
 from llm_finetuner.tasks.causal_lm import CausalLM
 from llm_finetuner.teachers.across import Across
+from llm_finetuner.teachers.aligned import Aligned, align
 from llm_finetuner.teachers.cached import Cached
 from llm_finetuner.teachers.caching import write_cache
 from llm_finetuner.teachers.ensemble import Ensemble
@@ -32,7 +35,12 @@ OWN_NAMES = {  # what the families call their sizes
     "gptj": {"n_embd": 32, "n_layer": 3, "n_head": 4, "rotary_dim": 8},
     "codegen": {"n_embd": 32, "n_layer": 3, "n_head": 4, "rotary_dim": 8},
     "gpt_bigcode": {"n_embd": 32, "n_layer": 3, "n_head": 4},
-    "gpt_neo": {"num_heads": 4, "window_size": 5, "attention_types": [[["global", "local", "local"], 1]]},
+    "gpt_neo": {
+        "num_layers": 3,
+        "num_heads": 4,
+        "window_size": 5,
+        "attention_types": [[["global", "local", "local"], 1]],
+    },
     "gemma2": {"query_pre_attn_scalar": 8},
     "glm": {"partial_rotary_factor": 0.5},
     "glm4": {"partial_rotary_factor": 0.5},
@@ -43,16 +51,22 @@ OWN_NAMES = {  # what the families call their sizes
 
 @pytest.fixture
 def exact(monkeypatch):
-    """Softmax and norms in float64, which many families take in float32 whatever the model's dtype."""
+    """Call it for softmax and norms in float64, which many families take in float32 whatever the model's dtype.
+
+    To be called after a model is built, for some modules are compiled as they are imported.
+    """
     plain, softmax, to = torch.Tensor.float, torch.nn.functional.softmax, torch.Tensor.to
 
     def keep(x, *args, **kwargs):
         down = x.dtype == torch.float64 and args[:1] == (torch.float32,)
         return x if down else to(x, *args, **kwargs)
 
-    monkeypatch.setattr(torch.Tensor, "to", keep)
-    monkeypatch.setattr(torch.Tensor, "float", lambda x: x if x.dtype == torch.float64 else plain(x))
-    monkeypatch.setattr(torch.nn.functional, "softmax", lambda x, dim, **_: softmax(x, dim=dim))
+    def begin():
+        monkeypatch.setattr(torch.Tensor, "to", keep)
+        monkeypatch.setattr(torch.Tensor, "float", lambda x: x if x.dtype == torch.float64 else plain(x))
+        monkeypatch.setattr(torch.nn.functional, "softmax", lambda x, dim, **_: softmax(x, dim=dim))
+
+    return begin
 
 
 def build(kind: str, attention: str | None = None):
@@ -66,6 +80,9 @@ def build(kind: str, attention: str | None = None):
     config = type(AutoConfig.for_model(kind))(**{**settings, **OWN_NAMES.get(kind, {})})
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).double().eval()
+    for module in model.modules():  # multiplied with positions in float32
+        for name in [name for name in module._buffers if name.endswith("inv_freq")]:
+            module._buffers[name] = module._buffers[name].type(torch.float32)
     if attention:
         model.set_attn_implementation(attention)
     return model
@@ -93,6 +110,7 @@ def answers(model, rows, packed: bool, want: Want):
 def test_a_family_keeps_examples_apart(exact, kind, attention):
     """Answers, hidden states and gradients, with windows that are shorter than the examples."""
     model, rows = build(kind, None if attention == "default" else "eager"), prepared_rows(9, V).to_list()
+    exact()
     assert packable(model) and max(len(row["input_ids"]) for row in rows) > 10
     batch = TASK.collate(rows, packed=True)
     assert int(batch["packed"][:, 0].max()) + 1 < len(rows)
@@ -107,6 +125,7 @@ def test_a_family_keeps_examples_apart(exact, kind, attention):
 def test_attention_and_states_are_those_of_the_example(exact, kind):
     """Maps of attention over the example's own tokens, whatever stands beside it in the row."""
     model, rows = build(kind), prepared_rows(9, V).to_list()
+    exact()
     want = Want(layers=(1,), attention=(0, 2), states=(1,), embeddings=True)
     TASK.prepare(model, want)
     (read, got), (alone, told) = (answers(model, rows, packed, want) for packed in (True, False))
@@ -232,8 +251,9 @@ def test_what_the_student_writes_is_packed_too(tmp_path, tokenizer):
     assert_close(found[1], found[0], 1e-12)
 
 
-def test_a_teacher_with_another_tokenizer(tmp_path, tokenizer):
-    other = build_other(size=290)
+@pytest.mark.parametrize("kind", ["across", "aligned"])
+def test_a_teacher_with_another_tokenizer(tmp_path, tokenizer, kind):
+    """It reads rows of other lengths than the student's, padded."""
     texts = [
         "the cat sees a red house .",
         "old birds",
@@ -241,16 +261,21 @@ def test_a_teacher_with_another_tokenizer(tmp_path, tokenizer):
         "the new cat .",
     ]
     ids = [tokenizer(text)["input_ids"] for text in texts * 2]
-    import datasets
-
     rows = datasets.Dataset.from_list(
         [{"input_ids": x, "attention_mask": [1] * len(x), "labels": [-100, *x[1:]]} for x in ids]
     )
-    student, model = build_gpt2(len(tokenizer)).double(), build_llama(len(other)).double()
-    teacher = Across(Live(TASK, model), Vocabulary(tokenizer), Vocabulary(other))
-    terms = {"objectives": {"forward_kl": 0.5, "span_kl": 0.5}}
+    other = build_other(size=290) if kind == "across" else renumbered(tokenizer)
+    live = Live(TASK, build_llama(len(other)).double())
+    if kind == "across":
+        teacher, terms = (
+            Across(live, Vocabulary(tokenizer), Vocabulary(other)),
+            {"forward_kl": 0.5, "span_kl": 0.5},
+        )
+    else:
+        teacher, terms = Aligned(live, align(tokenizer, other)), {"forward_kl": 0.5, "hidden_mse": 0.5}
+    student = build_gpt2(len(tokenizer), width=32).double()
     found = [
-        gradient(tmp_path, student, teacher, rows, "distillation", terms, packing=packing)[0]
-        for packing in (0, 1)
+        gradient(tmp_path, student, teacher, rows, "distillation", {"objectives": terms}, packing=packing)[0]
+        for packing in (False, True)
     ]
     assert_close(found[1], found[0], 1e-12)
