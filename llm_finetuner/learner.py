@@ -52,7 +52,8 @@ class Learner(nn.Module):
         self.pairs: list[Pairs] = [self._pairs(term) for term in scheme.terms]
         self.exits = _exits(task, student, scheme)
         self.want = self._want(0, tuple(int(block) for block in self.exits))
-        self.teacher_want = self._want(1)
+        asks = any(reads_teacher(t) and kind_of(t) in ("logits", "spans") for t in scheme.terms)
+        self.teacher_want = self._want(1, answers=asks)
         self.projections = nn.ModuleDict(self._projections())
 
     def forward(
@@ -99,7 +100,7 @@ class Learner(nn.Module):
             return ((0, 0),)
         return layer_pairs(term.layers, self.task.depth(self.student), self.provider.depth)
 
-    def _want(self, side: int, layers: tuple[int, ...] = ()) -> Want:
+    def _want(self, side: int, layers: tuple[int, ...] = (), answers: bool = True) -> Want:
         """What the terms read of the student (side 0) or of the teacher (side 1)."""
         blocks: dict[str, set[int]] = {kind: set() for kind in PAIRED}
         for term, pairs in zip(self.scheme.terms, self.pairs, strict=True):
@@ -108,7 +109,7 @@ class Learner(nn.Module):
         hidden = blocks["features"] | blocks["hidden"] | set(layers)
         return Want(
             layers=tuple(sorted(hidden)), attention=tuple(sorted(blocks["attention"])),
-            states=tuple(sorted(blocks["states"])), embeddings=bool(blocks["embeddings"]),
+            states=tuple(sorted(blocks["states"])), embeddings=bool(blocks["embeddings"]), answers=answers,
         )  # fmt: skip
 
     def _projections(self) -> dict[str, nn.Module]:

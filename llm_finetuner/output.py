@@ -19,6 +19,7 @@ class Want:
     attention: tuple[int, ...] = ()  # attention maps of these blocks
     states: tuple[int, ...] = ()  # queries, keys and values of these blocks
     embeddings: bool = False  # what goes into the first block
+    answers: bool = True  # logits; without them a trunk stops after the last block that is read
 
 
 @dataclass(frozen=True)

@@ -101,6 +101,26 @@ def test_features_alone(tmp_path):
     assert record["loss"] == pytest.approx(record["hidden_mse"], rel=1e-12) and record["loss"] > 0
 
 
+def test_a_teacher_of_whom_no_answers_are_read_stops_early(tmp_path):
+    """Its blocks above those that are compared and its head do not run; the loss is that of one that runs whole."""
+    rows, records = prepared_rows(8, V), []
+    for output_weight in (0.0, 0.5):
+        student, teacher = build_gpt2(V).double(), build_llama(V, layers=4).double()
+        ran: list[str] = []
+        for name, module in [("head", teacher.lm_head), *enumerate(teacher.model.layers)]:
+            module.register_forward_hook(lambda *_, name=name, ran=ran: ran.append(name))
+        options = {"feature_layers": [[0, 0], [1, 2]], "alpha": 0.5, "output_weight": output_weight}
+        _, record = gradient_of_fit(tmp_path, student, teacher, rows, "feature_distillation", **options)
+        records.append(record)
+        batches = (
+            2 if output_weight == 0 else 0
+        )  # before them the whole model is asked once whether its head is known
+        assert ran.count(0) == ran.count(2) == ran.count(3) + batches > 2
+        assert ran.count("head") >= 1 and (ran[-1] == 2) == (output_weight == 0)
+    assert records[0]["hidden_mse"] == records[1]["hidden_mse"] > 0
+    assert records[0]["teacher_nll"] is None and records[1]["teacher_nll"] > 0
+
+
 def test_a_teacher_in_training_mode_answers_without_dropout(tmp_path):
     student, rows = build_llama(V).double(), prepared_rows(8, V)
     gradients = []

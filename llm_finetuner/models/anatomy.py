@@ -94,8 +94,15 @@ def expose_attention(model: nn.Module) -> None:
     model.set_attn_implementation("eager")
 
 
+class Enough(Exception):
+    """Ends a forward pass: all that is wanted has been seen."""
+
+
 def capture(model: nn.Module, want: Want) -> tuple[dict, list]:
-    """Hook what is wanted, and nothing else: ({(kind, block): tensor or tensors by role}, the hooks to remove)."""
+    """Hook what is wanted, and nothing else: ({(kind, block): tensor or tensors by role}, the hooks to remove).
+
+    Where no answers are wanted the forward pass raises Enough behind the last block that is read.
+    """
     kept: dict[tuple[str, int], Tensor | dict[str, Tensor]] = {}
     blocks, hooks = blocks_of(model), []
 
@@ -120,7 +127,14 @@ def capture(model: nn.Module, want: Want) -> tuple[dict, list]:
         hooks += [m.register_forward_hook(keep_role(block, role)) for role, m in found.separate.items()]
     if want.embeddings:
         hooks.append(blocks[0].register_forward_pre_hook(keep_input, with_kwargs=True))
+    if not want.answers:
+        last = max((*want.layers, *want.attention, *want.states, 0))
+        hooks.append(blocks[last].register_forward_hook(_stop))  # after those that keep its output
     return kept, hooks
+
+
+def _stop(_module, _inputs, _output) -> None:
+    raise Enough
 
 
 def _first(output: Tensor | tuple) -> Tensor:

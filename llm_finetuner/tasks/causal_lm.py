@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from llm_finetuner.data.layout import share_rows
 from llm_finetuner.errors import DataError
-from llm_finetuner.models.anatomy import capture, expose_attention
+from llm_finetuner.models.anatomy import Enough, capture, expose_attention
 from llm_finetuner.models.loading import blocks_of, head_of
 from llm_finetuner.models.packing import check_packable, packable
 from llm_finetuner.output import Output, Want
@@ -81,7 +81,9 @@ class CausalLM:
         layout = _Layout(batch, "packed" in batch and packable(model))
         kept, hooks = capture(model, want)
         try:
-            said = model.base_model(**layout.inputs, use_cache=False)
+            rows = layout.pick(model.base_model(**layout.inputs, use_cache=False).last_hidden_state)
+        except Enough:
+            rows = layout.targets_N.new_empty(len(layout.targets_N), 0)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -89,7 +91,7 @@ class CausalLM:
         if "sampled" in batch:  # [B]: what the student wrote itself is no ground truth
             targets = torch.where(batch["sampled"][layout.example_N], IGNORE, targets)
         return Output(
-            rows=layout.pick(said.last_hidden_state),
+            rows=rows,
             head=head_of(model),
             features={block: layout.pick(x) for (kind, block), x in kept.items() if kind == "features"},
             attention={
