@@ -231,7 +231,7 @@ def test_history_has_what_is_promised(finetuner, teacher_folder, rows):
     result = finetuner.train(rows, **QUICK)
     promised = {
         "step", "epoch", "loss", "cross_entropy", "hidden_mse", "forward_kl", "teacher_nll", "agreement",
-        "tokens_per_second", "learning_rate", "grad_norm", "seconds",
+        "tokens_per_second", "padding", "learning_rate", "grad_norm", "seconds",
     }  # fmt: skip
     logged = [
         json.loads(line) for line in (Path(finetuner.recipe.output) / "log.jsonl").read_text().splitlines()
