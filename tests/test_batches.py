@@ -1,13 +1,18 @@
 """How the examples of a step are cut into batches by a budget of tokens: what a process gets, and equal gradients."""
 
 import copy
+import os
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import datasets
 import pytest
 import torch
 from conftest import build_gpt2, build_llama, prepared_rows
+from safetensors.torch import load_file
 from step_reference import assert_close, assert_resumes, recipe_of
 
 from llm_finetuner.assembly import Parts
@@ -139,6 +144,26 @@ def test_a_run_is_resumed(tmp_path, way):
     assert_resumes(tmp_path, recipe, lambda: Parts(
         student=build_gpt2(V, dropout=0.1), teacher=teacher, train=rows, device="cpu"
     ))  # fmt: skip
+
+
+@pytest.mark.slow
+def test_two_packed_processes_equal_a_plain_one(tmp_path):
+    """DDP over gloo in float64: two epochs of seven rows a step, by processes whose budgets cut them differently."""
+    found = []
+    for way, processes in (
+        ("plain", []),
+        ("packed", ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]),
+    ):
+        script = str(Path(__file__).with_name("batches_script.py"))
+        path = os.pathsep.join([str(Path(script).parent), str(Path(script).parents[1])])
+        done = subprocess.run(
+            [sys.executable, *processes, script, str(tmp_path / way), way], capture_output=True, text=True,
+            timeout=300, env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
+        found.append(load_file(tmp_path / way / "model.safetensors"))
+    one, two = found
+    assert one.keys() == two.keys() and max((one[name] - two[name]).abs().max() for name in one) < 1e-9
 
 
 # ---- what is read and computed
