@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any
 
 SCRIPT = str(Path(__file__).with_name("performance_worker.py"))
-CHOSEN_BY_US = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "THP_MEM_ALLOC_ENABLE", "GLIBC_TUNABLES", "LD_PRELOAD")
+CHOSEN_BY_US = (
+    "OMP_WAIT_POLICY",
+    "GOMP_SPINCOUNT",
+    "THP_MEM_ALLOC_ENABLE",
+    "GLIBC_TUNABLES",
+    "MALLOC_MMAP_THRESHOLD_",
+    "LD_PRELOAD",
+)
 THREADS = 2
 
 
