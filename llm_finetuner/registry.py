@@ -61,6 +61,7 @@ TEACHERS = {
     "cached": "llm_finetuner.teachers.kinds:cached",
     "remote": "llm_finetuner.teachers.kinds:remote",
     "across": "llm_finetuner.teachers.kinds:across",
+    "live_cached": "llm_finetuner.teachers.kinds:live_cached",
 }
 OPTIMIZERS = {"adamw": "llm_finetuner.optim:adamw", "adamw_8bit": "llm_finetuner.optim:adamw_8bit"}
 SCHEDULES = {

@@ -171,7 +171,7 @@ class _Run:
         self.optimizer.step()
         built.tuned.after_step(step)
         if built.teacher is not None:
-            built.teacher.follow()
+            built.teacher.follow(epoch_ends=step % built.steps_per_epoch == 0)
         seconds = time.perf_counter() - began
         return {
             "step": step,

@@ -116,7 +116,7 @@ def test_rows_that_are_not_there_are_refused_with_what_differs(tmp_path, model):
     with pytest.raises(DataError, match="other positions count"):
         open_cache(tmp_path / "c")(TASK.collate(everything[:2]), NOTHING)
     others = listed(prepared_rows(3, V, seed=5))
-    with pytest.raises(DataError, match="3 of 5 rows .*these are other rows than the 12 cached ones"):
+    with pytest.raises(DataError, match="3 of 5 rows .*these are other rows than the 12 in the cache"):
         open_cache(tmp_path / "c").check(
             listed(rows)[:2] + [{k: v[:6] for k, v in r.items()} for r in others]
         )

@@ -17,7 +17,7 @@ class Average(Live):
         super().__init__(task, copy.deepcopy(student))
 
     @torch.no_grad()
-    def follow(self) -> None:
+    def follow(self, epoch_ends: bool = False) -> None:
         """Only what trains moves; the average of the first steps leans on the newest weights, as in the paper."""
         self.steps += 1
         decay = min(self.decay, 1 - 1 / (self.steps + 1))

@@ -34,13 +34,22 @@ def cached(spec: Any, context: Context, *, path: str = "") -> "Cached":
     """The answers in the folder `path`. Raises DataError where it is not whole, or is of another tokenizer."""
     if not path:
         raise RecipeError("a cached teacher needs the folder of its cache", "give teacher.options.path")
-    present = {}
+    teacher = answers_in(Store.open(Path(path)), context)
+    named = teacher.store.manifest["about"].get("teacher")
+    if spec.name and named not in (None, spec.name):
+        context.note(f"the cache {path} holds the answers of {named}; {spec.name} is not loaded")
+    return teacher
+
+
+def answers_in(store: Store, context: Context) -> "Cached":
+    """The teacher that a store is, for a student. Raises DataError, ModelError."""
+    path, present = store.folder, {}
     if context.tokenizer is not None:
         present = {
             "tokenizer": tokenizer_digest(context.tokenizer),
             "template": template_digest(context.tokenizer),
         }
-    teacher = Cached(Store.open(Path(path)), context.device, {**present, **context.about})
+    teacher = Cached(store, context.device, {**present, **context.about})
     width, held = context.task.vocabulary(context.student), teacher.settings["vocabulary"]
     if held > width or (held < width and context.tokenizer is None):
         raise ModelError(
@@ -53,8 +62,6 @@ def cached(spec: Any, context: Context, *, path: str = "") -> "Cached":
             f"the cache {path} was made with another tokenizer: the same numbers are other tokens",
             "make the cache with this run's tokenizer, or take the model that the cache was made for",
         )
-    if spec.name and written.get("teacher") not in (None, spec.name):
-        context.note(f"the cache {path} holds the answers of {written['teacher']}; {spec.name} is not loaded")
     return teacher
 
 

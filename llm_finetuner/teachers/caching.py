@@ -20,14 +20,14 @@ from llm_finetuner.teachers import tails
 from llm_finetuner.teachers.cached import DTYPES, Cached, codec_of
 from llm_finetuner.teachers.identity import Key, keys_of_rows
 from llm_finetuner.teachers.provider import Provider
-from llm_finetuner.teachers.store import FITTED, MANIFEST, Entry, Store
+from llm_finetuner.teachers.store import FITTED, LOCK, MANIFEST, Entry, Store
 
 MODES = ("top_k", "sampled", *DTYPES)
 SHARD_BYTES = 2**24  # a kill loses at most so much
 NUMBERS = 2**24  # log-probabilities in memory at a time
 FIT_NUMBERS, FIT_POSITIONS = 2**26, 8192  # that the shapes of tails are fitted to
 LOW_MASS = 0.8
-OURS = (FITTED, "bad_rows.jsonl")  # may stand in a folder where no cache has begun
+OURS = (FITTED, LOCK, "bad_rows.jsonl")  # may stand in a folder where no cache has begun
 FLOAT16_MOST = torch.finfo(torch.float16).max
 
 
@@ -64,13 +64,11 @@ def write_cache(
     written. A kill leaves a folder that the same call goes on with, to the same bytes.
     """
     say = on_event or (lambda kind, record: None)
-    settings = _settings(mode, k, draws, seed, layers, vocabulary, say)
-    job = _Job(teacher, task, rows, settings, batch_size, torch.device(device))
-    if not job.numbers:
-        raise DataError("no token of the data counts", "labels must hold more than -100")
+    settings = settings_of(mode, k, draws, seed, layers, vocabulary, say)
+    job = Job(teacher, task, rows, settings, batch_size, torch.device(device))
     teacher.prepare(job.want, ())
     about = json.loads(json.dumps(about))  # as the manifest will give it back
-    store = _open(Path(path), settings, about, job, sample)
+    store = open_or_begin(Path(path), settings, about, job, sample)
     job.write(store, shard_bytes, say)
     figures = job.measure(store, k, sample)
     store.measured(figures)
@@ -80,7 +78,7 @@ def write_cache(
     return {**figures, "path": str(path)}
 
 
-def _settings(mode, k, draws, seed, layers, vocabulary, say) -> dict[str, Any]:
+def settings_of(mode, k, draws, seed, layers, vocabulary, say) -> dict[str, Any]:
     """What decides the bytes of a record, as the manifest keeps it. Raises RecipeError."""
     if mode not in MODES:
         raise RecipeError(f"mode of a cache is {mode!r}", f"choose one of: {', '.join(MODES)}")
@@ -94,7 +92,7 @@ def _settings(mode, k, draws, seed, layers, vocabulary, say) -> dict[str, Any]:
     return {"mode": mode, **options, "vocabulary": vocabulary, "layers": sorted(set(layers))}
 
 
-def _open(folder: Path, settings: dict, about: dict, job: "_Job", sample: int) -> Store:
+def open_or_begin(folder: Path, settings: dict, about: dict, job: "Job", sample: int) -> Store:
     """The store to write to, begun where there is none. Raises DataError where it is of something else."""
     if not (folder / MANIFEST).exists():
         found = [file.name for file in folder.iterdir()] if folder.is_dir() else []
@@ -112,19 +110,34 @@ def _open(folder: Path, settings: dict, about: dict, job: "_Job", sample: int) -
         }
         return Store.create(folder, manifest, fitted)
     store = Store.open(folder, to_write=True)
+    check_same(store, settings, about)
+    return store
+
+
+def check_same(store: Store, settings: dict[str, Any], about: dict[str, Any]) -> None:
+    """Raise DataError where a store is not of these settings and of what they are about.
+
+    Of `about` only what both tell is compared, and the name of a teacher only where its weights are not told.
+    """
+    written = store.manifest["about"]
+    told = written.keys() & about.keys()
+    told -= {"teacher"} if "weights" in told else set()
+    parts = [(store.manifest["settings"], settings)]
+    parts += [tuple({name: side[name] for name in sorted(told)} for side in (written, about))]
     differs = [
         f"{name} was {was.get(name)!r}, is {now.get(name)!r}"
-        for was, now in ((store.manifest["settings"], settings), (store.manifest["about"], about))
+        for was, now in parts
         for name in {**was, **now}
         if was.get(name) != now.get(name)
     ]
     if differs:
-        raise DataError(f"{folder} is a cache of something else: {'; '.join(differs)}", "name another folder")
-    return store
+        raise DataError(
+            f"{store.folder} is a cache of something else: {'; '.join(differs)}", "name another folder"
+        )
 
 
-class _Job:
-    """A teacher and the rows it is asked about."""
+class Job:
+    """A teacher and the rows it is asked about. Raises DataError where nothing counts in them."""
 
     def __init__(self, teacher, task, rows, settings, batch_size, device):
         self.teacher, self.task, self.rows, self.settings = teacher, task, rows, settings
@@ -132,6 +145,8 @@ class _Job:
         self.want = Want(layers=tuple(settings["layers"]))
         self.keys = list(keys_of_rows(rows))
         self.numbers = [number for number, key in enumerate(self.keys) if key.positions]
+        if not self.numbers:
+            raise DataError("no token of the data counts", "labels must hold more than -100")
 
     def write(self, store: Store, shard_bytes: int, say) -> None:
         """Ask for what the store lacks, a shard at a time."""
@@ -192,16 +207,9 @@ class _Job:
         for log_probs in self._log_probs(said):
             records.append(codec.encode(log_probs, noise[at : at + len(log_probs)]).cpu())
             at += len(log_probs)
-        counts = [key.positions for key in keys]
-        pieces = torch.cat(records).split(counts)
-        states = {
-            layer: said.features[layer].float().clamp(-FLOAT16_MOST, FLOAT16_MOST).half().cpu().split(counts)
-            for layer in self.want.layers
-        }
-        return [
-            Entry(key.whole, key.content, key.length, pieces[i], {layer: s[i] for layer, s in states.items()})
-            for i, key in enumerate(keys)
-        ]
+        return entries_of(
+            keys, torch.cat(records), {layer: said.features[layer] for layer in self.want.layers}
+        )
 
     def _answers(self, numbers: list[int]) -> Iterator[tuple[list[int], Output]]:
         for start in range(0, len(numbers), self.batch_size):
@@ -225,6 +233,20 @@ class _Job:
                     f"vocabulary is {vocabulary}, the teacher answers with {logits.shape[1]} columns"
                 )
             yield logits[:, :vocabulary].to(self.device).float().log_softmax(1)
+
+
+def entries_of(keys: list[Key], records_NR: Tensor, features: dict[int, Tensor]) -> list[Entry]:
+    """What is kept of each row of a batch; features {layer: [N, D]}."""
+    counts = [key.positions for key in keys]
+    pieces = records_NR.split(counts)
+    states = {
+        layer: x.float().clamp(-FLOAT16_MOST, FLOAT16_MOST).half().cpu().split(counts)
+        for layer, x in features.items()
+    }
+    return [
+        Entry(key.whole, key.content, key.length, pieces[i], {layer: s[i] for layer, s in states.items()})
+        for i, key in enumerate(keys)
+    ]
 
 
 def _portions(numbers: list[int], keys: list[Key], positions: int) -> Iterator[list[int]]:

@@ -12,34 +12,40 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from llm_finetuner.teachers.sparse import fill_
+from llm_finetuner.teachers.sparse import offset
 
 BUDGET = (114, 50)  # so many bytes for so many listed tokens
 GROUP = 5  # levels that share one number, so that the number of levels need be no power of two
 LEVELS = (8, 256)
 TAIL_BITS, TAIL_LOGIT = 12, 16.0  # log(tail / (1 - tail)) within +- 16
+WORD = 8  # bytes that a number is cut out of
 RANGE_BITS, RANGE_LOG2 = 8, 6.0  # log2(largest - smallest log-probability, nats) within +- 6
 
 
 def pack(fields: list[tuple[Tensor, int]]) -> Tensor:
     """Numbers [n, m] of so many bits each, low bit first, one field behind the other: [n, R] uint8."""
     bits = torch.cat([_bits(numbers, width) for numbers, width in fields], 1)
-    bits = torch.nn.functional.pad(bits, (0, -bits.shape[1] % 8)).view(len(bits), -1, 8)
+    bits = nn.functional.pad(bits, (0, -bits.shape[1] % 8)).view(len(bits), -1, 8)
     return (bits << torch.arange(8, device=bits.device, dtype=torch.uint8)).sum(-1, dtype=torch.uint8)
 
 
 def unpack(records_nR: Tensor, fields: list[tuple[int, int]]) -> list[Tensor]:
-    """The fields (how many numbers, bits of each) of what `pack` wrote: [n, m] int64 each; 1 bit stays uint8."""
-    bits, start, numbers = _bits(records_nR, 8), 0, []
+    """The fields (how many numbers, bits of each: at most 57) of what `pack` wrote: [n, m] int64; 1 bit stays uint8.
+
+    Every number is cut out of the 8 bytes that begin where it does.
+    """
+    bytes_nR, start, numbers = nn.functional.pad(records_nR, (0, WORD)), 0, []
     for count, width in fields:
-        piece = bits[:, start : start + count * width]
-        start += count * width
-        if width > 1:
-            weights = (1 << torch.arange(width, device=bits.device)).double()
-            piece = (piece.reshape(len(bits), count, width).double() @ weights).long()  # exact below 2^53
-        numbers.append(piece if width else records_nR.new_zeros(len(bits), count, dtype=torch.int64))
+        first, start = start, start + count * width
+        if width == 1:
+            numbers.append(_bits(bytes_nR[:, first // 8 : start // 8 + 1], 8)[:, first % 8 :][:, :count])
+            continue
+        at_m = first + width * torch.arange(count, device=records_nR.device)
+        words = (at_m // 8)[:, None] + torch.arange(WORD, device=at_m.device)
+        cut = bytes_nR.index_select(1, words.flatten()).view(torch.int64) >> (at_m % 8)
+        numbers.append(cut & ((1 << width) - 1))
     return numbers
 
 
@@ -107,7 +113,7 @@ class TopK:
         logit = torch.logit(tail.clamp(1e-12, 1 - 1e-12)).clamp(-TAIL_LOGIT, TAIL_LOGIT)
         x, _, log2_range = normalised(listed)
         codes = torch.bucketize(x.contiguous(), (self.levels[1:] + self.levels[:-1]) / 2)
-        codes = torch.nn.functional.pad(codes, (0, -self.k % GROUP)).view(len(codes), -1, GROUP)
+        codes = nn.functional.pad(codes, (0, -self.k % GROUP)).view(len(codes), -1, GROUP)
         groups = (codes * self._powers()).sum(-1)
         numbers = [shape, _to_code(logit, TAIL_LOGIT, TAIL_BITS), log2_range, groups]
         widths = [width for _, width in self.widths[:4]]
@@ -120,10 +126,12 @@ class TopK:
         codes = ((groups[:, :, None] // self._powers()) % len(self.levels)).flatten(1)[:, : self.k]
         listed = self.levels[codes] * torch.exp2(_from_code(log2_range, RANGE_LOG2, RANGE_BITS))
         logit = _from_code(tail, TAIL_LOGIT, TAIL_BITS)
-        listed = listed.log_softmax(1) + torch.nn.functional.logsigmoid(-logit)
+        listed = listed.log_softmax(1) + nn.functional.logsigmoid(-logit)
         rest = 1 - self.log_shapes[shape[:, None], ids].double().exp().sum(1)
-        log_tail = torch.nn.functional.logsigmoid(logit)[:, 0]
-        return fill_(self.log_shapes.index_select(0, shape), ids, listed, log_tail, rest)
+        log_tail = nn.functional.logsigmoid(logit)[:, 0]
+        # two passes over [n, V]; most of the time goes into touching new memory
+        dense = self.log_shapes.index_select(0, shape).add_(offset(log_tail, rest)[:, None])
+        return dense.scatter_(1, ids, listed)
 
     def _powers(self) -> Tensor:
         return len(self.levels) ** torch.arange(GROUP, device=self.levels.device)
@@ -137,7 +145,7 @@ def best(log_probs_nV: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def tail_costs(tails_nV: Tensor, ids_nk: Tensor, log_shapes_CV: Tensor) -> Tensor:
     """Cross-entropy of each tail under each shape without the listed tokens, up to a constant: [n, C] nats."""
-    rest = 1 - log_shapes_CV.exp()[:, ids_nk].sum(-1).T
+    rest = 1 - log_shapes_CV[:, ids_nk].exp().sum(-1).T
     return tails_nV.sum(1, keepdim=True) * rest.clamp(min=1e-6).log() - tails_nV @ log_shapes_CV.T
 
 

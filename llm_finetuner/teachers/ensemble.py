@@ -103,9 +103,9 @@ class Ensemble(Provider):
         for member in self.members:
             member.check(rows)
 
-    def follow(self) -> None:
+    def follow(self, epoch_ends: bool = False) -> None:
         for member in self.members:
-            member.follow()
+            member.follow(epoch_ends)
 
     def state(self) -> dict[str, Any]:
         return {str(number): member.state() for number, member in enumerate(self.members)}

@@ -92,3 +92,22 @@ def across(spec: Teacher, context: Context, *, compare: str = "shared") -> Provi
     from llm_finetuner.teachers import across as heavy
 
     return heavy.across(spec, context, compare=compare)
+
+
+def live_cached(
+    spec: Teacher,
+    context: Context,
+    *,
+    path: str = "",
+    k: int = 50,
+    mode: str = "top_k",
+    keep_layers: list[int] | None = None,
+) -> Provider:
+    """A model whose answers fill the folder `path` during the first epoch, and are read from there in the next ones.
+
+    mode: "top_k" keeps the k best tokens of each position and the tail; "fp16" and "fp32" all of them. keep_layers: its
+    blocks whose hidden states are kept too. What the folder holds already is not asked again.
+    """
+    from llm_finetuner.teachers import filling
+
+    return filling.filling(spec, context, path=path, k=k, mode=mode, keep_layers=keep_layers)

@@ -68,8 +68,8 @@ class Provider:
     def check(self, rows: Any) -> None:
         """Raise DataError where prepared rows cannot be answered."""
 
-    def follow(self) -> None:
-        """Called after every optimizer step, for teachers that move with the student."""
+    def follow(self, epoch_ends: bool = False) -> None:
+        """Called after every optimizer step, for teachers that move with the student or with the epochs."""
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of it."""

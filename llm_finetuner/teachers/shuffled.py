@@ -46,8 +46,8 @@ class Shuffled(Provider):
     def check(self, rows: Any) -> None:
         self.inner.check(rows)
 
-    def follow(self) -> None:
-        self.inner.follow()
+    def follow(self, epoch_ends: bool = False) -> None:
+        self.inner.follow(epoch_ends)
 
     def state(self) -> dict[str, Any]:
         return self.inner.state()

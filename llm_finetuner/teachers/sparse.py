@@ -31,16 +31,11 @@ def spread(ids_nk: Tensor, log_probs_nk: Tensor, vocabulary: int, prior_V: Tenso
     # the last column takes the missing ones
     dense = torch.empty(len(ids_nk), vocabulary + 1, device=ids_nk.device)
     dense[:, :vocabulary] = log_prior
+    dense += offset(tail_n.log(), rest_n)[:, None]
     places = ids_nk.masked_fill(missing, vocabulary)
-    return fill_(dense, places, log_probs, tail_n.log(), rest_n)[:, :vocabulary]
+    return dense.scatter_(1, places.long(), log_probs.float())[:, :vocabulary]
 
 
-def fill_(
-    log_prior_nV: Tensor, ids_nk: Tensor, log_probs_nk: Tensor, log_tail_n: Tensor, rest_n: Tensor
-) -> Tensor:
-    """Turn log_prior [n, V] into log_prior + log_tail - log(rest), and the listed tokens into what is told of them.
-
-    rest: what of the prior is not listed.
-    """
-    log_prior_nV += (log_tail_n - rest_n.clamp(min=LEAST_REST).log()).float()[:, None]
-    return log_prior_nV.scatter_(1, ids_nk.long(), log_probs_nk.float())
+def offset(log_tail_n: Tensor, rest_n: Tensor) -> Tensor:
+    """What a tail's shape is raised by where `rest` of it is not listed: [n] float32."""
+    return (log_tail_n - rest_n.clamp(min=LEAST_REST).log()).float()

@@ -9,7 +9,7 @@
         records [N, R], layer_<i> [N, D]       the answers: R bytes a position, hidden states in float16
 
 A file is written aside, flushed and renamed, then named in the manifest, so a kill leaves whole shards. Nothing in a
-file depends on when or in how many attempts it was written.
+file depends on when or in how many attempts it was written. Several processes may write: a lock is held while one does.
 Shapes: N positions that count, R bytes a record, D hidden width.
 """
 
@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from safetensors import safe_open
 from safetensors.torch import load, save
 from torch import Tensor
@@ -29,7 +30,8 @@ from torch import Tensor
 from llm_finetuner.errors import DataError, TrainingError
 
 FORMAT = 1
-MANIFEST, FITTED = "manifest.json", "fitted.safetensors"
+MANIFEST, FITTED, LOCK = "manifest.json", "fitted.safetensors", ".lock"
+NAME = "shard_{:05d}.safetensors"
 
 
 @dataclass
@@ -52,8 +54,8 @@ class Store:
         self.contents: set[bytes] = set()
         self.longest = 0  # tokens of a row
         self.files: dict[int, Any] = {}
-        for number in range(len(manifest["shards"])):
-            self._index(number)
+        for shard in manifest["shards"]:
+            self._index(_number(shard))
 
     @classmethod
     def create(cls, folder: Path, manifest: dict[str, Any], fitted: dict[str, Tensor]) -> "Store":
@@ -91,7 +93,10 @@ class Store:
             )
         _verify(folder / FITTED, manifest["fitted"], f"remove the folder {folder} and make it again")
         if to_write:
-            manifest["shards"] = [s for s in manifest["shards"] if (folder / s["name"]).exists()]
+            there = [s for s in manifest["shards"] if (folder / s["name"]).exists()]
+            if there != manifest["shards"]:
+                manifest["shards"] = there
+                _write(folder / MANIFEST, _to_json(manifest))
         for shard in manifest["shards"]:
             advice = "remove this file and make the cache again: only its rows are computed anew"
             _verify(folder / shard["name"], shard["sha256"], advice)
@@ -105,38 +110,58 @@ class Store:
         """Positions that have an answer."""
         return sum(shard["tokens"] for shard in self.manifest["shards"])
 
+    @property
+    def newest(self) -> int:
+        """The number of the last shard, -1 where there is none."""
+        return _number(self.manifest["shards"][-1]) if self.manifest["shards"] else -1
+
     def read(self, key: bytes, name: str) -> Tensor:
         """`records` or `layer_<i>` of a row: [N, R] or [N, D]. Raises KeyError for a row that is not there."""
         number, first, end = self.places[key]
         return self._file(number).get_slice(name)[first:end]
 
     def add(self, entries: list[Entry]) -> None:
-        """Write one more shard. Raises TrainingError where the disk is full."""
-        tensors = {
-            "keys": _bytes_of([entry.key for entry in entries]),
-            "contents": _bytes_of([entry.content for entry in entries]),
-            "ends": torch.tensor([len(entry.records) for entry in entries]).cumsum(0),
-            "lengths": torch.tensor([entry.length for entry in entries]),
-            "records": torch.cat([entry.records for entry in entries]),
-        }
-        for layer in entries[0].states:
-            tensors[f"layer_{layer}"] = torch.cat([entry.states[layer] for entry in entries])
-        data, shards = save(tensors), self.manifest["shards"]
-        shard = {
-            "name": f"shard_{int(shards[-1]['name'][6:11]) + 1 if shards else 0:05d}.safetensors",
-            "sha256": _digest(data),
-            "rows": len(entries),
-            "tokens": len(tensors["records"]),
-        }
-        _write(self.folder / shard["name"], data)
-        shards.append(shard)
-        _write(self.folder / MANIFEST, _to_json(self.manifest))
-        self._index(len(shards) - 1)
+        """Write one more shard of the rows that nobody wrote yet. Raises TrainingError where the disk is full."""
+        with locked(self.folder):
+            self.refresh()
+            entries = [entry for entry in entries if entry.key not in self]
+            if not entries:
+                return
+            tensors = {
+                "keys": _bytes_of([entry.key for entry in entries]),
+                "contents": _bytes_of([entry.content for entry in entries]),
+                "ends": torch.tensor([len(entry.records) for entry in entries]).cumsum(0),
+                "lengths": torch.tensor([entry.length for entry in entries]),
+                "records": torch.cat([entry.records for entry in entries]),
+            }
+            for layer in entries[0].states:
+                tensors[f"layer_{layer}"] = torch.cat([entry.states[layer] for entry in entries])
+            data, number = save(tensors), self.newest + 1
+            shard = {
+                "name": NAME.format(number),
+                "sha256": _digest(data),
+                "rows": len(entries),
+                "tokens": len(tensors["records"]),
+            }
+            _write(self.folder / shard["name"], data)
+            self.manifest["shards"].append(shard)
+            _write(self.folder / MANIFEST, _to_json(self.manifest))
+            self._index(number)
+
+    def refresh(self) -> None:
+        """Take in what other processes wrote since."""
+        before = self.newest
+        self.manifest = json.loads((self.folder / MANIFEST).read_text(encoding="utf-8"))
+        for number in map(_number, self.manifest["shards"]):
+            if number > before:
+                self._index(number)
 
     def measured(self, figures: dict[str, Any]) -> None:
         """Keep measurements in the manifest."""
-        self.manifest["measured"] = figures
-        _write(self.folder / MANIFEST, _to_json(self.manifest))
+        with locked(self.folder):
+            self.refresh()
+            self.manifest["measured"] = figures
+            _write(self.folder / MANIFEST, _to_json(self.manifest))
 
     def _index(self, number: int) -> None:
         file = self._file(number)
@@ -149,9 +174,18 @@ class Store:
 
     def _file(self, number: int) -> Any:
         if number not in self.files:
-            path = self.folder / self.manifest["shards"][number]["name"]
+            path = self.folder / NAME.format(number)
             self.files[number] = safe_open(str(path), framework="pt")
         return self.files[number]
+
+
+def locked(folder: Path) -> FileLock:
+    """While it lasts no other process writes to the folder; one that dies lets go of it."""
+    return FileLock(folder / LOCK)
+
+
+def _number(shard: dict[str, Any]) -> int:
+    return int(Path(shard["name"]).stem.removeprefix("shard_"))
 
 
 def _bytes_of(digests: list[bytes]) -> Tensor:
