@@ -1,6 +1,7 @@
 """The command line: flags to recipes and back, exit codes, errors in two lines, what is not imported."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -240,3 +241,37 @@ def test_door_imports_no_torch():
 def test_control_sequences_are_stripped():
     assert clean("a\x1b[31mred\x1b[0m\x1b]0;title\x07b\x07\x00\tc\nd") == "ared" + "b\tc\nd"
     assert clean("\x1b[2J[bold]x[/bold]") == "[bold]x[/bold]"
+
+
+def test_settings_before_torch_loads_can_be_overridden():
+    code = "import finetune_cli, os; print(*(os.environ[name] for name in finetune_cli.ENVIRONMENT))"
+    env = {**os.environ, "OMP_WAIT_POLICY": "ACTIVE"}
+    env.pop("THP_MEM_ALLOC_ENABLE", None)
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=env)
+    assert run.stdout.split() == ["ACTIVE", "1"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="only Linux says which pages are asked for")
+@pytest.mark.parametrize(("asked", "given"), [({}, True), ({"THP_MEM_ALLOC_ENABLE": "0"}, False)])
+def test_torch_asks_for_huge_pages(asked, given):
+    code = (
+        "import finetune_cli, torch; kept = torch.empty(2**24)\n"
+        "print(any(line.startswith('VmFlags:') and ' hg' in line for line in open('/proc/self/smaps')))"
+    )
+    env = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=env | asked
+    )
+    assert run.stdout.strip() == str(given), run.stderr
+
+
+def test_doctor_names_the_loss_kernel(monkeypatch):
+    from llm_finetuner.cli.doctor import NO_KERNEL, loss_kernel
+    from llm_finetuner.kernels import response
+
+    assert loss_kernel().says == ("compiled C kernel" if response.available() else NO_KERNEL)
+    monkeypatch.setenv(response.SWITCH, "0")
+    response.load.cache_clear()
+    says = loss_kernel().says
+    response.load.cache_clear()
+    assert says == NO_KERNEL

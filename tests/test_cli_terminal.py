@@ -249,3 +249,78 @@ def test_going_back_takes_the_answer_off_the_screen(tmp_path):
     assert "? What do you want to do?  Full fine-tuning" in seen[1] and "? Student model  gpt2" in seen[1]
     assert "Full fine-tuning" in seen[2] and "gpt2" not in seen[2]
     assert "?  Full fine-tuning" not in seen[3] and seen[3].count("What do you want to do?") == 1
+
+
+# ---- what is imported while the questions are answered
+
+BROKEN = """
+import importlib.abc, sys
+sys.path.insert(0, {!r})
+
+
+class Broken(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "transformers":
+            raise ImportError("a library of it is damaged", name=name)
+
+
+sys.meta_path.insert(0, Broken())
+import finetune_cli
+sys.exit(finetune_cli.main(sys.argv[1:]))
+"""
+IN_A_RUN = """
+import sys, threading
+sys.path.insert(0, {!r})
+import finetune_cli
+from llm_finetuner.cli import imports
+begin = imports.begin
+imports.begin = lambda more: (begin(more), print("begun", more, imports.under_way()))
+sys.exit(finetune_cli.main())
+"""
+
+
+@pytest.mark.parametrize(("job", "question", "more"), [("1", "Model", "peft"), ("6", "model", r"\(\)")])
+@pytest.mark.parametrize(("key", "code", "said"), [("\x03", 130, "Nothing was changed"), ("\x1b", 0, "Quit")])
+def test_leaving_while_the_run_is_imported(tmp_path, job, question, more, key, code, said):
+    child = spawn("-c", IN_A_RUN.format(str(Path(CLI).parent)), cwd=tmp_path)
+    child.send(f"{job}\r")
+    child.expect(f"begun.*{more}.*True")
+    child.send(key)
+    child.expect(said)
+    if code == 0:
+        child.send("q\r")
+    child.expect(pexpect.EOF)
+    written, sane = child.before, is_sane(child)
+    child.close()
+    assert (child.exitstatus, child.signalstatus) == (code, None)
+    assert sane and b"Traceback" not in written and b"Fatal" not in written
+
+
+@pytest.mark.parametrize("job", ["q", "d", "o"])
+def test_jobs_that_no_run_follows_import_nothing_ahead(job):
+    from llm_finetuner.cli import prompts, wizard
+
+    wizard.import_ahead(job)
+    assert prompts._due == []
+
+
+def test_a_broken_library_is_told_where_the_run_needs_it(student_folder, data_file, tmp_path):
+    child = spawn("-c", BROKEN.format(str(Path(CLI).parent)), cwd=tmp_path)
+    for answer, expected in [("6", "Student model"), (student_folder, "Training data"), (data_file, "error")]:
+        child.send(f"{answer}\r")
+        child.expect(expected)
+        assert b"Traceback" not in child.before
+    child.expect(": transformers cannot be imported: a library of it is damaged")
+    child.expect("requirements.txt")
+    child.expect(pexpect.EOF)
+    sane = is_sane(child)
+    child.close()
+    assert child.exitstatus == 1 and sane and b"Traceback" not in child.before
+
+
+def test_a_broken_library_is_told_by_commands_too(student_folder, data_file, tmp_path):
+    words = ["finetune", "--method", "6", "--student", student_folder, "--data", data_file, "--output", "run"]
+    code = BROKEN.format(str(Path(CLI).parent))
+    run = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=tmp_path)
+    assert run.returncode == 1 and "Traceback" not in run.stderr
+    assert "error: transformers cannot be imported: a library of it is damaged" in run.stderr

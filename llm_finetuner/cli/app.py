@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from llm_finetuner.cli import imports
 from llm_finetuner.cli.exits import FAILED, INTERRUPTED, TERMINATED, WRONG_USAGE, program
 from llm_finetuner.cli.plain import clean
 from llm_finetuner.errors import FinetunerError, RecipeError
@@ -17,7 +18,13 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line and return the exit code; only our own bugs raise."""
     argv = sys.argv[1:] if argv is None else list(argv)
     with terminated_politely():
-        return guarded(lambda: dispatch(argv), "--json" in argv)
+        try:
+            code = guarded(lambda: dispatch(argv), "--json" in argv)
+        except SystemExit as stop:  # of --help, or SIGTERM
+            imports.leave(stop.code)
+            raise
+        imports.leave(code)
+        return code
 
 
 def dispatch(argv: list[str]) -> int:
@@ -40,7 +47,7 @@ def dispatch(argv: list[str]) -> int:
 def guarded(action: Callable[[], int], as_json: bool) -> int:
     """Run `action`; errors of users become two lines and an exit code, Ctrl-C becomes 130."""
     try:
-        return action()
+        return with_libraries(action)
     except FinetunerError as error:
         print(f"error: {clean(error.what)}", file=sys.stderr)
         if error.hint:
@@ -56,6 +63,14 @@ def guarded(action: Callable[[], int], as_json: bool) -> int:
     except BrokenPipeError:  # `list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
+
+
+def with_libraries(action: Callable[[], int]) -> int:
+    """Run `action`; a library of others that is missing or broken is a TrainingError."""
+    try:
+        return action()
+    except ImportError as error:
+        raise imports.told(error.name or "a library", error) from error
 
 
 class terminated_politely:

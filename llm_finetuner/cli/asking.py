@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llm_finetuner.cli import spoken
-from llm_finetuner.cli.answers import members_typed, newest_cache, teacher_answers
+from llm_finetuner.cli.answers import NEW_CACHE, members_typed, newest_cache, teacher_answers
 from llm_finetuner.cli.fitting import check_models
 from llm_finetuner.cli.prompts import Ask, Mark, Pick
 from llm_finetuner.cli.settings import MEMBERS, Setting, build, fields_of, options_in
@@ -86,7 +86,7 @@ def prompt_for(setting: Setting, answers: Answers) -> Ask | Pick | None:
     if setting.path == MEMBERS:
         return Ask(spoken.EXAMPLE_TEACHER, parse)
     if setting.path == "teacher.options.path":
-        return Ask(newest_cache(), parse, is_path=True)
+        return Ask(newest_cache() if setting.owner == "cached" else NEW_CACHE, parse, is_path=True)
     return Ask(setting.spell(DEFAULT if setting.path == "options.objectives" else setting.default), parse)
 
 
@@ -119,7 +119,7 @@ def check(setting: Setting, value: Any, answers: Answers) -> None:
         {"train": Train, "data": Data}[section](**{name: value})
     elif section == "options":
         resolve(METHODS, setting.owner)(**{name: value})
-    elif section == "teacher.options":
+    elif section == "teacher.options" and setting.owner != "live_cached":
         teacher_answers(name, value)
     elif section == "tuning.options":
         before = {

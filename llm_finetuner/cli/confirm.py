@@ -106,7 +106,8 @@ def teaching(teacher: Teacher) -> str:
         return f"answers in {teacher.options['path']}"
     if teacher.kind == "remote":
         return f"{teacher.name} at {teacher.options['url']}"
-    return " + ".join(held(member) for member in members_of(teacher))
+    told = " + ".join(held(member) for member in members_of(teacher))
+    return f"{told}, its answers kept in {teacher.options['path']}" if teacher.kind == "live_cached" else told
 
 
 def teachers_of(recipe: Recipe) -> list[Teacher]:

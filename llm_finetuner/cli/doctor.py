@@ -18,6 +18,7 @@ PACKAGES = (
     "rich", "rouge-score", "PyYAML", "jinja2", "matplotlib",
 )  # fmt: skip
 ENOUGH_DISK = 5 * 2**30
+NO_KERNEL = "PyTorch (no C compiler was found, or LLM_FINETUNER_KERNELS=0)"
 MEMINFO = Path("/proc/meminfo")
 
 
@@ -68,8 +69,12 @@ def processor() -> Iterator[Check]:
 
 
 def accelerators() -> Iterator[Check]:
-    import torch
-
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        yield Check("torch loads", False, str(error).strip().splitlines()[0])
+        return
+    yield loss_kernel()
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             free, total = torch.cuda.mem_get_info(index)
@@ -84,6 +89,14 @@ def accelerators() -> Iterator[Check]:
     if importlib.util.find_spec("bitsandbytes"):
         where = "4 and 8 bits on GPU and CPU; adamw_8bit on a GPU only"
         yield Check("quantisation", True, where)
+
+
+def loss_kernel() -> Check:
+    """Which inner loop computes cross-entropy and forward KL on the processor."""
+    from llm_finetuner.kernels import response
+
+    where = "compiled C kernel" if response.available() else NO_KERNEL
+    return Check("loss kernel", True, where)
 
 
 def disk() -> Check:

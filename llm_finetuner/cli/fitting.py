@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from llm_finetuner.cli import imports
 from llm_finetuner.cli.answers import CACHE, lies_here, may_be_on_hub, model_name, quickstart_hint
 from llm_finetuner.cli.exits import program
 from llm_finetuner.cli.hub import is_on_hub, models_in
@@ -100,6 +101,7 @@ def check_blocks(recipe: Recipe) -> None:
     theirs = teacher_depth(recipe)
     if not depth or not theirs:
         return
+    imports.wait()
     from llm_finetuner.terms import kind_of
 
     wanted: set[int] = set()

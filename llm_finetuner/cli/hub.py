@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from llm_finetuner.cli import imports
 from llm_finetuner.cli.needed import OWN, is_part
 from llm_finetuner.recipe import Model, Recipe, members_of
 
@@ -69,7 +70,11 @@ def is_offline() -> bool:
 
 
 def prepare(names: Iterable[str | None], warn: Callable[[str], None]) -> None:
-    """Before these names are loaded: a hub that is out of reach is not asked, for its libraries try for a minute."""
+    """Before these names are loaded: wait for what is being imported, and see whether the hub can be asked.
+
+    One that is out of reach is not, for its libraries try for a minute. Raises TrainingError.
+    """
+    imports.wait()
     if is_offline() or not any(name and is_on_hub(name) for name in names) or not trouble():
         return
     warn(f"{address()} is out of reach ({trouble()}): only what is in its local cache can be loaded")

@@ -8,7 +8,7 @@ from llm_finetuner.recipe import Recipe, members_of
 from llm_finetuner.registry import OBJECTIVES, TEACHERS
 from llm_finetuner.scheme import Scheme, Term
 
-NAMED = ("live", "across", "remote")  # kinds of one teacher, which has a name
+NAMED = ("live", "across", "remote", "live_cached")  # kinds of one teacher, which has a name
 OWN = {
     "cached": ("path", "--cache"),
     "remote": ("url", "--url"),
@@ -48,7 +48,8 @@ def fitting_kinds(scheme: Scheme) -> tuple[str, ...]:
         return ("live", "ensemble")
     if scheme.teacher != "given":
         return ()
-    return tuple(kind for kind in TEACHERS if not (scheme.on_policy and kind == "cached"))
+    stored = ("cached", "live_cached")
+    return tuple(kind for kind in TEACHERS if not (scheme.on_policy and kind in stored))
 
 
 def check_complete(recipe: Recipe) -> None:
@@ -80,6 +81,8 @@ def _check_teacher(recipe: Recipe) -> None:
     if kind in OWN:
         option, flag = OWN[kind]
         _need(teacher.options.get(option), f"teacher.options.{option}", flag)
+    if kind == "live_cached":
+        _need(teacher.options["path"], "teacher.options.path", "--cache")
     if kind in NAMED:
         _need(teacher and teacher.name, "teacher.name", "--teacher")
 

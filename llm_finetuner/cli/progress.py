@@ -13,6 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from llm_finetuner.cli import imports
 from llm_finetuner.cli.console import Screen, text
 from llm_finetuner.cli.plain import count, duration, size
 
@@ -57,6 +58,7 @@ def memory() -> str:
 
 def quiet_libraries() -> None:
     """No bars for reading files that are on this disk; the hub's bars for downloads stay."""
+    imports.wait()
     import datasets
     import transformers
     from huggingface_hub.utils import enable_progress_bars

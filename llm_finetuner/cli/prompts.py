@@ -26,6 +26,7 @@ from questionary.prompts.common import InquirerControl
 from llm_finetuner.cli import shown
 from llm_finetuner.errors import RecipeError
 
+_due: list[Callable[[], None]] = []  # what is to be done when the next question stands on the screen
 BACK = object()  # the answer of someone who wants the question before
 STYLE = questionary.Style(
     [("instruction", "fg:ansibrightblack"), ("answer", "fg:ansicyan bold"), ("pointer", "fg:ansicyan bold")]
@@ -71,6 +72,7 @@ def ask_plain(title: str, why: str, prompt: Ask | Pick | Mark) -> Any:
     app = question.application
     app.key_bindings = merge_key_bindings([app.key_bindings, _keys(prompt)])
     app.erase_when_done = True
+    app.after_render += _do_what_is_due
     app.ttimeoutlen, app.timeoutlen = 0.05, 0.1  # a lone Esc is answered at once
     try:
         answer = question.unsafe_ask()
@@ -82,6 +84,16 @@ def ask_plain(title: str, why: str, prompt: Ask | Pick | Mark) -> Any:
     print_formatted_text(FormattedText([("bold", asked), ("fg:ansicyan", spelled)]), style=STYLE)
     shown.answered(get_cwidth(asked + spelled))
     return answer
+
+
+def once_drawn(action: Callable[[], None]) -> None:
+    """Do it, once, as soon as the next question stands on the screen."""
+    _due[:] = [action]
+
+
+def _do_what_is_due(_app: Any) -> None:
+    while _due:
+        _due.pop()()
 
 
 def take_back() -> bool:

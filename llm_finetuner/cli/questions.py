@@ -44,6 +44,7 @@ FIRST = {  # of a kind of teacher, what is asked at once; the rest on request
     "ensemble": ("members", "weights", "mixture"),
     "cached": ("path",),
     "remote": ("url", "k"),
+    "live_cached": ("path", "k"),
 }
 NAMELESS = ("ensemble", "cached")  # kinds whose teacher has no name of its own
 BLANK = "Enter alone: no more."
@@ -281,6 +282,6 @@ def folder_typed(answers: Answers, typed: str) -> str:
     if members:
         teacher = Teacher(kind="ensemble", options={"members": members})
     elif "teacher.options.path" in answers:
-        teacher = Teacher(kind="cached", options={"path": answers["teacher.options.path"]})
+        teacher = Teacher(teacher.name, kind="cached", options={"path": answers["teacher.options.path"]})
     student = Model(answers.get("student.name") or answers[f"{STAGE}1"])
     return output_folder(Recipe(student=student, teacher=teacher, data=Data(answers["data.source"])), typed)

@@ -201,14 +201,16 @@ def paths_in(given: dict[str, Any], distil: bool, method: str = "") -> dict[str,
 
 
 def kind_of_teacher(paths: dict[str, Any]) -> str | None:
-    """The only kind of teacher that has all options given; None where none is given, or several kinds have them."""
+    """The first kind in the table that has all options given, None where none is given; with a name a cache is filled."""
     given = {path for path in paths if path.startswith("teacher.options.")}
     fits = [
         name
         for name in TEACHERS
         if given and given <= {s.path for s in options_in(TEACHERS, name, "teacher.options")}
     ]
-    return fits[0] if len(fits) == 1 else None
+    if paths.get("teacher.name"):
+        fits = [name for name in fits if name != "cached"]
+    return fits[0] if fits else None
 
 
 def nest(paths: dict[str, Any]) -> dict[str, Any]:

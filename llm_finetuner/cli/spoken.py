@@ -65,6 +65,10 @@ KINDS = {  # kind of teacher -> (title, what it means)
     "ensemble": ("Several models", "Their weighted mean answers"),
     "cached": ("Answers in a cache", "Written once by a teacher, which is not needed in memory any more"),
     "remote": ("An endpoint", "A server that returns the most probable tokens with their log-probabilities"),
+    "live_cached": (
+        "One model for one epoch",
+        "Its answers fill a cache, which answers in the next epochs: several epochs then cost little more than one",
+    ),
     "across": (
         "A model with another tokenizer",
         "Its tokens are aligned with the student's by the text they stand for",

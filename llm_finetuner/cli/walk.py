@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from llm_finetuner.cli import prompts
+from llm_finetuner.cli import imports, prompts
 from llm_finetuner.cli.asking import STAGE, so_far
 from llm_finetuner.cli.chains import chain_of
 from llm_finetuner.cli.hub import names_in, prepare
@@ -142,6 +142,7 @@ class Walk:
         from llm_finetuner.cli.preview import look
 
         prompts.note("Reading the data ... (the first time torch is loaded, which takes a while)")
+        imports.wait()  # a broken library is no mistake of the data, so it is raised
         try:
             recipe = self.recipe()
             prepare(names_in(recipe), self.screen.warn)

@@ -1,13 +1,12 @@
 """The menu and the walk through the questions. It only builds a Recipe; commands.py runs it."""
 
 import gc
-import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any
 
 from llm_finetuner import __version__
-from llm_finetuner.cli import prompts
+from llm_finetuner.cli import imports, prompts
 from llm_finetuner.cli.exits import OK, program
 from llm_finetuner.cli.prompts import BACK, Pick
 from llm_finetuner.errors import RecipeError
@@ -26,7 +25,7 @@ OTHER_JOBS = (  # key, title, what it means
     ("q", "Quit", ""),
 )
 SHOW_CURSOR = "\x1b[?25h"
-HEAVY = ("torch", "transformers", "datasets")
+LIGHT = ("o", "d", "q")  # jobs that no run follows
 
 
 def start() -> int:
@@ -37,12 +36,15 @@ def start() -> int:
             f"use flags: {program()} distill --student S --teacher T --data D, or see {program()} --help",
         )
     prompts.note(f"LLM Finetuner {__version__}   Enter accepts, Esc or Ctrl-B goes back, Ctrl-C leaves.\n")
-    warm = WarmUp()
-    try:
-        with KeptTerminal():
-            return menu(warm.start)
-    finally:
-        warm.stop()
+    with KeptTerminal():
+        return menu(import_ahead)
+
+
+def import_ahead(choice: Any) -> None:
+    """Begin to import what the job will need when its first question stands on the screen."""
+    if choice not in LIGHT:
+        more = imports.ADAPTERS.get(MENU[choice][2], ()) if choice in MENU else ()
+        prompts.once_drawn(lambda: imports.begin(more))
 
 
 class KeptTerminal:
@@ -68,36 +70,16 @@ class KeptTerminal:
             sys.stdout.flush()
 
 
-class WarmUp:
-    """Has another process import what training needs while the user reads, so that the files are in memory by then.
-
-    A thread would save more, but holds the interpreter: keys and Ctrl-C were answered up to two seconds late.
-    """
-
-    def __init__(self) -> None:
-        self.process: subprocess.Popen | None = None
-
-    def start(self) -> None:
-        if self.process is None:
-            nothing = subprocess.DEVNULL
-            command = [sys.executable, "-c", f"import {', '.join(HEAVY)}"]
-            self.process = subprocess.Popen(command, stdin=nothing, stdout=nothing, stderr=nothing)
-
-    def stop(self) -> None:
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
-
-
-def menu(on_choice: Callable[[], None] = lambda: None) -> int:
-    """The first screen, again after each job that is not a run. `on_choice` is called when a job was chosen."""
+def menu(on_choice: Callable[[Any], None] = lambda choice: None) -> int:
+    """The first screen, again after each job that is not a run. `on_choice` is told which job was chosen."""
     choice: Any = 1
     while True:
         choice = prompts.ask("What do you want to do?", "", first_screen(choice))
-        gc.enable()
+        if not imports.under_way():
+            gc.enable()
         if choice is BACK or choice == "q":
             return OK
-        on_choice()
+        on_choice(choice)
         from llm_finetuner.cli import jobs
 
         done = jobs.distil_or_finetune(MENU[choice][0]) if choice in MENU else jobs.OTHERS[choice]()

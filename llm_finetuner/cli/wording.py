@@ -22,6 +22,8 @@ FLAGS = {  # where the flag is not simply the field's name
     "teacher.options.weights": "--weights",
     "teacher.options.mixture": "--mixture",
     "teacher.options.path": "--cache",
+    "teacher.options.mode": "--cache-mode",
+    "teacher.options.keep_layers": "--keep-layers",
     "teacher.options.url": "--url",
     "teacher.options.cache": "--remote-cache",
     "train.trackers": "--tracker",
@@ -38,6 +40,7 @@ CHOICES = {
     "options.projection": ("linear", "orthogonal"),
     "teacher.options.compare": ("shared", "sorted"),
     "teacher.options.mixture": ("probabilities", "logits"),
+    "teacher.options.mode": ("top_k", "fp16", "fp32"),
 }
 NOTHING = {  # the word for None, where it is not "auto"
     "data.source": "none",
@@ -53,6 +56,7 @@ NOTHING = {  # the word for None, where it is not "auto"
     "options.exits": "middle",
     "teacher.device": "beside",
     "teacher.options.weights": "equal",
+    "teacher.options.keep_layers": "none",
 }
 HELP = {
     "student.name": "the model to train: a folder, a name on the hub, or teacher/2: every second block of the teacher",
@@ -75,9 +79,11 @@ HELP = {
     "teacher.options.mixture": "of several: mean of the probabilities, or of the logits",
     "teacher.options.compare": "of another tokenizer: shared brings both to the tokens they share; sorted is for uld",
     "teacher.options.decay": "of a teacher that is the student's own moving average",
-    "teacher.options.path": "folder of answers that the command cache wrote: no teacher in memory",
+    "teacher.options.path": "folder of a teacher's answers; with --teacher the first epoch fills it, else it has to be full",
+    "teacher.options.mode": "of a cache that a run fills: the k best tokens and the tail, or every log-probability",
+    "teacher.options.keep_layers": "of a cache that a run fills: teacher blocks whose hidden states are kept too",
     "teacher.options.url": "a completions endpoint that knows the teacher's name, such as http://localhost:8000/v1",
-    "teacher.options.k": "of an endpoint: so many most probable tokens a position",
+    "teacher.options.k": "of an endpoint, or a cache that a run fills: so many most probable tokens a position",
     "teacher.options.timeout": "of an endpoint: seconds a request may take",
     "teacher.options.retries": "of an endpoint: how often a request is tried again",
     "teacher.options.concurrency": "of an endpoint: requests at a time",

@@ -70,8 +70,7 @@ def _changed(recipe: Recipe, entry: str, distil: bool) -> dict[str, Any]:
     plain["teacher"] = None
     flat = flatten(recipe.to_dict())
     changed = {path: value for path, value in flat.items() if path not in plain or plain[path] != value}
-    options = {path: value for path, value in changed.items() if path.startswith("teacher.options.")}
-    if kind_of_teacher(options) == changed.get("teacher.kind") and MEMBERS not in changed:
+    if kind_of_teacher(changed) == changed.get("teacher.kind") and MEMBERS not in changed:
         changed.pop("teacher.kind", None)
     return changed
 
