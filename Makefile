@@ -7,7 +7,7 @@ WORKERS := -n auto --maxprocesses 4 --dist worksteal
 TEST_ENV := OMP_NUM_THREADS=2 OMP_WAIT_POLICY=PASSIVE HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 TOKENIZERS_PARALLELISM=false
 
 # Those that need no data of their own; benchmarks/methods.py says where to get its text.
-BENCHMARKS := startup quickstart teacher_cache conformance performance
+BENCHMARKS := startup quickstart teacher_cache batches conformance performance
 
 .PHONY: help quickstart test test-floors lint format bench clean
 

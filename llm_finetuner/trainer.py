@@ -66,7 +66,7 @@ def fit(
             raise
         raise TrainingError(
             f"out of memory with batch_size={recipe.train.batch_size}: {str(error).splitlines()[0]}",
-            "halve batch_size and double gradient_accumulation_steps (the result is the same), "
+            "halve batch_size and double gradient_accumulation_steps, or give max_tokens (the result is the same), "
             "or set gradient_checkpointing",
         ) from error
 
