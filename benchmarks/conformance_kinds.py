@@ -29,6 +29,7 @@ from llm_finetuner.teachers.average import Average
 from llm_finetuner.teachers.cached import Cached
 from llm_finetuner.teachers.caching import write_cache
 from llm_finetuner.teachers.ensemble import Ensemble
+from llm_finetuner.teachers.filling import fill
 from llm_finetuner.teachers.live import Live
 from llm_finetuner.teachers.matched import live_teacher
 from llm_finetuner.teachers.provider import Context, Provider
@@ -167,6 +168,11 @@ def _remote(k: int):
     return build
 
 
+def _filling(bench: Bench, model: nn.Module, rows, student) -> Provider:
+    given = model, bench.tokenizer
+    return fill(Teacher("t"), context(bench, student), path=str(bench.new_folder() / "cache"), given=given)
+
+
 KINDS = (
     Kind("live", "live", lambda bench, model, rows, student: alive(bench, model, student)),
     Kind("cached, k = V", "cached", lambda bench, model, rows, _: cached(bench, model, rows, k=bench.vocabulary)),
@@ -182,6 +188,7 @@ KINDS = (
     Kind("average", "average", lambda bench, model, rows, _: Average(TASK, model, 0.9)),
     Kind("aligned by token", "live", _aligned),
     Kind("across, same tokens", "across", _across),
+    Kind("live, filling a cache", "live_cached", _filling),
 )  # fmt: skip
 FULL = ("cached, k = V", "ensemble of one", "remote, k = V")  # say what a live teacher says
 

@@ -21,6 +21,7 @@ from llm_finetuner.recipe import Recipe, Teacher
 from llm_finetuner.registry import TEACHERS, resolve
 from llm_finetuner.scheme import Writing
 from llm_finetuner.teachers.ensemble import Ensemble
+from llm_finetuner.teachers.filling import fill
 from llm_finetuner.teachers.matched import live_teacher
 from llm_finetuner.teachers.provider import Context, Provider
 from llm_finetuner.trainer import OnEvent
@@ -50,17 +51,21 @@ class Teaching(Judging):
     ) -> None:
         """Load a frozen teacher: a folder, a hub name, a model; several of them as a list; or the answers in a cache.
 
-        weights: of several, numbers or "loss". mixture: of their probabilities or logits. device: where it stands, None
-        beside the student. kind="remote" with url=... and other options asks an endpoint. Raises ModelError, also when
-        the tokens differ.
+        With a name and a cache the first epoch fills it, and the next ones read it. weights: of several, numbers or
+        "loss". mixture: of their probabilities or logits. device: where it stands, None beside the student.
+        kind="remote" with url=... and other options asks an endpoint. Raises ModelError, also when the tokens differ.
         """
         several = not isinstance(teacher_model_name, str | nn.Module | None)
-        kind = options.pop("kind", None) or ("cached" if cache else "live")
+        filled = "cached" if teacher_model_name is None else "live_cached"
+        kind = options.pop("kind", None) or (filled if cache else "live")
         given = list(teacher_model_name) if several else [teacher_model_name]
         spec = Teacher(load_in_4bit=load_in_4bit, load_in_8bit=load_in_8bit, device=device)
         if kind != "live":
             options = {**options, "path": str(cache)} if cache else options
-            self._set_teacher(replace(spec, name=str(given[0] or ""), kind=kind, options=options), [])
+            own = kind == "live_cached" and isinstance(given[0], nn.Module)
+            members = [self._member(given[0], spec, tokenizer)] if own else []
+            name = _name(given[0]) if own else str(given[0] or "")
+            self._set_teacher(replace(spec, name=name, kind=kind, options=options), members)
             return
         if options:
             raise RecipeError(f"a live teacher has no option {next(iter(options))!r}")
@@ -119,6 +124,8 @@ class Teaching(Judging):
         if spec.kind == "ensemble":
             built = [live_teacher(model, t, model.name_or_path, context) for model, t in members]
             return Ensemble(built, spec.options["weights"], spec.options["mixture"])
+        if members:
+            return fill(spec, context, **spec.options, given=members[0])
         return resolve(TEACHERS, spec.kind, "kind of teacher")(spec, context, **spec.options)
 
     def _tokenizer_if_any(self) -> Any:

@@ -232,7 +232,7 @@ def test_hidden_states_of_several_teachers(here, monkeypatch):
     monkeypatch.chdir(here)
     given = {"method": "relation_distillation", "job": "train", "student.name": "small"}
     (kind,) = [question for question, _ in questions(given) if question.key == "teacher.kind"]
-    assert [value for value, *_ in kind.make(given).choices] == ["live", "cached", "across"]
+    assert [value for value, *_ in kind.make(given).choices] == ["live", "cached", "across", "live_cached"]
     mixed = {**given, "method": "distillation", "teacher.kind": "ensemble", "data.source": "rows.jsonl",
              "teacher.options.members": ["big", "big"]}  # fmt: skip
     (asked,) = [question for question, _ in questions(mixed) if question.key == "options.objectives"]

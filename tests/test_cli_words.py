@@ -27,6 +27,7 @@ OTHERS = {  # values that no rule below can guess
     "teacher.options.members": ["a", "b c"],
     "teacher.options.weights": [0.25, 0.75],
     "teacher.options.decay": 0.5,
+    "teacher.options.keep_layers": [1, 3],
     "tuning.options.target_modules": ["q_proj", "v_proj"],
     "tuning.options.target_r": 2,
     "tuning.options.init_r": 20,

@@ -19,7 +19,7 @@ from llm_finetuner.errors import DataError, RecipeError
 from llm_finetuner.output import Want
 from llm_finetuner.recipe import Model, Recipe, Teacher, Train
 from llm_finetuner.teachers.caching import write_cache
-from llm_finetuner.teachers.filling import Filling, filling
+from llm_finetuner.teachers.filling import Filling, fill
 from llm_finetuner.teachers.identity import fingerprint
 from llm_finetuner.teachers.live import Live
 from llm_finetuner.teachers.provider import Context, Provider
@@ -259,9 +259,9 @@ def test_what_does_not_fit_is_refused(tmp_path):
     train(tmp_path / "b", filler(tmp_path / "c", live, name="u"), rows, epochs=1)  # the same, elsewhere
     context = Context(TASK, build_gpt2(V), None, CPU, print)
     with pytest.raises(RecipeError, match="needs its folder"):
-        filling(Teacher("t"), context, path="", k=2, mode="top_k", keep_layers=None)
+        fill(Teacher("t"), context, path="")
     with pytest.raises(RecipeError, match="top_k, fp16, fp32"):
-        filling(Teacher("t"), context, path="x", k=2, mode="sampled", keep_layers=None)
+        fill(Teacher("t"), context, path="x", mode="sampled")
 
 
 def test_rows_of_somebody_else_are_answered_and_not_kept(tmp_path):
@@ -278,3 +278,36 @@ def test_rows_of_somebody_else_are_answered_and_not_kept(tmp_path):
         assert torch.equal(got, told)
     teacher.follow(epoch_ends=True)
     assert len(teacher.cache.store.places) == ROWS
+
+
+def test_it_is_a_kind_of_teacher_and_an_argument(tmp_path, student_folder, teacher_folder, data_file):
+    """By name in a recipe, by name and cache in Python, and the words of the command."""
+    from finetune_cli import LLMFineTuner
+    from llm_finetuner.cli.settings import build, paths_in
+    from llm_finetuner.recipe import Data
+
+    told = paths_in(
+        {"--teacher": [teacher_folder], "--cache": str(tmp_path / "c"), "--teacher-k": "30"}, True
+    )
+    spec = build("vanilla_distillation", told).teacher
+    assert (spec.kind, spec.name, spec.options["k"]) == ("live_cached", teacher_folder, 30)
+    assert build("vanilla_distillation", paths_in({"--cache": "c"}, True)).teacher.kind == "cached"
+    recipe = Recipe(
+        "vanilla_distillation", student=Model(student_folder), teacher=spec, data=Data(data_file, max_length=48),
+        train=Train(epochs=2, batch_size=8, save_every=0, keep_best=False), output=str(tmp_path / "a"),
+    )  # fmt: skip
+    notes = []
+    fit(recipe, on_event=lambda kind, record: notes.append(record.get("text")))
+    assert any(text and "leaves memory" in text for text in notes)
+    about = json.loads((tmp_path / "c" / "manifest.json").read_text())["about"]
+    assert about["teacher"] == teacher_folder and {"weights", "tokenizer", "max_length"} <= about.keys()
+    finetuner = LLMFineTuner(student_folder, str(tmp_path / "b"))
+    finetuner.load_model("vanilla_distillation")
+    finetuner.load_teacher_model(teacher_folder, cache=tmp_path / "d")
+    rows = finetuner.load_dataset_from_source(data_file)
+    finetuner.train(rows, num_epochs=2, batch_size=8)
+    assert finetuner.recipe.teacher.kind == "live_cached"
+    assert finetuner.evaluate(rows)["agreement"] > 0
+    finetuner.load_teacher_model(build_gpt2(len(finetuner.tokenizer)), cache=tmp_path / "e")
+    finetuner.train(rows, num_epochs=1, batch_size=8)
+    assert json.loads((tmp_path / "e" / "manifest.json").read_text())["shards"]

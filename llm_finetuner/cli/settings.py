@@ -201,7 +201,7 @@ def paths_in(given: dict[str, Any], distil: bool, method: str = "") -> dict[str,
 
 
 def kind_of_teacher(paths: dict[str, Any]) -> str | None:
-    """The first kind in the table that has all options given, None where none is given; with a name a cache is filled."""
+    """The first kind in the table that has all options given, None for no options; with a name a cache is filled."""
     given = {path for path in paths if path.startswith("teacher.options.")}
     fits = [
         name

@@ -79,7 +79,7 @@ HELP = {
     "teacher.options.mixture": "of several: mean of the probabilities, or of the logits",
     "teacher.options.compare": "of another tokenizer: shared brings both to the tokens they share; sorted is for uld",
     "teacher.options.decay": "of a teacher that is the student's own moving average",
-    "teacher.options.path": "folder of a teacher's answers; with --teacher the first epoch fills it, else it has to be full",
+    "teacher.options.path": "folder of a teacher's answers, or with --teacher where the first epoch puts them",
     "teacher.options.mode": "of a cache that a run fills: the k best tokens and the tail, or every log-probability",
     "teacher.options.keep_layers": "of a cache that a run fills: teacher blocks whose hidden states are kept too",
     "teacher.options.url": "a completions endpoint that knows the teacher's name, such as http://localhost:8000/v1",

@@ -10,6 +10,7 @@ Shapes: n positions, k listed tokens, V vocabulary, R bytes a record, L levels, 
 import hashlib
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -108,7 +109,7 @@ class TopK:
     def encode(self, log_probs_nV: Tensor, _noise: Tensor) -> Tensor:
         log_probs = log_probs_nV.float()
         ids, listed, tails = best(log_probs, self.k)
-        shape = tail_costs(tails, ids, self.log_shapes).argmin(1, keepdim=True)
+        shape = tail_costs(tails, ids, self.log_shapes, self._shapes_VC).argmin(1, keepdim=True)
         tail = tails.sum(1, keepdim=True).double()
         logit = torch.logit(tail.clamp(1e-12, 1 - 1e-12)).clamp(-TAIL_LOGIT, TAIL_LOGIT)
         x, _, log2_range = normalised(listed)
@@ -133,6 +134,10 @@ class TopK:
         dense = self.log_shapes.index_select(0, shape).add_(offset(log_tail, rest)[:, None])
         return dense.scatter_(1, ids, listed)
 
+    @cached_property
+    def _shapes_VC(self) -> Tensor:
+        return self.log_shapes.exp().T.contiguous()
+
     def _powers(self) -> Tensor:
         return len(self.levels) ** torch.arange(GROUP, device=self.levels.device)
 
@@ -143,9 +148,9 @@ def best(log_probs_nV: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     return ids, log_probs_nV.gather(1, ids), log_probs_nV.exp().scatter_(1, ids, 0)
 
 
-def tail_costs(tails_nV: Tensor, ids_nk: Tensor, log_shapes_CV: Tensor) -> Tensor:
+def tail_costs(tails_nV: Tensor, ids_nk: Tensor, log_shapes_CV: Tensor, shapes_VC: Tensor) -> Tensor:
     """Cross-entropy of each tail under each shape without the listed tokens, up to a constant: [n, C] nats."""
-    rest = 1 - log_shapes_CV[:, ids_nk].exp().sum(-1).T
+    rest = 1 - nn.functional.embedding_bag(ids_nk, shapes_VC, mode="sum")
     return tails_nV.sum(1, keepdim=True) * rest.clamp(min=1e-6).log() - tails_nV @ log_shapes_CV.T
 
 

@@ -44,17 +44,18 @@ from llm_finetuner.teachers.store import MANIFEST, Entry, Store, locked
 
 MODES = ("top_k", *DTYPES)
 FIT_ROWS, FIT_BATCH = 64, 8
+BLOCK = 2**21  # numbers: memory of this size is used again and again, more of it would be new each time
 MEASURED_EVERY = 16  # positions: the error is taken from some of them, without another pass of the teacher
 
 
-def filling(
+def fill(
     spec: Any,
     context: Context,
     *,
     path: str,
-    k: int,
-    mode: str,
-    keep_layers: Sequence[int] | None,
+    k: int = 50,
+    mode: str = "top_k",
+    keep_layers: Sequence[int] | None = None,
     given: tuple[Any, Any] | None = None,
 ) -> "Filling":
     """The teacher that fills the folder `path`; given: its model and tokenizer, else spec.name is loaded when needed.
@@ -158,6 +159,8 @@ class Filling(Provider):
         kept = set(want.layers) <= set(self.layers)
         self.stays = not kept or want.attention or want.states or want.embeddings
         self.want, self.terms, self.begun = want, terms, True
+        if self.live is not None:
+            self._prepare_live()
         if self.stays:
             self.context.note(
                 "the losses read more of the teacher than the cache keeps, so it stays and answers in every epoch"
@@ -166,6 +169,7 @@ class Filling(Provider):
 
     def check(self, rows: Any) -> None:
         """Load the model where a row has no answer yet; where a run begins, fit what all records share."""
+        begun, self.begun = self.begun, False
         keys = [key.whole for key in keys_of_rows(rows) if key.positions]
         if self.cache is not None:
             check_same(self.cache.store, self._settings(lambda kind, record: None), {})
@@ -174,9 +178,8 @@ class Filling(Provider):
             return
         self._need_live()
         self.live.check(rows)
-        if not self.begun:
+        if not begun:
             return  # somebody looks at other rows: they are answered, and not written down
-        self.begun = False
         settings = self._settings(lambda kind, record: self.context.note(record["text"]))
         job = Job(self.live, self.context.task, rows, settings, FIT_BATCH, self.context.device)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -195,6 +198,14 @@ class Filling(Provider):
         self.live, self.about = self.load()
         self.columns, self.width, self.depth = self.live.columns, self.live.width, self.live.depth
         self.parameters, self.positions = self.live.parameters, self.live.positions
+        wrong = [layer for layer in self.layers if not 0 <= layer < self.depth]
+        if wrong:
+            raise RecipeError(
+                f"keep_layers names block {wrong[0]}: {self.name} has blocks 0 to {self.depth - 1}"
+            )
+        self._prepare_live()
+
+    def _prepare_live(self) -> None:
         layers = tuple(sorted({*self.want.layers, *self.layers}))
         self.live.prepare(replace(self.want, layers=layers), self.terms)
 
@@ -233,15 +244,17 @@ class Filling(Provider):
         records = torch.empty(count, codec.record_bytes, dtype=torch.uint8)
         asked = torch.zeros(count, dtype=torch.bool)
         places = torch.arange(count, device=said.rows.device)
+        size = max(1, BLOCK // vocabulary)
 
         def head(at: Tensor) -> Tensor:
             answers = said.head(said.rows[at])
-            log_probs = answers[:, :vocabulary].float().log_softmax(1)
-            made = codec.encode(log_probs, log_probs.new_empty(0))
-            records[at.cpu()], asked[at.cpu()] = made.cpu(), True
-            if self.context.rank == 0:
-                some = slice(0, None, MEASURED_EVERY)
-                self.error.add(log_probs[some], codec.decode(made[some]), self.k)
+            for here, logits in zip(at.split(size), answers[:, :vocabulary].split(size), strict=True):
+                log_probs = logits.float().log_softmax(1)
+                made = codec.encode(log_probs, log_probs.new_empty(0))
+                records[here.cpu()], asked[here.cpu()] = made.cpu(), True
+                if self.context.rank == 0:
+                    some = slice(0, None, MEASURED_EVERY)
+                    self.error.add(log_probs[some], codec.decode(made[some]), self.k)
             return answers
 
         self.batch = _Batch(keys, said, head, records, asked)

@@ -108,6 +108,6 @@ def live_cached(
     mode: "top_k" keeps the k best tokens of each position and the tail; "fp16" and "fp32" all of them. keep_layers: its
     blocks whose hidden states are kept too. What the folder holds already is not asked again.
     """
-    from llm_finetuner.teachers import filling
+    from llm_finetuner.teachers.filling import fill
 
-    return filling.filling(spec, context, path=path, k=k, mode=mode, keep_layers=keep_layers)
+    return fill(spec, context, path=path, k=k, mode=mode, keep_layers=keep_layers)

@@ -41,7 +41,7 @@ def fit_shapes(tails_nV: Tensor, ids_nk: Tensor, count: int) -> Tensor:
     shapes = (shapes + mean_V) / 2
     mass = tails_nV.sum(1)
     for _ in range(ROUNDS):
-        near = tail_costs(tails_nV, ids_nk, shapes.log()).argmin(1)
+        near = tail_costs(tails_nV, ids_nk, shapes.log(), shapes.T.contiguous()).argmin(1)
         held = shapes[near[:, None], ids_nk]
         unseen = held * (mass / (1 - held.sum(1)).clamp(min=1e-6))[:, None]
         sums = torch.zeros_like(shapes).index_add_(0, near, tails_nV)
