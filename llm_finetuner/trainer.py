@@ -247,21 +247,17 @@ class _Run:
         return about["step"]
 
     def _save(self, step: int) -> None:
+        moving = [part.state() for part in self._moving()]  # on every process: some write down what is theirs
         if self.engine.main:
             state = {
                 "optimizer": self.optimizer.state_dict(),
                 "tuning": self.built.tuned.state(),
-                "moving": [part.state() for part in self._moving()],
+                "moving": moving,
                 "scaler": self.engine.scaler_state(),
                 "random": checkpoint.random_state(),
             }
-            about = {
-                "order": self._order(),
-                "step": step,
-                "best_loss": self.best_loss,
-                "best_step": self.best_step,
-                "worse": self.worse,
-            }
+            best = {name: getattr(self, name) for name in ("best_loss", "best_step", "worse")}
+            about = {"order": self._order(), "step": step, **best}
             path = self.folder / "checkpoints" / f"step_{step:07d}"
             checkpoint.save(path, checkpoint.trainable(self.built.learner), state, about)
             checkpoint.prune(self.folder)
