@@ -68,7 +68,7 @@ def walk_the_menu(folder: Path, number: str, answers: list[tuple[str, str]]) -> 
         sys.executable, [CLI], cwd=str(folder), env=ENVIRONMENT, dimensions=(40, 100), timeout=240, encoding="utf-8"
     )  # fmt: skip
     shown = []
-    for expected, answer in [("Quit", number), *answers, (r"Start\?", ""), ("Train baselines", "")]:
+    for expected, answer in [("Quit", number), *answers, ("Train baselines", ""), (r"Start\?", "")]:
         child.expect(expected)
         shown.append(child.before)
         child.send(answer + "\r")
