@@ -43,14 +43,24 @@ class _Chunked(torch.autograd.Function):
             if learn:
                 head.backward(logits_nV, piece)
         if learn:
-            ctx.save_for_backward(*head.gradients())
+            ctx.save_for_backward(head.d_rows, *head.sums)
+            ctx.kinds = [rows_ND.dtype, *(p.dtype for p in trained)]
         ctx.mark_non_differentiable(values)
         return total, values
 
     @staticmethod
     def backward(ctx, d_total, _):
-        d_rows, *d_trained = (d.mul_(d_total.to(d.dtype)) for d in ctx.saved_tensors)
+        # in float32 to the end: a factor rounded to half precision would be wrong for all of them alike
+        scaled = (
+            d.mul_(d_total.to(d.dtype)).to(kind) for d, kind in zip(ctx.saved_tensors, ctx.kinds, strict=True)
+        )
+        d_rows, *d_trained = scaled
         return d_rows, None, None, None, *d_trained
+
+
+def _zeros(like: Tensor) -> Tensor:
+    """For sums over chunks, which want float32 where the weights have less."""
+    return torch.zeros_like(like, dtype=torch.promote_types(like.dtype, torch.float32))
 
 
 def _is_plain(layer: nn.Module, rows_ND: Tensor) -> bool:
@@ -74,10 +84,8 @@ class _Linear:
     ):
         self.weight, self.bias, self.trained, self.rows = layer.weight, layer.bias, trained, rows_ND
         self.logits = rows_ND.new_empty(min(size, len(rows_ND)), len(layer.weight))
-        self.d_rows = torch.empty_like(rows_ND) if learn else None
-        # sums over chunks want float32 where the weights have less
-        kind = torch.promote_types(self.weight.dtype, torch.float32)
-        self.sums = [torch.zeros_like(p, dtype=kind) for p in trained]
+        self.d_rows = _zeros(rows_ND) if learn else None
+        self.sums = [_zeros(p) for p in trained]
 
     def forward(self, rows_nD: Tensor) -> Tensor:
         logits_nV = self.logits[: len(rows_nD)]
@@ -86,28 +94,33 @@ class _Linear:
         return torch.addmm(self.bias, rows_nD, self.weight.t(), out=logits_nV)
 
     def backward(self, d_logits_nV: Tensor, piece: slice) -> None:
-        torch.mm(d_logits_nV, self.weight, out=self.d_rows[piece])
+        whole = self.d_rows.dtype == d_logits_nV.dtype
+        if whole:
+            torch.mm(d_logits_nV, self.weight, out=self.d_rows[piece])
+        else:
+            self.d_rows[piece] = d_logits_nV @ self.weight
         for parameter, total in zip(self.trained, self.sums, strict=True):
             if parameter is self.bias:
-                total += d_logits_nV.sum(0)
-            elif total.dtype == d_logits_nV.dtype:
+                total += d_logits_nV.sum(0, dtype=total.dtype)
+            elif whole:
                 total.addmm_(d_logits_nV.t(), self.rows[piece])
             else:
                 total += d_logits_nV.t() @ self.rows[piece]
 
-    def gradients(self) -> list[Tensor]:
-        return [self.d_rows, *(total.to(p.dtype) for p, total in zip(self.trained, self.sums, strict=True))]
-
 
 class _Layer:
-    """Any layer, such as one with an adapter or a 4-bit weight: autograd goes through it, and through nothing else."""
+    """Any layer, such as one with an adapter or a 4-bit weight: autograd goes through it, and through nothing else.
+
+    Known weakness: under fp16 autocast the gradient of the logits is rounded to fp16 before the loss is scaled, so the
+    smallest of them fade. bf16 has the range.
+    """
 
     def __init__(
         self, layer: nn.Module, rows_ND: Tensor, size: int, trained: tuple[Tensor, ...], learn: bool
     ):
         self.layer, self.trained, self.learn = layer, trained, learn
-        self.d_rows = torch.zeros_like(rows_ND) if learn else None
-        self.sums = [torch.zeros_like(p) for p in trained]
+        self.d_rows = _zeros(rows_ND) if learn else None
+        self.sums = [_zeros(p) for p in trained]
         device = rows_ND.device.type
         self.autocast = torch.autocast(
             device,
@@ -130,6 +143,3 @@ class _Layer:
             if grad is not None:
                 into += grad
         del self.inputs, self.outputs
-
-    def gradients(self) -> list[Tensor]:
-        return [self.d_rows, *self.sums]

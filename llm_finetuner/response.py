@@ -17,9 +17,8 @@ from llm_finetuner.scheme import Term
 from llm_finetuner.teachers.provider import Provider
 from llm_finetuner.terms import kind_of, names_of, reads_teacher
 
-BLOCK = (
-    2**19
-)  # numbers that a CPU works on at a time: two models' logits and their gradient stay in its cache
+# Numbers that a CPU works on at a time: two models' logits and their gradient stay in its cache.
+BLOCK = 2**19
 
 Sums = dict[str, Tensor]  # of each term over the positions, unweighted and detached
 
@@ -74,7 +73,7 @@ class _Response:
             with torch.set_grad_enabled(learn):
                 value, seen = self._terms(leaf, **{name: x[block] for name, x in given.items()})
             if learn:
-                logits_nV[block] = torch.autograd.grad(value, leaf)[0]
+                logits_nV[block] = torch.autograd.grad(value, leaf)[0] if value.requires_grad else 0
             loss, values = loss + value.detach(), values + seen
         return loss, values
 
@@ -89,12 +88,13 @@ class _Response:
         if self.own.head.transform:
             logits_bV = self.own.head.transform(logits_bV)
         shared_bC = self.provider.view(logits_bV) if self.asks else None
-        loss, values = 0.0, []
+        loss, values = at_least_float32(logits_bV).new_zeros(()), []
         for term, objective, asks in self.calls:
             value = objective(*((shared_bC, answers) if asks else (logits_bV, targets)), **term.options)
             if asks and known is not None:
                 value = torch.where(known, value, 0)
-            loss = loss + term.weight * value.sum()
+            if term.weight:  # at a ramp's end, where the term itself may be infinite
+                loss = loss + term.weight * value.sum()
             values.append(value.detach().sum())
         if self.asks:
             values += _measures(shared_bC.detach(), answers, places, known)
@@ -108,7 +108,7 @@ class _Response:
             return False
         if not self.asks:
             return True
-        shared = self.provider.view(logits_nV[:0])
+        shared = self.provider.view(logits_nV[:0])  # [0, C]
         return shared.untyped_storage().data_ptr() == logits_nV.untyped_storage().data_ptr()
 
     def _by_kernel(
@@ -119,12 +119,17 @@ class _Response:
         places: Tensor | None = None,
         known: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
+        if self.asks:
+            shape = len(logits_nV), self.provider.view(logits_nV[:0]).shape[1]
+            assert answers.shape == shape, (
+                f"a teacher's head gave {tuple(answers.shape)} answers, not {shape}"
+            )
         weights = {term.objective: term.weight for term in self.terms}
         temperature = next((t.options.get("temperature", 1.0) for t, _, asks in self.calls if asks), 1.0)
         check_number("temperature", temperature, 0)
         sums = kernel.cross_entropy_and_forward_kl_(
             logits_nV,
-            answers.float() if self.asks else None,
+            answers.float().contiguous() if self.asks else None,
             targets,
             places,
             known,
@@ -134,7 +139,9 @@ class _Response:
         )
         of = dict(zip(("cross_entropy", "forward_kl"), sums[:2], strict=True))
         values = torch.stack([of[term.objective] for term in self.terms])
-        loss = sum(term.weight * of[term.objective] for term in self.terms)
+        loss = sum(
+            (term.weight * of[term.objective] for term in self.terms if term.weight), sums.new_zeros(())
+        )
         return loss, torch.cat([values, sums[2:]]) if self.asks else values
 
 

@@ -7,10 +7,16 @@ import torch
 from conftest import build_gpt2, build_llama, prepared_rows
 from test_gradients import assert_close, gradient_of_fit, sgd  # noqa: F401
 from test_gradients import reference as reference_of_fit
+from torch import nn
 
+from llm_finetuner import chunks
 from llm_finetuner.kernels import response as kernel
 from llm_finetuner.objectives.divergence import forward_kl
 from llm_finetuner.objectives.supervised import cross_entropy
+from llm_finetuner.output import Head, Output
+from llm_finetuner.response import over_rows
+from llm_finetuner.scheme import Term
+from llm_finetuner.teachers.provider import Provider
 
 INF = float("inf")
 needs_compiler = pytest.mark.skipif(not kernel.available(), reason="no C compiler on this machine")
@@ -187,3 +193,72 @@ def test_a_run_in_float32_has_the_gradient_of_the_reference(tmp_path, monkeypatc
         assert record["forward_kl"] == pytest.approx(kd, rel=1e-5)
         assert options["alpha"] == 0 or record["cross_entropy"] == pytest.approx(ce, rel=1e-5)
         assert record["teacher_nll"] > 0 and 0 <= record["agreement"] <= 1
+
+
+def linear_task(rows, head, targets):
+    """Output of a student whose trunk is given: the rows and the head are what trains."""
+    return Output(rows=rows, head=Head(head), targets=targets)
+
+
+def answer(logits):
+    return Output(rows=torch.arange(len(logits)), head=lambda at: logits[at])
+
+
+KD = [Term("cross_entropy", 0.3), Term("forward_kl", 0.7, {"temperature": 2.0})]
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_half_precision_loses_nothing_by_chunks(monkeypatch, adapter):
+    """Gradients of a bfloat16 head in one chunk and in 64, against float64 from the same bfloat16 weights."""
+    torch.manual_seed(0)
+    rows, t, targets = torch.randn(512, 16), torch.randn(512, 50) * 3, torch.randint(0, 50, (512,))
+    layer = nn.Linear(16, 50, bias=True)
+    head = nn.Sequential(layer) if adapter else layer  # anything but a plain layer goes through autograd
+    wide = copy.deepcopy(head).bfloat16().double()
+    exact = rows.bfloat16().double().requires_grad_()
+    total, _ = over_rows(linear_task(exact, wide, targets), answer(t.double()), Provider(), KD)
+    want = torch.autograd.grad(total / 1003, [exact, *wide.parameters()])
+    for size in (512, 8):
+        monkeypatch.setattr(chunks, "LOGITS_A_CHUNK", size * 50)
+        half, own = copy.deepcopy(head).bfloat16(), rows.bfloat16().requires_grad_()
+        total, _ = over_rows(linear_task(own, half, targets), answer(t), Provider(), KD)
+        got = torch.autograd.grad(total / 1003, [own, *half.parameters()])
+        for one, other in zip(got, want, strict=True):
+            assert one.dtype == torch.bfloat16 and (one - other).norm() < 0.005 * other.norm()
+
+
+def test_a_head_of_another_shape_or_layout():
+    torch.manual_seed(0)
+    rows, layer, targets = torch.randn(6, 8, requires_grad=True), nn.Linear(8, 40), torch.randint(0, 40, (6,))
+    t = torch.randn(6, 40)
+    for wrong in (torch.randn(6, 70), torch.randn(6, 30), torch.randn(3, 40)):
+        said = Output(rows=torch.arange(6), head=lambda _, wrong=wrong: wrong)
+        with pytest.raises(AssertionError, match="answers, not"):
+            over_rows(linear_task(rows, layer, targets), said, Provider(), KD)
+    right, _ = over_rows(linear_task(rows, layer, targets), answer(t), Provider(), KD)
+    turned, _ = over_rows(
+        linear_task(rows, layer, targets),
+        Output(rows=rows, head=lambda _: t.t().contiguous().t()),
+        Provider(),
+        KD,
+    )
+    assert right == turned
+    with pytest.raises(AssertionError):
+        odd = Output(rows=torch.arange(6), head=lambda at: t[at], known=torch.ones(6, dtype=torch.long))
+        over_rows(linear_task(rows, layer, targets), odd, Provider(), KD)
+
+
+@pytest.mark.parametrize("available", [True, False])
+def test_a_term_that_has_faded_to_0_may_be_infinite(monkeypatch, available):
+    monkeypatch.setattr(kernel, "available", lambda: available)
+    torch.manual_seed(0)
+    rows, layer = torch.randn(6, 8, requires_grad=True), nn.Linear(8, 40)
+    layer.bias.data[3] = -INF
+    targets = torch.full((6,), 3)
+    t = torch.randn(6, 40)
+    t[:, 3] = -INF
+    for terms in ([Term("cross_entropy", 0.0), KD[1]], [Term("cross_entropy", 0.0)]):
+        total, sums = over_rows(linear_task(rows, layer, targets), answer(t), Provider(), terms)
+        (gradient,) = torch.autograd.grad(total, rows)
+        assert total.isfinite() and gradient.isfinite().all() and sums["cross_entropy"] == INF
+        assert bool(gradient.any()) == (len(terms) == 2)

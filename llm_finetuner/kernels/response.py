@@ -8,6 +8,7 @@ import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -41,6 +42,14 @@ def cross_entropy_and_forward_kl_(
     token. targets, places: token ids among the V and the C, or negative where there is none. Masks mean what they
     mean in log_space.py. Raises IndexError for ids beyond the columns.
     """
+    assert logits_nV.dtype == torch.float32 and logits_nV.stride(-1) == 1
+    for x, kind in (
+        (answers_nC, torch.float32),
+        (targets_n, torch.int64),
+        (places_n, torch.int64),
+        (known_n, torch.bool),
+    ):
+        assert x is None or (x.dtype == kind and x.is_contiguous() and len(x) == len(logits_nV) and x.is_cpu)
     kernel = load()
     _check(targets_n, logits_nV.shape[1])
     if answers_nC is not None:
@@ -78,6 +87,10 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads)
 
 
+if os.name == "posix":
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive a fork
+
+
 def available() -> bool:
     """Whether the kernel is in force: a C compiler was found and made it, and it was not switched off."""
     return load() is not None
@@ -88,28 +101,32 @@ def load():
     """The compiled function, or None. Compiled on first use (seconds) and kept in the user's cache folder."""
     if os.environ.get(SWITCH, "1") == "0":
         return None
-    compiler = shutil.which(os.environ.get("CC", "cc"))
-    if compiler is None:
+    compiler = shlex.split(os.environ.get("CC", "")) or ["cc"]
+    if shutil.which(compiler[0]) is None:
         return None
-    library = _folder() / f"response_{_key(compiler)}.so"
     try:
+        library = _folder() / f"response_{_key(compiler)}.so"
         if not library.exists():
             _compile(compiler, library)
         kernel = ctypes.CDLL(str(library)).response_rows
-    except (OSError, subprocess.SubprocessError):  # no place to write, or a compiler that cannot do it
+    except (
+        OSError,
+        RuntimeError,
+        subprocess.SubprocessError,
+    ):  # no home, no place to write, no good compiler
         return None
     pointer, whole, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
     kernel.argtypes = [*[pointer] * 5, *[whole] * 5, *[real] * 3, pointer]
     return kernel
 
 
-def _compile(compiler: str, library: Path) -> None:
+def _compile(compiler: list[str], library: Path) -> None:
     library.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         made = Path(folder) / library.name
         for flags in ([NATIVE, *FLAGS], FLAGS):  # not every compiler knows its own processor
             done = subprocess.run(
-                [compiler, *flags, str(SOURCE), "-o", str(made), "-lm"], capture_output=True, timeout=SECONDS
+                [*compiler, *flags, str(SOURCE), "-o", str(made), "-lm"], capture_output=True, timeout=SECONDS
             )
             if done.returncode == 0:
                 break
@@ -121,9 +138,14 @@ def _folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llm_finetuner"
 
 
-def _key(compiler: str) -> str:
+def _key(compiler: list[str]) -> str:
     """Of all that decides the machine code: a home folder may be shared between machines."""
-    about = [SOURCE.read_bytes(), compiler.encode(), platform.machine().encode(), " ".join(FLAGS).encode()]
+    about = [
+        SOURCE.read_bytes(),
+        " ".join(compiler).encode(),
+        platform.machine().encode(),
+        " ".join(FLAGS).encode(),
+    ]
     cpu = Path("/proc/cpuinfo")
     if cpu.exists():
         about += [
