@@ -5,7 +5,7 @@
     optimizer    AdamW: 8 bytes a moving weight (two moments); adamw_8bit: 2
     activations  34 bytes x batch x tokens x width x blocks in 16 bits, twice that in 32 (Korthikanti et al. 2022,
                  arXiv 2205.05198, without the attention matrix); with checkpointing 2 (4) bytes, and one block in full
-    logits       a chunk of at most 64 MiB, four times: logits, log-probabilities and gradients of both models
+    logits       a chunk of at most 64 MiB, twice: of both models; the gradient takes the place of the student's
     time         per token 2 x weights forward and 4 backward (2 where the weights are frozen), 2 for each teacher,
                  at half the speed of a plain matrix product measured here, plus 20 ms a forward pass
     writing      2 x weights for each token that is written, plus 10 ms a token for all texts of a batch together
@@ -24,7 +24,7 @@ from llm_finetuner.cli.needed import OWN
 from llm_finetuner.recipe import Model, Recipe, members_of
 
 FRAMEWORK = 450 * 2**20  # torch, transformers and the interpreter themselves
-LOGITS_CHUNK, LOGITS_COPIES = 64 * 2**20, 4
+LOGITS_CHUNK, LOGITS_COPIES = 64 * 2**20, 2
 EFFICIENCY = 0.5  # of the speed of a plain matrix product
 A_PASS = 0.02  # seconds that a forward and backward pass take however small the model
 A_TOKEN = (
@@ -235,8 +235,9 @@ def activations(recipe: Recipe, model: Sizes, length: float, gpu: bool) -> float
     """Bytes that a forward pass keeps for the backward pass."""
     plan = recipe.train
     half = plan.precision in ("bf16", "fp16") or (plan.precision == "auto" and gpu)
-    rows = plan.batch_size * length * model.width * (1 if half else 2)
-    logits = LOGITS_COPIES * min(LOGITS_CHUNK, 4 * plan.batch_size * length * model.vocabulary)
+    tokens = min(plan.batch_size * length, plan.max_tokens or math.inf)
+    rows = tokens * model.width * (1 if half else 2)
+    logits = LOGITS_COPIES * min(LOGITS_CHUNK, 4 * tokens * model.vocabulary)
     blocks = BLOCK_BYTES * model.blocks
     if plan.gradient_checkpointing:
         blocks = SAVED_BYTES * model.blocks + BLOCK_BYTES
