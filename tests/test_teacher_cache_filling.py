@@ -3,6 +3,7 @@
 import copy
 import gc
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from conftest import build_gpt2, prepared_rows
 
 from llm_finetuner.assembly import Parts
 from llm_finetuner.errors import DataError, RecipeError
+from llm_finetuner.models import loading
 from llm_finetuner.output import Want
 from llm_finetuner.recipe import Model, Recipe, Teacher, Train
 from llm_finetuner.teachers.caching import write_cache
@@ -50,7 +52,7 @@ def filler(folder, live=None, notes=None, k=20, mode="top_k", layers=(), rank=0,
     def load():
         return live, {"teacher": name, "weights": fingerprint(live.model)}
 
-    return Filling(Path(folder), name, load if live is not None else never, context, (mode, k, layers))
+    return Filling(Path(folder), name, load if live is not None else never, context, (mode, k, layers), {})
 
 
 def train(folder, teacher, rows, method="vanilla_distillation", resume=False, on_event=None, **plan):
@@ -262,6 +264,37 @@ def test_what_does_not_fit_is_refused(tmp_path):
         fill(Teacher("t"), context, path="")
     with pytest.raises(RecipeError, match="top_k, fp16, fp32"):
         fill(Teacher("t"), context, path="x", mode="sampled")
+
+
+def test_weights_that_changed_under_the_same_name_are_refused(tmp_path, monkeypatch):
+    """Of the folder only what the disk tells is noted; where that differs, the weights themselves are compared."""
+    rows, folder = prepared_rows(ROWS, V), tmp_path / "teacher"
+    build_teacher().float().save_pretrained(folder)
+    context = Context(TASK, build_gpt2(V), None, CPU, lambda text: None)
+
+    def named(given=None) -> Filling:
+        return fill(Teacher(str(folder)), context, path=str(tmp_path / "c"), k=20, given=given)
+
+    monkeypatch.setattr(loading, "load_tokenizer", lambda name: None)  # the rows came prepared
+    train(tmp_path / "a", named(), rows)
+    teacher = named()
+    train(tmp_path / "b", teacher, rows, epochs=1)
+    assert not teacher.about  # it was not loaded
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes())  # the same weights, another time
+    os.utime(weights, ns=(1, 1))
+    teacher = named()
+    train(tmp_path / "b", teacher, rows, epochs=1)
+    assert teacher.about and teacher.live is None
+    changed = build_teacher().float()
+    changed.lm_head.weight.data[0, 0] += 1
+    changed.save_pretrained(folder)
+    for teacher in (named(), named((changed, None))):
+        with pytest.raises(DataError, match="weights was"):
+            train(tmp_path / "d", teacher, rows, epochs=1)
+        with pytest.raises(DataError, match="weights was"):
+            teacher.check(rows)  # nor to look at rows
+    train(tmp_path / "b", named((build_teacher().float(), None)), rows, epochs=1)
 
 
 def test_rows_of_somebody_else_are_answered_and_not_kept(tmp_path):

@@ -6,7 +6,7 @@ Shapes: N positions that count, n a slice of them, R bytes a record, V vocabular
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from torch import Tensor
 from llm_finetuner.errors import RecipeError
 from llm_finetuner.models import loading
 from llm_finetuner.named_models import load_teacher
-from llm_finetuner.objectives.divergence import forward_kl
 from llm_finetuner.output import Output, Want
 from llm_finetuner.run import whole_path
 from llm_finetuner.scheme import Term
@@ -30,6 +29,7 @@ from llm_finetuner.teachers.caching import (
     open_or_begin,
     settings_of,
 )
+from llm_finetuner.teachers.held import Batch, Error, Held
 from llm_finetuner.teachers.identity import (
     Key,
     fingerprint,
@@ -40,7 +40,8 @@ from llm_finetuner.teachers.identity import (
 )
 from llm_finetuner.teachers.matched import live_teacher
 from llm_finetuner.teachers.provider import Context, Provider
-from llm_finetuner.teachers.store import MANIFEST, Entry, Store, locked
+from llm_finetuner.teachers.places import weight_files
+from llm_finetuner.teachers.store import MANIFEST, Store, locked
 
 MODES = ("top_k", *DTYPES)
 FIT_ROWS, FIT_BATCH = 64, 8
@@ -80,46 +81,8 @@ def fill(
             about |= {"tokenizer": tokenizer_digest(own), "template": template_digest(own)}
         return live_teacher(model, tokenizer, spec.name, context), about
 
-    return Filling(Path(path), spec.name, load, context, (mode, k, keep_layers or ()))
-
-
-@dataclass
-class _Batch:
-    """Answers that are being given: `records` [N, R] of those positions that were `asked` for."""
-
-    keys: list[Key]
-    said: Output
-    head: Callable[[Tensor], Tensor]
-    records: Tensor
-    asked: Tensor  # [N]
-
-
-@dataclass
-class _Error:
-    """What the records lose, summed over some positions."""
-
-    positions: int = 0
-    divergence: float = 0.0  # nats, KL(teacher || record)
-    best: float = 0.0  # mass of the k best
-
-    def add(self, log_probs_nV: Tensor, kept_nV: Tensor, k: int) -> None:
-        self.positions += len(log_probs_nV)
-        self.divergence += forward_kl(kept_nV, log_probs_nV).sum().item()
-        self.best += log_probs_nV.topk(min(k, log_probs_nV.shape[1])).values.exp().sum().item()
-
-
-@dataclass
-class _Held:
-    """Rows that are not on the disk yet."""
-
-    entries: list[Entry] = field(default_factory=list)
-    keys: set[bytes] = field(default_factory=set)
-    size: int = 0  # bytes
-
-    def add(self, entries: list[Entry]) -> None:
-        self.entries += entries
-        self.keys |= {entry.key for entry in entries}
-        self.size += sum(e.records.nbytes + sum(s.nbytes for s in e.states.values()) for e in entries)
+    files = weight_files(spec.name) if given is None else None  # before they are read
+    return Filling(Path(path), spec.name, load, context, (mode, k, keep_layers or ()), files)
 
 
 class Filling(Provider):
@@ -134,9 +97,14 @@ class Filling(Provider):
         load: Callable[[], tuple[Provider, dict[str, Any]]],
         context: Context,
         settings: tuple[str, int, Sequence[int]],
+        files: dict[str, list[int]] | None = None,
     ):
-        """settings: mode, k and the blocks whose hidden states are kept."""
+        """settings: mode, k and the blocks whose hidden states are kept.
+
+        files: the weights on the disk (places.py) that the cache may be known by; None for a model given as an object.
+        """
         self.folder, self.name, self.load, self.context = folder, name, load, context
+        self.files, self.sure = files, False  # sure: the weights are those that the cache is of
         self.mode, self.k, self.layers = settings[0], settings[1], tuple(sorted(set(settings[2])))
         self.live: Provider | None = None
         self.cache: Cached | None = None
@@ -146,8 +114,8 @@ class Filling(Provider):
         self.lacking: set[bytes] = set()  # keys of the run's rows that are not on the disk
         self.visible = -1  # the last shard that this epoch reads
         self.stale = False  # whether an epoch ended since
-        self.batch: _Batch | None = None
-        self.held, self.error = _Held(), _Error()
+        self.batch: Batch | None = None
+        self.held, self.error = Held(), Error()
         if (folder / MANIFEST).exists():
             self._use(Store.open(folder, to_write=True))
         else:
@@ -158,7 +126,7 @@ class Filling(Provider):
     def prepare(self, want: Want, terms: Sequence[Term]) -> None:
         kept = set(want.layers) <= set(self.layers)
         self.stays = not kept or want.attention or want.states or want.embeddings
-        self.want, self.terms, self.begun = want, terms, True
+        self.want, self.terms, self.begun, self.sure = want, terms, True, False
         if self.live is not None:
             self._prepare_live()
         if self.stays:
@@ -174,17 +142,22 @@ class Filling(Provider):
         if self.cache is not None:
             check_same(self.cache.store, self._settings(lambda kind, record: None), {})
         lacks = self.cache is None or not all(key in self.cache.store for key in keys)
-        if not (lacks or self.stays or self._is_of_another_name()):
+        if not (lacks or self.stays or self._may_be_another()):
             return
         self._need_live()
         self.live.check(rows)
+        if self.cache is not None:
+            check_same(self.cache.store, self._settings(lambda kind, record: None), self.about)
+            self.sure = True
         if not begun:
             return  # somebody looks at other rows: they are answered, and not written down
         settings = self._settings(lambda kind, record: self.context.note(record["text"]))
         job = Job(self.live, self.context.task, rows, settings, FIT_BATCH, self.context.device)
         self.folder.mkdir(parents=True, exist_ok=True)
         with locked(self.folder):  # one process fits, the others read what it fitted
-            self._use(open_or_begin(self.folder, settings, self.about, job, FIT_ROWS))
+            begins = self.files is not None and not (self.folder / MANIFEST).exists()
+            about = self.about | ({"files": self.files} if begins else {})  # not compared: copies are as good
+            self._use(open_or_begin(self.folder, settings, about, job, FIT_ROWS))
         self.lacking = {key for key in keys if key not in self.cache.store}
         self._settle()
 
@@ -214,9 +187,13 @@ class Filling(Provider):
         vocabulary = columns or self.context.task.vocabulary(self.live.model)
         return settings_of(self.mode, self.k, 1, 0, self.layers, vocabulary, say)
 
-    def _is_of_another_name(self) -> bool:
-        written = self.cache.store.manifest["about"].get("teacher")
-        return written is not None and whole_path(written) != whole_path(self.name)
+    def _may_be_another(self) -> bool:
+        """Whether the model has to be loaded to tell: it has another name, or its files are not the noted ones."""
+        about = self.cache.store.manifest["about"]
+        if self.sure:
+            return False
+        same = whole_path(about.get("teacher", self.name)) == whole_path(self.name)
+        return not same or self.files is None or self.files != about.get("files", {})
 
     # ---- a batch
 
@@ -257,7 +234,7 @@ class Filling(Provider):
                     self.error.add(log_probs[some], codec.decode(made[some]), self.k)
             return answers
 
-        self.batch = _Batch(keys, said, head, records, asked)
+        self.batch = Batch(keys, said, head, records, asked)
         return replace(said, rows=places, head=head)
 
     def _finish(self) -> None:
@@ -279,7 +256,7 @@ class Filling(Provider):
         if self.held.entries:
             self.cache.store.add(self.held.entries)
             self.lacking -= self.held.keys
-            self.held = _Held()
+            self.held = Held()
 
     # ---- from epoch to epoch
 
@@ -307,7 +284,7 @@ class Filling(Provider):
 
     def _report(self) -> None:
         """The size and the error of what was written; the first process tells, from its own rows."""
-        (error, self.error), store = (self.error, _Error()), self.cache.store
+        (error, self.error), store = (self.error, Error()), self.cache.store
         if not error.positions:
             return
         size, loss = self.cache.codec.record_bytes, error.divergence / error.positions

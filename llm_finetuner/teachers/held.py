@@ -1,0 +1,54 @@
+"""What a teacher that fills a cache (filling.py) holds in memory: answers that are being given, and rows not on the disk.
+
+Shapes: N positions that count, n a slice of them, R bytes a record, V vocabulary.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from llm_finetuner.objectives.divergence import forward_kl
+from llm_finetuner.output import Output
+from llm_finetuner.teachers.identity import Key
+from llm_finetuner.teachers.store import Entry
+
+
+@dataclass
+class Batch:
+    """Answers that are being given: `records` [N, R] of those positions that were `asked` for."""
+
+    keys: list[Key]
+    said: Output
+    head: Callable[[Tensor], Tensor]
+    records: Tensor
+    asked: Tensor  # [N]
+
+
+@dataclass
+class Error:
+    """What the records lose, summed over some positions."""
+
+    positions: int = 0
+    divergence: float = 0.0  # nats, KL(teacher || record)
+    best: float = 0.0  # mass of the k best
+
+    def add(self, log_probs_nV: Tensor, kept_nV: Tensor, k: int) -> None:
+        self.positions += len(log_probs_nV)
+        self.divergence += forward_kl(kept_nV, log_probs_nV).sum().item()
+        self.best += log_probs_nV.topk(min(k, log_probs_nV.shape[1])).values.exp().sum().item()
+
+
+@dataclass
+class Held:
+    """Rows that are not on the disk yet."""
+
+    entries: list[Entry] = field(default_factory=list)
+    keys: set[bytes] = field(default_factory=set)
+    size: int = 0  # bytes
+
+    def add(self, entries: list[Entry]) -> None:
+        self.entries += entries
+        self.keys |= {entry.key for entry in entries}
+        self.size += sum(e.records.nbytes + sum(s.nbytes for s in e.states.values()) for e in entries)
