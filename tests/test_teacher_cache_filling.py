@@ -20,6 +20,7 @@ from llm_finetuner.errors import DataError, RecipeError
 from llm_finetuner.models import loading
 from llm_finetuner.output import Want
 from llm_finetuner.recipe import Model, Recipe, Teacher, Train
+from llm_finetuner.teachers.cached import cached
 from llm_finetuner.teachers.caching import write_cache
 from llm_finetuner.teachers.filling import Filling, fill
 from llm_finetuner.teachers.identity import fingerprint
@@ -295,6 +296,16 @@ def test_weights_that_changed_under_the_same_name_are_refused(tmp_path, monkeypa
         with pytest.raises(DataError, match="weights was"):
             teacher.check(rows)  # nor to look at rows
     train(tmp_path / "b", named((build_teacher().float(), None)), rows, epochs=1)
+
+
+def test_a_tilde_is_the_folder_of_the_user(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    context, model = Context(TASK, build_gpt2(V), None, CPU, lambda text: None), build_teacher()
+    filling = fill(Teacher("t"), context, path="~/c", k=20, given=(model, None))
+    filling.prepare(NOTHING, ())
+    filling.check(prepared_rows(4, V))
+    assert (tmp_path / "c" / "manifest.json").exists()
+    assert cached(Teacher("t"), context, path="~/c").store.folder == tmp_path / "c"
 
 
 def test_rows_of_somebody_else_are_answered_and_not_kept(tmp_path):

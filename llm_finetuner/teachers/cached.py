@@ -34,7 +34,7 @@ def cached(spec: Any, context: Context, *, path: str = "") -> "Cached":
     """The answers in the folder `path`. Raises DataError where it is not whole, or is of another tokenizer."""
     if not path:
         raise RecipeError("a cached teacher needs the folder of its cache", "give teacher.options.path")
-    teacher = answers_in(Store.open(Path(path)), context)
+    teacher = answers_in(Store.open(Path(path).expanduser()), context)
     named = teacher.store.manifest["about"].get("teacher")
     if spec.name and named not in (None, spec.name):
         context.note(f"the cache {path} holds the answers of {named}; {spec.name} is not loaded")

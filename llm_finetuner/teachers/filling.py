@@ -39,8 +39,8 @@ from llm_finetuner.teachers.identity import (
     tokenizer_digest,
 )
 from llm_finetuner.teachers.matched import live_teacher
-from llm_finetuner.teachers.provider import Context, Provider
 from llm_finetuner.teachers.places import weight_files
+from llm_finetuner.teachers.provider import Context, Provider
 from llm_finetuner.teachers.store import MANIFEST, Store, locked
 
 MODES = ("top_k", *DTYPES)
@@ -82,7 +82,7 @@ def fill(
         return live_teacher(model, tokenizer, spec.name, context), about
 
     files = weight_files(spec.name) if given is None else None  # before they are read
-    return Filling(Path(path), spec.name, load, context, (mode, k, keep_layers or ()), files)
+    return Filling(Path(path).expanduser(), spec.name, load, context, (mode, k, keep_layers or ()), files)
 
 
 class Filling(Provider):

@@ -1,4 +1,4 @@
-"""What a teacher that fills a cache (filling.py) holds in memory: answers that are being given, and rows not on the disk.
+"""What a teacher that fills a cache (filling.py) holds in memory: answers being given, rows not on the disk yet.
 
 Shapes: N positions that count, n a slice of them, R bytes a record, V vocabulary.
 """
@@ -6,7 +6,6 @@ Shapes: N positions that count, n a slice of them, R bytes a record, V vocabular
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from llm_finetuner.objectives.divergence import forward_kl
