@@ -126,7 +126,10 @@ class _Run:
             if self.interrupted:
                 self.engine.end()
                 self.signals.leave()
-        return self._finish(step, time.perf_counter() - began)
+        result = self._finish(step, time.perf_counter() - began)
+        if built.teacher is not None:
+            built.teacher.state()  # of an unfinished epoch: answers held back are written, after the student is safe
+        return result
 
     def _step(self, step: int) -> dict[str, Any]:
         """One optimizer step over all its batches; every term is divided once, by the positions of the whole step."""

@@ -298,6 +298,12 @@ def test_weights_that_changed_under_the_same_name_are_refused(tmp_path, monkeypa
     train(tmp_path / "b", named((build_teacher().float(), None)), rows, epochs=1)
 
 
+def test_the_answers_of_an_unfinished_epoch_are_kept(tmp_path):
+    rows, live = prepared_rows(ROWS, V), Counting(TASK, build_teacher())
+    train(tmp_path / "a", filler(tmp_path / "c", live), rows, steps=4)
+    assert len(open_cache(tmp_path / "c").store.places) == 16
+
+
 def test_a_tilde_is_the_folder_of_the_user(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     context, model = Context(TASK, build_gpt2(V), None, CPU, lambda text: None), build_teacher()
