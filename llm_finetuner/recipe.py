@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from llm_finetuner import ramp
 from llm_finetuner.errors import RecipeError
+from llm_finetuner.ranges import check_count
 from llm_finetuner.registry import (
     METHODS,
     OPTIMIZERS,
@@ -176,7 +177,7 @@ class Train:
         if self.steps is not None:
             check_range("train.steps", self.steps, 1, None)
         if self.max_tokens is not None:
-            check_range("train.max_tokens", self.max_tokens, 1, None)
+            check_count("train.max_tokens", self.max_tokens, 1)
         if self.learning_rate is not None:
             check_range("train.learning_rate", self.learning_rate, 0, None, open_low=True)
         for name in ("warmup", "weight_decay", "max_grad_norm", "patience"):

@@ -53,6 +53,8 @@ def write_manifest(folder: Path, layers: list[int]) -> None:
         ([*PAIR, "big", "--weights", "1", "2", "3"], "weights of 2 teachers must be 2 numbers"),
         (["--student", "teacher/100", "--teacher", "big"], "less than one block: the teacher has 4"),
         (["--student", "small", "--cache", "nowhere"], "no cache in nowhere: there is no such folder"),
+        ([*PAIR, "--cache", "rows.jsonl"], "the cache rows.jsonl cannot be made: rows.jsonl is a file"),
+        ([*PAIR, "--cache", "rows.jsonl/answers"], "rows.jsonl is a file"),
         (["--student", "small", "--teacher", "./big/more"], "./big/more is not a folder"),
     ],
 )  # fmt: skip
@@ -159,6 +161,11 @@ def test_the_depth_is_read_where_it_stands(tmp_path):
         json.dumps({"base_model_name_or_path": str(folder)})
     )
     assert fitting.depth_of(str(tmp_path / "adapter")) == 3
+    for name, base in (("itself", "itself"), ("one", "other"), ("other", "one"), ("odd", 3)):
+        (tmp_path / name).mkdir()
+        told = {"base_model_name_or_path": str(tmp_path / base) if isinstance(base, str) else base}
+        (tmp_path / name / "adapter_config.json").write_text(json.dumps(told))
+        assert fitting.depth_of(str(tmp_path / name)) is None
     assert fitting.depth_of(str(tmp_path)) is None and fitting.depth_of("no-such/model") is None
 
 

@@ -67,6 +67,12 @@ def test_mistakes_name_field_value_and_what_was_expected(word, says):
     assert says in caught.value.what
 
 
+@pytest.mark.parametrize("given", [60.5, 0, True, "60"])
+def test_tokens_of_a_pass_are_counted(given):
+    with pytest.raises(RecipeError, match="train.max_tokens must be a whole number of at least 1"):
+        Train(max_tokens=given)
+
+
 def test_a_file_that_is_no_recipe(tmp_path):
     for text in ("- a list", "method: [", "\x00"):
         path = tmp_path / "recipe.yaml"

@@ -3,7 +3,6 @@
 import copy
 import gc
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -17,10 +16,8 @@ from conftest import build_gpt2, prepared_rows
 
 from llm_finetuner.assembly import Parts
 from llm_finetuner.errors import DataError, RecipeError
-from llm_finetuner.models import loading
 from llm_finetuner.output import Want
 from llm_finetuner.recipe import Model, Recipe, Teacher, Train
-from llm_finetuner.teachers.cached import cached
 from llm_finetuner.teachers.caching import write_cache
 from llm_finetuner.teachers.filling import Filling, fill
 from llm_finetuner.teachers.identity import fingerprint
@@ -265,53 +262,6 @@ def test_what_does_not_fit_is_refused(tmp_path):
         fill(Teacher("t"), context, path="")
     with pytest.raises(RecipeError, match="top_k, fp16, fp32"):
         fill(Teacher("t"), context, path="x", mode="sampled")
-
-
-def test_weights_that_changed_under_the_same_name_are_refused(tmp_path, monkeypatch):
-    """Of the folder only what the disk tells is noted; where that differs, the weights themselves are compared."""
-    rows, folder = prepared_rows(ROWS, V), tmp_path / "teacher"
-    build_teacher().float().save_pretrained(folder)
-    context = Context(TASK, build_gpt2(V), None, CPU, lambda text: None)
-
-    def named(given=None) -> Filling:
-        return fill(Teacher(str(folder)), context, path=str(tmp_path / "c"), k=20, given=given)
-
-    monkeypatch.setattr(loading, "load_tokenizer", lambda name: None)  # the rows came prepared
-    train(tmp_path / "a", named(), rows)
-    teacher = named()
-    train(tmp_path / "b", teacher, rows, epochs=1)
-    assert not teacher.about  # it was not loaded
-    weights = folder / "model.safetensors"
-    weights.write_bytes(weights.read_bytes())  # the same weights, another time
-    os.utime(weights, ns=(1, 1))
-    teacher = named()
-    train(tmp_path / "b", teacher, rows, epochs=1)
-    assert teacher.about and teacher.live is None
-    changed = build_teacher().float()
-    changed.lm_head.weight.data[0, 0] += 1
-    changed.save_pretrained(folder)
-    for teacher in (named(), named((changed, None))):
-        with pytest.raises(DataError, match="weights was"):
-            train(tmp_path / "d", teacher, rows, epochs=1)
-        with pytest.raises(DataError, match="weights was"):
-            teacher.check(rows)  # nor to look at rows
-    train(tmp_path / "b", named((build_teacher().float(), None)), rows, epochs=1)
-
-
-def test_the_answers_of_an_unfinished_epoch_are_kept(tmp_path):
-    rows, live = prepared_rows(ROWS, V), Counting(TASK, build_teacher())
-    train(tmp_path / "a", filler(tmp_path / "c", live), rows, steps=4)
-    assert len(open_cache(tmp_path / "c").store.places) == 16
-
-
-def test_a_tilde_is_the_folder_of_the_user(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    context, model = Context(TASK, build_gpt2(V), None, CPU, lambda text: None), build_teacher()
-    filling = fill(Teacher("t"), context, path="~/c", k=20, given=(model, None))
-    filling.prepare(NOTHING, ())
-    filling.check(prepared_rows(4, V))
-    assert (tmp_path / "c" / "manifest.json").exists()
-    assert cached(Teacher("t"), context, path="~/c").store.folder == tmp_path / "c"
 
 
 def test_rows_of_somebody_else_are_answered_and_not_kept(tmp_path):

@@ -19,6 +19,7 @@ from llm_finetuner.cli.words import words_of
 from llm_finetuner.errors import DataError, FinetunerError, RecipeError
 from llm_finetuner.layer_maps import layer_pairs
 from llm_finetuner.recipe import Recipe, Teacher, Train, members_of
+from llm_finetuner.teachers.places import check_kept, check_place
 
 DEPTH = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")  # what configurations call it
 NO_STATES = (
@@ -64,12 +65,15 @@ def check_data(recipe: Recipe) -> None:
 
 
 def check_teacher(recipe: Recipe) -> None:
-    """Raise RecipeError where a cache is not there, or the weights of several teachers are not one each."""
+    """Raise RecipeError where a cache is not there or cannot be, or weights are not one for each teacher."""
     teacher = recipe.teacher
     if teacher is None or not recipe.needs_teacher:
         return
     if teacher.kind == "cached" and teacher.options["path"]:
         manifest_of(recipe)
+    if teacher.kind == "live_cached" and teacher.options["path"]:
+        check_place(teacher.options["path"])
+        check_kept(teacher.options["keep_layers"])
     if teacher.kind != "ensemble":
         return
     weights, count = teacher.options.get("weights"), len(members_of(teacher))
@@ -147,10 +151,13 @@ def check_kept_layers(recipe: Recipe, layers: list[int]) -> None:
 
 def depth_of(name: str) -> int | None:
     """Blocks of a model by its config.json; None where there is none at hand that says so."""
-    config = _json_of(name, "config.json")
-    if config is None:
-        base = (_json_of(name, "adapter_config.json") or {}).get("base_model_name_or_path")
-        return depth_of(base) if base else None
+    config, seen = _json_of(name, "config.json"), {name}
+    while config is None:  # an adapter: its base is asked, which may be an adapter again
+        name = (_json_of(name, "adapter_config.json") or {}).get("base_model_name_or_path")
+        if not isinstance(name, str) or not name or name in seen:
+            return None
+        seen.add(name)
+        config = _json_of(name, "config.json")
     text = config.get("text_config")
     sections = [text, config] if isinstance(text, dict) else [config]
     found = (section.get(key) for section in sections for key in DEPTH)

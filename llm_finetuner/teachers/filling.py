@@ -39,7 +39,7 @@ from llm_finetuner.teachers.identity import (
     tokenizer_digest,
 )
 from llm_finetuner.teachers.matched import live_teacher
-from llm_finetuner.teachers.places import weight_files
+from llm_finetuner.teachers.places import check_kept, check_place, weight_files, writing_to
 from llm_finetuner.teachers.provider import Context, Provider
 from llm_finetuner.teachers.store import MANIFEST, Store, locked
 
@@ -69,6 +69,8 @@ def fill(
         raise RecipeError(
             f"mode of a cache that a run fills is {mode!r}", f"choose one of: {', '.join(MODES)}"
         )
+    check_kept(keep_layers)
+    check_place(path)
 
     def load() -> tuple[Provider, dict[str, Any]]:
         model, tokenizer = given or (
@@ -153,8 +155,9 @@ class Filling(Provider):
             return  # somebody looks at other rows: they are answered, and not written down
         settings = self._settings(lambda kind, record: self.context.note(record["text"]))
         job = Job(self.live, self.context.task, rows, settings, FIT_BATCH, self.context.device)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with locked(self.folder):  # one process fits, the others read what it fitted
+        with writing_to(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        with writing_to(self.folder), locked(self.folder):  # one process fits, the others read what it fitted
             begins = self.files is not None and not (self.folder / MANIFEST).exists()
             about = self.about | ({"files": self.files} if begins else {})  # not compared: copies are as good
             self._use(open_or_begin(self.folder, settings, about, job, FIT_ROWS))
@@ -254,7 +257,8 @@ class Filling(Provider):
 
     def _write(self) -> None:
         if self.held.entries:
-            self.cache.store.add(self.held.entries)
+            with writing_to(self.folder):
+                self.cache.store.add(self.held.entries)
             self.lacking -= self.held.keys
             self.held = Held()
 
