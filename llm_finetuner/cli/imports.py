@@ -49,9 +49,7 @@ def wait() -> None:
     """
     if _thread is not None:
         _ready.wait()
-        if (
-            _failures
-        ):  # torch cannot be imported again after a failure: the second error would say something else
+        if _failures:  # torch cannot be imported again after one: the second error would say something else
             name, error = _failures[0]
             raise told(name, error) from error
 
@@ -68,12 +66,17 @@ def told(name: str, error: Exception) -> Exception:
     )
 
 
-def leave(code: int) -> None:
-    """End the process at once if the thread is under way: torch cannot be left half-way in the ordinary manner."""
+def leave(code: int | str | None) -> None:
+    """End the process at once if the thread is under way: torch cannot be left half-way in the ordinary manner.
+
+    code: as sys.exit takes it; None is success, a text is told and is a failure.
+    """
     if under_way():
+        if isinstance(code, str):
+            print(code, file=sys.stderr)
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(code)
+        os._exit(code if isinstance(code, int) else int(code is not None))
 
 
 def _import_all(more: tuple[str, ...]) -> None:
@@ -94,10 +97,11 @@ def _import_all(more: tuple[str, ...]) -> None:
         _ready.set()
         for name in more:
             importlib.import_module(name)
-    except (
-        Exception
-    ) as error:  # of whatever kind: wait() raises it, where a traceback here would spoil the question
-        _failures.append((name, error))
+    # Exception: importing others' libraries may raise anything, and a thread's traceback would be drawn over the
+    # question; nothing is swallowed: wait() raises it, and of `more` the run itself that needs it
+    except Exception as error:
+        if not _ready.is_set():
+            _failures.append((name, error))
     finally:
         sys.setswitchinterval(before[0])
         warnings.showwarning = before[1]
