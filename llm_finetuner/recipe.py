@@ -272,6 +272,10 @@ class Recipe:
             said.append(
                 "alpha=1 gives all weight to the ground truth: this is plain fine-tuning, the teacher is not used"
             )
+        cut = self.student.name.strip().startswith("teacher/")  # then the student is made of it
+        if self.distils and not self.needs_teacher and self.teacher is not None and not cut:
+            source = self.teacher.name or self.teacher.options.get("path") or self.teacher.kind
+            said.append(f"the teacher {source} is not used: {self.method} has the student teach itself")
         if self.train.patience and self.train.eval_every == 0:
             said.append("patience has no effect: train.eval_every is 0")
         return said

@@ -73,6 +73,16 @@ def test_tokens_of_a_pass_are_counted(given):
         Train(max_tokens=given)
 
 
+@pytest.mark.parametrize("options", [{}, {"by": "average"}])
+def test_a_teacher_that_nobody_asks_is_told(options):
+    given = Teacher("big"), Teacher(kind="cached", options={"path": "answers"})
+    for teacher, name in zip(given, ("big", "answers"), strict=True):
+        (said,) = Recipe("self_distillation", options, student=Model("s"), teacher=teacher).warnings()
+        assert said.startswith(f"the teacher {name} is not used: self_distillation")
+    assert not Recipe("self_distillation", options, student=Model("s")).warnings()
+    assert not Recipe("self_distillation", options, student=Model("teacher/2"), teacher=given[0]).warnings()
+
+
 def test_a_file_that_is_no_recipe(tmp_path):
     for text in ("- a list", "method: [", "\x00"):
         path = tmp_path / "recipe.yaml"

@@ -164,7 +164,8 @@ def test_warnings_are_about_settings_without_effect_only():
 
     assert said("on_policy_distillation") == []
     assert said("sequence_distillation") == []
-    assert said("self_distillation") == [] and said("self_distillation", by="average") == []
+    for by in ("exits", "average"):
+        assert ["teacher t is not used" in text for text in said("self_distillation", by=by)] == [True]
     assert said("relation_distillation", output_weight=0.5, temperature=3.0) == []
     assert ["output_weight is 0" in text for text in said("relation_distillation")] == [True]
     assert ["alpha is 1" in text for text in said("vanilla_distillation", alpha=1.0)] == [True, False]
