@@ -10,7 +10,7 @@ import functools
 import os
 
 TRIM, MMAP = -1, -3  # of mallopt(3): what of the heap's end is kept, and from what size a block stands alone
-OWN_BLOCK, KEPT = 2**22, 2**27  # bytes
+OWN_BLOCK, KEPT = 2**21, 2**27  # bytes: of a huge page, and of many
 CHOSEN = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")  # the user's own settings
 
 

@@ -71,7 +71,7 @@ def compare(
     if teacher is not None:
         where = _folder(recipe.teacher.name) if recipe.teacher else None
         entries.append(Entry("teacher", "teacher", teacher, subject.tokenizer, where))
-    elif recipe.distils:
+    elif recipe.distils and recipe.scheme.teacher == "given":
         warnings.append(
             "the teacher is not loaded here (a cache, an endpoint or several models): the table has no line for it"
         )
@@ -82,7 +82,8 @@ def compare(
             entry, history = _train_baseline(subject, kind, how_long, on_event)
             entries.append(entry)
             histories[entry.name] = history
-            how_long = round(steps * _cost(subject, teacher, history))
+            # a step that also hears a teacher costs no less; seconds of a few steps may say so
+            how_long = max(steps, round(steps * _cost(subject, teacher, history)))
     entries.append(Entry(name, role, parts.tuned.model, subject.tokenizer, folder, steps, seconds))
     for entry, history in others:
         entries.append(entry)
