@@ -17,6 +17,7 @@ from llm_finetuner.errors import ModelError, OrderError, RecipeError
 from llm_finetuner.judging import Judging
 from llm_finetuner.layer_maps import layer_pairs
 from llm_finetuner.models import loading
+from llm_finetuner.models.shrink import parse_share
 from llm_finetuner.named_models import load_student
 from llm_finetuner.recipe import Data, Model, Recipe, Train, Tuning
 from llm_finetuner.registry import menu_entry
@@ -63,7 +64,8 @@ class LLMFineTuner(Teaching, Judging):
     ) -> None:
         """Load the student for a method: its name or menu number. adapter: how a distillation student is tuned.
 
-        from_scratch takes the configuration only and draws the weights from the seed. Raises RecipeError, ModelError.
+        from_scratch takes the configuration only and draws the weights from the seed. A student called teacher/2 is
+        cut from the teacher, which is loaded first. Raises RecipeError, ModelError, OrderError.
         """
         _, learned, tuning, _ = menu_entry(method)
         if adapter is not None and learned == "fine_tuning" and adapter != tuning:
@@ -72,6 +74,8 @@ class LLMFineTuner(Teaching, Judging):
             )
         tuning = adapter or tuning
         four = load_in_4bit or (tuning == "qlora" and not load_in_8bit)
+        if self._given is None and parse_share(self.recipe.student.name) is not None:
+            self._cut_named_student(load_in_8bit or four or from_scratch)
         student = replace(
             self.recipe.student, load_in_4bit=four, load_in_8bit=load_in_8bit, from_scratch=from_scratch
         )

@@ -19,10 +19,15 @@ from llm_finetuner.errors import DataError, ModelError, OrderError
 from llm_finetuner.export.beside import stop_early
 from llm_finetuner.export.hub import upload
 from llm_finetuner.models import loading
+from llm_finetuner.models.shrink import parse_share
 from llm_finetuner.recipe import Recipe
 from llm_finetuner.registry import TASKS, resolve
 from llm_finetuner.teachers.provider import Provider
 from llm_finetuner.trainer import OnEvent, TrainResult
+
+TEACHER_THEN_STUDENT = (
+    "load_teacher_model(...) with one live teacher first, then load_model(...) or student_from_teacher(...)"
+)
 
 
 class Judging:
@@ -43,9 +48,12 @@ class Judging:
 
     @property
     def tokenizer(self) -> Any:
-        """The student's tokenizer, loaded when it is first needed. Raises ModelError."""
+        """The student's tokenizer, loaded when it is first needed. Raises ModelError, OrderError."""
         if self._parts.tokenizer is None:
-            if not self.recipe.student.name:
+            cut = parse_share(self.recipe.student.name) is not None
+            if cut:
+                self._need_model()
+            if cut or not self.recipe.student.name:
                 raise ModelError(
                     "the model came without a tokenizer", "LLMFineTuner(model, ..., tokenizer=...)"
                 )
@@ -200,8 +208,14 @@ class Judging:
         return resolve(TASKS, self.recipe.task, "task")()
 
     def _need_model(self) -> None:
-        if self.model is None:
-            raise OrderError("no model is loaded", "call load_model(...) first")
+        if self.model is not None:
+            return
+        name = self.recipe.student.name
+        if parse_share(name) is not None:
+            raise OrderError(
+                f"no model is loaded: {name} is cut from a live teacher", "call " + TEACHER_THEN_STUDENT
+            )
+        raise OrderError("no model is loaded", "call load_model(...) first")
 
     def _shared(self) -> int | None:
         if not isinstance(self._parts.teacher, nn.Module):

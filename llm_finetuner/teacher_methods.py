@@ -13,9 +13,9 @@ from llm_finetuner.assembly import Parts, hardest
 from llm_finetuner.cache_job import cache_answers
 from llm_finetuner.checks import common_vocabulary
 from llm_finetuner.errors import ModelError, OrderError, RecipeError
-from llm_finetuner.judging import Judging
+from llm_finetuner.judging import TEACHER_THEN_STUDENT, Judging
 from llm_finetuner.models import loading
-from llm_finetuner.models.shrink import describe, shrink
+from llm_finetuner.models.shrink import describe, parse_share, shrink
 from llm_finetuner.named_models import batches, load_teacher
 from llm_finetuner.recipe import Recipe, Teacher
 from llm_finetuner.registry import TEACHERS, resolve
@@ -34,7 +34,7 @@ class Teaching(Judging):
     """The part of LLMFineTuner that deals with teachers."""
 
     _given: nn.Module | None
-    _members: list[tuple[nn.Module, Any]]  # the live teachers with their tokenizers
+    _members: list[tuple[nn.Module, Any]] = []  # the live teachers with their tokenizers
 
     def load_teacher_model(
         self,
@@ -210,6 +210,23 @@ class Teaching(Judging):
         self.recipe = replace(self.recipe, student=replace(self.recipe.student, name=name, **cut))
         self._set_teacher(self.recipe.teacher, self._members)  # it may speak of other columns now
         return describe(model, student)
+
+    def _cut_named_student(self, otherwise: bool) -> None:
+        """Make the student that is called teacher/2; otherwise: asked for quantised, or with weights of its own."""
+        student = self.recipe.student
+        if not self._members:
+            raise OrderError(
+                f"student {student.name!r} is cut from the teacher, and none is loaded",
+                "call " + TEACHER_THEN_STUDENT,
+            )
+        if otherwise:
+            raise RecipeError(
+                f"student {student.name!r} is cut from the teacher's weights as they are",
+                "name a model to load it in 4 or 8 bits; from_scratch goes in a recipe: student.from_scratch",
+            )
+        self.student_from_teacher(
+            parse_share(student.name), blocks=student.keep_blocks, width=student.keep_width
+        )
 
     def hard_examples(self, dataset: Any, share: float = 0.2) -> Any:
         """The share of the rows that the student as it is now finds hardest (nats a token), to go on with."""

@@ -83,6 +83,36 @@ def test_wrong_values_are_refused_at_once(finetuner, teacher_folder, rows):
         finetuner.train(rows, method="vanilla")
 
 
+def test_a_student_named_as_a_part_waits_for_its_teacher_and_is_cut_from_it(teacher_folder, tmp_path, rows):
+    tuner = LLMFineTuner("teacher/2", tmp_path / "run")
+    for call in (
+        lambda: tuner.load_model(method="vanilla_distillation"),
+        lambda: tuner.load_model(),
+        lambda: tuner.generate(["a"]),
+        lambda: tuner.load_teacher_model([teacher_folder, teacher_folder]),
+        lambda: tuner.tokenizer,
+    ):
+        with pytest.raises(OrderError, match="cut from") as caught:
+            call()
+        assert caught.value.hint.startswith("call load_teacher_model(")
+        assert "load_model(...) or student_from_teacher" in caught.value.hint
+    tuner.load_teacher_model(teacher_folder)
+    for options in ({"load_in_8bit": True}, {"from_scratch": True}, {"method": "qlora"}):
+        with pytest.raises(RecipeError, match="teacher's weights as they are"):
+            tuner.load_model(**options)
+    tuner.load_model(method="vanilla_distillation")
+    other = LLMFineTuner("teacher/2", tmp_path / "other")
+    other.load_teacher_model(teacher_folder)
+    other.student_from_teacher(2)
+    mine, theirs = tuner.model.state_dict(), other.model.state_dict()
+    assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+    cut = {name: value.clone() for name, value in mine.items()}
+    assert tuner.recipe.student.name == "teacher/2" and tuner.tokenizer is not None
+    assert tuner.train(rows, **QUICK, steps=1).history
+    tuner.load_model(method="vanilla_distillation")  # anew, from the same part
+    assert all(torch.equal(value, cut[name]) for name, value in tuner.model.state_dict().items())
+
+
 def test_temperature_without_effect_warns(finetuner, teacher_folder):
     finetuner.load_model(method="feature_distillation")
     finetuner.load_teacher_model(teacher_folder)
