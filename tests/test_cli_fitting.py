@@ -2,8 +2,10 @@
 # ruff: noqa: F811, I001  fixtures are arguments
 
 import json
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,9 +15,11 @@ from menu_keys import here, keys  # noqa: F401  fixtures
 from llm_finetuner.cli import answers, fitting, jobs
 from llm_finetuner.cli.app import main
 from llm_finetuner.cli.asking import so_far
+from llm_finetuner.cli.chains import check_stages
 from llm_finetuner.cli.needed import blocks_kept, compares_blocks
 from llm_finetuner.cli.questions import questions
 from llm_finetuner.cli.settings import build
+from llm_finetuner.cli.teaching import check_cache
 from llm_finetuner.errors import RecipeError
 from llm_finetuner.models.shrink import choose_blocks
 from llm_finetuner.recipe_file import save
@@ -72,6 +76,28 @@ def test_most_of_it_needs_no_torch(desk):
         [sys.executable, "-c", program, *words], env={"PYTHONPATH": door}, capture_output=True, text=True
     )
     assert run.stdout.split() == ["2", "False"], run.stderr
+
+
+def test_folders_without_weights_are_told_before_the_first_stage(desk, capsys):
+    shutil.copytree("small", "bare", ignore=shutil.ignore_patterns("*.safetensors"))
+    given = ["--data", "rows.jsonl", "--output", "run"]
+    assert main(["distill", "--student", "bare", "--teacher", "big", *given]) == 2
+    assert "bare holds no weights\n  --from-scratch" in capsys.readouterr().err
+    assert main(["distill", "--student", "small", "--teacher", "bare", *given]) == 2
+    assert "bare holds no weights\n  give the folder" in capsys.readouterr().err
+    recipe = build(
+        4, {"student.name": "small", "teacher.name": "big", "data.source": "rows.jsonl", "output": "run"}
+    )
+    save(replace(recipe, stages=["small", "bare"]), "chain.yaml")
+    assert main(["run", "chain.yaml"]) == 2
+    assert "stage 2: bare holds no weights" in capsys.readouterr().err and not Path("run").exists()
+    stages = [{"student": "bare", "student.from_scratch": True}, "small"]
+    check_stages(
+        replace(recipe, stages=stages)
+    )  # the first stage's student will have weights when it teaches
+    check_cache(
+        replace(recipe, student=replace(recipe.student, name="bare")), "answers"
+    )  # its tokenizer is enough
 
 
 def test_data_that_are_not_there(desk, capsys):

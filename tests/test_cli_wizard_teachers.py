@@ -1,6 +1,8 @@
 """The wizard's questions about teachers and schemes, by keystrokes: every kind of teacher, chains, caches."""
 # ruff: noqa: F811, I001  fixtures are arguments
 
+import shutil
+
 import pytest
 from menu_keys import CTRL_U, DATA, DOWN, ENTER, MODELS, answers_to
 from menu_keys import here, keys  # noqa: F401  fixtures
@@ -9,6 +11,7 @@ from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
 from llm_finetuner.cli import prompts, side_jobs, walk
+from llm_finetuner.cli.chains import as_planned, check_stages
 from llm_finetuner.cli.console import Screen
 from llm_finetuner.cli.prompts import Pick
 from llm_finetuner.cli.settings import build
@@ -90,6 +93,29 @@ def test_a_chain_of_stages(keys, here):
     recipe = keys(lambda: walk.Walk("vanilla_distillation", Screen(), "chain").forward(), *moves)
     assert recipe.stages == ["big", "small"] and recipe.teacher.name == "big"
     assert recipe.output == "outputs/big-chain"
+
+
+@pytest.fixture
+def bare(here):
+    """A third folder: configuration and tokenizer, no weights."""
+    shutil.copytree(here / "small", here / "bare", ignore=shutil.ignore_patterns("*.safetensors"))
+
+
+def test_a_stage_without_weights_starts_from_new_ones(keys, bare):
+    moves = ["big", ENTER, "teacher/2", ENTER, "bare", ENTER, ENTER, ENTER, ENTER, *DATA, options_asked(2)]
+    recipe = keys(lambda: walk.Walk("vanilla_distillation", Screen(), "chain").forward(), *moves)
+    assert recipe.stages == ["teacher/2", {"student": "bare", "student.from_scratch": True}]
+    assert (recipe.student.name, recipe.output) == ("teacher/2", "outputs/part-chain")
+    first, second = as_planned(recipe)
+    assert not first.student.from_scratch and second.student.from_scratch
+    check_stages(recipe)
+
+
+def test_a_peer_without_weights_starts_from_new_ones(keys, bare):
+    moves = ["bare", ENTER, ENTER, ENTER, "bare", ENTER, ENTER, ENTER]
+    count = len(options_of(resolve(METHODS, "online_distillation")))
+    recipe = keys(answers_to("online_distillation"), *moves, *DATA, options_asked(count))
+    assert recipe.student.from_scratch and recipe.teacher.name == "bare" and recipe.teacher.from_scratch
 
 
 def test_numbers_of_two_digits():

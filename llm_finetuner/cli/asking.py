@@ -18,7 +18,10 @@ Steps = list[tuple["Question", str]]
 ONLY_WITH = {"options.exits": ("options.by", "exits"), "options.decay": ("options.by", "average")}
 
 
-STAGE = "stage."  # keys of a chain's students
+STAGE, NEW_STAGE = (
+    "stage.",
+    "new_stage.",
+)  # keys of a chain's students, and of whether they start from new weights
 NO_SETTINGS = ("method", "advanced", "more", "data.look")  # answers that are no setting of a recipe
 FITTED = (  # what is held against the models that were named before
     "options.exits", "options.feature_layers", "options.layers", "options.objectives", "teacher.options.weights",
@@ -92,7 +95,7 @@ def prompt_for(setting: Setting, answers: Answers) -> Ask | Pick | None:
 
 def so_far(answers: Answers) -> Recipe:
     """The recipe of the answers, all else as it is without. Raises RecipeError."""
-    own = ("job", STAGE)
+    own = ("job", STAGE, NEW_STAGE)
     paths = {
         key: value for key, value in answers.items() if key not in NO_SETTINGS and not key.startswith(own)
     }

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -188,9 +189,14 @@ def _whole(recipe: Recipe) -> Recipe:
     return replace(with_whole_paths(recipe), stages=[whole(stage) for stage in recipe.stages])
 
 
-def chain_of(recipe: Recipe, students: list[str]) -> Recipe:
-    """The recipe whose stages have these students, the largest first."""
-    return replace(recipe, student=replace(recipe.student, name=students[0]), stages=list(students))
+def chain_of(recipe: Recipe, students: list[str], scratch: Sequence[int] = ()) -> Recipe:
+    """The recipe whose stages have these students, the largest first; those of the stages in `scratch` are new."""
+    stages = [
+        {"student": name, "student.from_scratch": True} if number in scratch else name
+        for number, name in enumerate(students, 1)
+    ]
+    student = replace(recipe.student, name=students[0], from_scratch=1 in scratch)
+    return replace(recipe, student=student, stages=stages)
 
 
 def as_planned(recipe: Recipe) -> list[Recipe]:
@@ -205,6 +211,7 @@ def as_planned(recipe: Recipe) -> list[Recipe]:
         if stage.teacher is not None and stage.teacher.name in before:
             earlier = before[stage.teacher.name]  # a part of its teacher is taken for the whole
             part = is_part(earlier.student.name)
-            stage = replace(stage, teacher=earlier.teacher if part else Teacher(earlier.student.name))
+            taught = Teacher(earlier.student.name, from_scratch=earlier.student.from_scratch)
+            stage = replace(stage, teacher=earlier.teacher if part else taught)
         found.append(stage)
     return found

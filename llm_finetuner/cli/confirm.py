@@ -3,7 +3,7 @@
 from typing import Any
 
 from llm_finetuner.cli import preview
-from llm_finetuner.cli.chains import as_planned, named_students
+from llm_finetuner.cli.chains import as_planned, check_stages, named_students
 from llm_finetuner.cli.console import Screen
 from llm_finetuner.cli.doctor import memory_available
 from llm_finetuner.cli.estimate import Estimate, Sized, look_ahead, together
@@ -28,8 +28,7 @@ def confirm_screen(recipe: Recipe, screen: Screen) -> bool:
     try:
         sight = preview.look(recipe)
         plans = as_planned(recipe) if recipe.stages else [recipe]
-        for plan in plans:
-            check_fit(plan)
+        check_stages(recipe) if recipe.stages else check_fit(recipe)
         guesses = [look_ahead(plan, sight.examples, sight.length) for plan in plans]
         sizes, guess = guesses[0][0], together([guess for _, guess in guesses])
         warnings += memory_warnings(guess)

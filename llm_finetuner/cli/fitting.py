@@ -11,14 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from llm_finetuner.cli import imports
-from llm_finetuner.cli.answers import CACHE, lies_here, may_be_on_hub, model_name, quickstart_hint
+from llm_finetuner.cli.answers import (
+    CACHE,
+    holds_weights,
+    lies_here,
+    may_be_on_hub,
+    model_name,
+    quickstart_hint,
+)
 from llm_finetuner.cli.exits import program
 from llm_finetuner.cli.hub import is_on_hub, models_in
 from llm_finetuner.cli.needed import blocks_kept, compares_blocks, is_part
 from llm_finetuner.cli.words import words_of
 from llm_finetuner.errors import DataError, FinetunerError, RecipeError
 from llm_finetuner.layer_maps import layer_pairs
-from llm_finetuner.recipe import Recipe, Teacher, Train, members_of
+from llm_finetuner.recipe import Model, Recipe, Teacher, Train, members_of
 from llm_finetuner.teachers.places import check_kept, check_place
 
 DEPTH = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")  # what configurations call it
@@ -28,12 +35,30 @@ NO_STATES = (
 )  # kinds of teachers without hidden states; an ensemble of one has its member's
 
 
-def check_fit(recipe: Recipe) -> None:
-    """Raise RecipeError or DataError for what will stop the run and can be known now."""
+def check_fit(recipe: Recipe, trains: bool = True) -> None:
+    """Raise RecipeError or DataError for what will stop the run and can be known now.
+
+    trains: whether the student's weights are read, and not its tokenizer only.
+    """
     check_data(recipe)
     for model in models_in(recipe):
         model_name(model.name)
+        if trains or model is not recipe.student:
+            check_weights(recipe, model)
     check_models(recipe)
+
+
+def check_weights(recipe: Recipe, model: Model) -> None:
+    """Raise RecipeError for a folder that holds no weights, unless new ones are drawn."""
+    folder = Path(model.name).expanduser()
+    if model.from_scratch or not folder.is_dir() or holds_weights(folder):
+        return
+    hint = "give the folder of a model that was trained"
+    if model is recipe.student or recipe.scheme.teacher == "peers":
+        who = "student" if model is recipe.student else "teacher"
+        flag = "--from-scratch" if who == "student" else "--teacher-from-scratch"
+        hint = f"{flag} ({who}.from_scratch: true in a recipe) draws new ones; or {hint}"
+    raise RecipeError(f"{model.name} holds no weights", hint)
 
 
 def check_models(recipe: Recipe) -> None:

@@ -10,11 +10,13 @@ from llm_finetuner.cli.answers import (
     data_source,
     found_data,
     holds_weights,
+    model_name,
     output_folder,
     student_name,
     teacher_name,
 )
 from llm_finetuner.cli.asking import (
+    NEW_STAGE,
     STAGE,
     Answers,
     Question,
@@ -83,7 +85,9 @@ def chain(answers: Answers) -> Steps:
             if first
             else f"It learns from the one before. {BLANK}"
         )
-        steps.append((Question(f"{STAGE}{number}", make, f"Student {number}"), told))
+        key, new = f"{STAGE}{number}", "student.from_scratch"
+        fresh = Question(f"{NEW_STAGE}{number}", partial(pick_scratch, key), spoken.TITLES[new])
+        steps += [(Question(key, make, f"Student {number}"), told), (fresh, spoken.WHY[new])]
     method, _ = method_of(answers)
     steps += [plain("tuning.kind", pick_tuning), *data()]
     return [*steps, *[from_setting(s) for s in options_in(METHODS, method, "options")], *last(answers)]
@@ -124,7 +128,7 @@ def student(answers: Answers) -> Steps:
         "student.name",
         lambda a: Ask(spoken.EXAMPLE_STUDENT, partial(student_name, bool(kinds)), is_path=True),
     )
-    return [(named, told), plain("student.from_scratch", pick_scratch)]
+    return [(named, told), plain("student.from_scratch", partial(pick_scratch, "student.name"))]
 
 
 def teacher(answers: Answers) -> Steps:
@@ -141,9 +145,13 @@ def teacher(answers: Answers) -> Steps:
     if kind not in NAMELESS or is_part(answers.get("student.name", "")) and kind != "ensemble":
         named = Question(
             "teacher.name",
-            lambda a: Ask(spoken.EXAMPLE_TEACHER, fitted(teacher_of(kind), "teacher.name", a), is_path=True),
+            lambda a: Ask(
+                spoken.EXAMPLE_TEACHER, fitted(teacher_of(kind, peers), "teacher.name", a), is_path=True
+            ),
         )
         steps.append((named, spoken.PEER if peers else named.why()))
+        if peers:
+            steps.append(plain("teacher.from_scratch", partial(pick_scratch, "teacher.name")))
     options = options_in(TEACHERS, kind, "teacher.options")
     asked = FIRST.get(kind, tuple(s.name for s in options))
     steps += [from_setting(s) for s in options if s.name in asked]
@@ -198,7 +206,9 @@ def further(answers: Answers) -> list[Setting]:
         *(fields_of(Teacher, "teacher") if has_teacher else []),
         *[s for s in options if s.name not in FIRST.get(kind, (s.name,))],
     ]  # fmt: skip
-    asked = (*ASKED, *ELSEWHERE, *(["student.from_scratch"] if lacks_weights(answers) else []))
+    models = ("student", "teacher")
+    fresh = [f"{who}.from_scratch" for who in models if lacks_weights(answers, f"{who}.name")]
+    asked = (*ASKED, *ELSEWHERE, *fresh)
     return [s for s in settings if s.path not in asked]
 
 
@@ -216,7 +226,7 @@ def mark_more(answers: Answers, more: list[Setting]) -> Mark | None:
 
 def stage_name(first: bool, typed: str) -> str:
     """A student of a chain as typed; nothing ends the chain. Raises RecipeError."""
-    return student_name(False, typed) if first or typed.strip() else ""
+    return student_name(True, typed) if first or typed.strip() else ""
 
 
 def whole_number(typed: str) -> int:
@@ -226,8 +236,10 @@ def whole_number(typed: str) -> int:
     return int(typed)
 
 
-def teacher_of(kind: str) -> Callable[[str], str]:
-    """How a teacher's name is read: a model's, or what an endpoint calls it."""
+def teacher_of(kind: str, peers: bool) -> Callable[[str], str]:
+    """How a teacher's name is read: a model's, or what an endpoint calls it. A peer may start from new weights."""
+    if peers:
+        return model_name
     return str.strip if kind == "remote" else teacher_name
 
 
@@ -238,17 +250,17 @@ def pick_kind(kinds: list[str], peers: bool) -> Pick | None:
     return Pick(choices, kinds[0]) if len(kinds) > 1 else None
 
 
-def lacks_weights(answers: Answers) -> bool:
-    """Whether the student is a folder that holds a configuration only."""
-    name = answers.get("student.name")
+def lacks_weights(answers: Answers, key: str = "student.name") -> bool:
+    """Whether the model of this answer is a folder that holds a configuration only."""
+    name = answers.get(key)
     return bool(name) and Path(name).is_dir() and not holds_weights(Path(name))
 
 
-def pick_scratch(answers: Answers) -> Pick | None:
+def pick_scratch(key: str, answers: Answers) -> Pick | None:
     """Asked only where there is nothing else to start from."""
     yes = (True, "Yes, from scratch", "The folder holds no weights: they are drawn from the seed", None)
     no = (BACK, "No, another model", "", None)
-    return Pick([yes, no], True) if lacks_weights(answers) else None
+    return Pick([yes, no], True) if lacks_weights(answers, key) else None
 
 
 def pick_tuning(answers: Answers) -> Pick:
@@ -268,7 +280,7 @@ def pick_split(answers: Answers) -> Ask | None:
 def free_folder(answers: Answers) -> str:
     """outputs/<student>-<method>, or the first number after it that is free."""
     student = Path(answers.get("student.name") or answers[f"{STAGE}1"]).name or "student"
-    if is_part(answers.get("student.name", "")):
+    if is_part(answers.get("student.name") or answers[f"{STAGE}1"]):
         student = "part"
     first = f"outputs/{student}-{'chain' if answers.get('job') == 'chain' else answers['method']}"
     names = [first, *(f"{first}-{number}" for number in range(2, 1000))]

@@ -4,6 +4,7 @@ EXAMPLE_STUDENT, EXAMPLE_TEACHER = "gpt2", "gpt2-medium"
 TITLES = {
     "student.name": "Student model",
     "student.from_scratch": "Start from new weights?",
+    "teacher.from_scratch": "Start from new weights?",
     "teacher.kind": "What teaches?",
     "teacher.name": "Teacher model",
     "teacher.options.members": "Teacher models",
@@ -27,6 +28,7 @@ TITLES = {
 WHY = {  # where the help of the flag is too short for someone who sees it for the first time
     "student.name": "The model to train: a folder (Tab completes), or a name on the hub.",
     "student.from_scratch": "Only the configuration of the model is read then.",
+    "teacher.from_scratch": "Only the configuration of the model is read then; its draw is another than the student's.",
     "teacher.kind": "",
     "teacher.name": "The bigger model to learn from. Its tokenizer must be the student's.",
     "teacher.options.members": "Folders or hub names, separated by blanks; their tokens must be the student's.",

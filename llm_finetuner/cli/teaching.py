@@ -59,7 +59,7 @@ def write_cache(recipe: Recipe, folder: str, options: dict[str, Any], screen) ->
 def check_cache(recipe: Recipe, folder: str) -> None:
     """Raise RecipeError where the answers cannot be had, or the folder is somebody else's."""
     check_complete(recipe)
-    check_fit(recipe)
+    check_fit(recipe, trains=False)
     if recipe.teacher.kind != "live":
         raise RecipeError("only the answers of one live teacher can be cached", "give one --teacher")
     check_shared(replace(recipe, output=folder), CACHE, "--to")  # any of its files: a cache began here

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from llm_finetuner.cli import imports, prompts
-from llm_finetuner.cli.asking import STAGE, so_far
+from llm_finetuner.cli.asking import NEW_STAGE, STAGE, so_far
 from llm_finetuner.cli.chains import chain_of
 from llm_finetuner.cli.hub import names_in, prepare
 from llm_finetuner.cli.plain import clean
@@ -67,7 +67,8 @@ class Walk:
         """The recipe of the answers. Raises RecipeError."""
         recipe = so_far(self.answers)
         students = [self.answers[key] for key in sorted(self.answers, key=_number) if key.startswith(STAGE)]
-        return chain_of(recipe, [name for name in students if name]) if students else recipe
+        new = [int(k.removeprefix(NEW_STAGE)) for k in self.answers if k.startswith(NEW_STAGE)]
+        return chain_of(recipe, [name for name in students if name], new) if students else recipe
 
     def _next(self) -> tuple[Question, str] | None:
         for question, why in questions(self.answers):
