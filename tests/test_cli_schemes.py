@@ -1,4 +1,5 @@
 """Every kind of teacher and every scheme through the real command line, on tiny models."""
+# ruff: noqa: F811, I001  fixtures are arguments
 
 import json
 import os
@@ -6,7 +7,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+from menu_keys import CTRL_U, DOWN, ENTER
+from menu_keys import here, keys  # noqa: F401  fixtures
 
+from llm_finetuner import sweep
+from llm_finetuner.cli import side_jobs
 from llm_finetuner.cli.app import main
 from llm_finetuner.recipe_file import load
 
@@ -232,3 +237,21 @@ def test_a_search_ranks_and_leaves_the_best_recipe(desk, capsys):
     assert len(told(capsys)["trials"]) == 2
     assert main(["sweep", "r.yaml"]) == 2 and "no setting to vary" in capsys.readouterr().err
     assert main(["sweep", "r.yaml", "alpha=0:1"]) == 2 and "optuna" in capsys.readouterr().err
+    assert main([*words, "--trials", "1", "--output", "other"]) == 0 and Path("other/best.yaml").exists()
+
+
+def test_the_menu_searches_in_a_folder_of_its_own_and_asks_first(keys, here, capsys, monkeypatch):
+    Path("r.yaml").write_text(CHAIN.replace("stages", "# stages"))
+    Path("out").mkdir()
+    Path("out/somebody.txt").write_text("theirs")
+    moves = [CTRL_U, "r.yaml", ENTER, ENTER, CTRL_U, "alpha=0.1,0.5", ENTER, ENTER]
+    assert keys(side_jobs.search, *moves, DOWN, ENTER) == 0
+    command = "sweep r.yaml alpha=0.1,0.5 --search grid --output out-search"
+    assert command in capsys.readouterr().out and not Path("out-search").exists()
+
+    def stopped(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweep, "fit", stopped)
+    with pytest.raises(KeyboardInterrupt, match=command):
+        keys(side_jobs.search, *moves, ENTER)

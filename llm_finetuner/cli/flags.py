@@ -148,6 +148,9 @@ def _sweep(child: argparse.ArgumentParser) -> None:
     child.add_argument(
         "--seeds", type=int, metavar="N", help="runs of each trial; the mean chooses (default: 1)"
     )
+    child.add_argument(
+        "--output", metavar="FOLDER", help="where the trials go (default: the recipe's output)"
+    )
     add_set(child)
 
 

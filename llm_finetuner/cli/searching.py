@@ -1,6 +1,7 @@
 """The command sweep: a search for better settings, its table and its winner. Heavy imports stand inside."""
 
 import shlex
+from dataclasses import replace
 from typing import Any
 
 from llm_finetuner.cli.exits import program
@@ -21,28 +22,43 @@ def sweep(given: dict[str, Any], screen) -> Any:
     from llm_finetuner.recipe_file import load
 
     recipe = load(existing(given["recipe"]), given.get("set", []))
+    recipe = replace(recipe, output=given.get("output", recipe.output))
     budget = {name: given[name] for name in BUDGET if name in given}
     return search(recipe, given.get("assignments", []), budget, screen)
 
 
-def check_sweep(recipe: Recipe) -> None:
-    """Raise RecipeError where the recipe cannot be tried, or its folder is of something else."""
+def check_tried(recipe: Recipe) -> None:
+    """Raise RecipeError or DataError where the recipe cannot be tried."""
     if recipe.stages:
         raise RecipeError("a chain cannot be searched", "search a recipe of one stage")
     check_complete(recipe)
     check_fit(recipe)
+
+
+def check_folder(recipe: Recipe) -> None:
+    """Raise RecipeError where the folder is of something else; an earlier call's is gone on with."""
     check_shared(recipe, (RECORD,))
 
 
-def search(recipe: Recipe, assignments: list[str], budget: dict[str, Any], screen) -> Any:
-    """Run the trials, and show the ranking."""
+def command_of(path: str, recipe: Recipe, assignments: list[str], budget: dict[str, Any]) -> str:
+    """The shell command of this search of the recipe in the file `path`."""
+    flags = [word for name, value in budget.items() for word in (f"--{name}", str(value))]
+    words = ["sweep", path, *assignments, *flags, "--output", recipe.output]
+    return f"{program()} {shlex.join(words)}"
+
+
+def search(
+    recipe: Recipe, assignments: list[str], budget: dict[str, Any], screen, again: str = "the same command"
+) -> Any:
+    """Run the trials, and show the ranking. again: what goes on after an interruption."""
     from llm_finetuner.cli.progress import View
     from llm_finetuner.search.space import parse
 
     space = parse(assignments)
     if not space:
         raise RecipeError("no setting to vary is named", "examples: temperature=1,2,4 alpha=0.1,0.5")
-    check_sweep(recipe)
+    check_tried(recipe)
+    check_folder(recipe)
     prepare(names_in(recipe), screen.warn)
     try:
         with View(screen) as view:
@@ -50,7 +66,7 @@ def search(recipe: Recipe, assignments: list[str], budget: dict[str, Any], scree
 
             result = run(recipe, space, **budget, on_event=view)
     except KeyboardInterrupt as stop:
-        raise KeyboardInterrupt("Finished trials are kept: the same command goes on from there.") from stop
+        raise KeyboardInterrupt(f"Finished trials are kept. To go on from there: {again}") from stop
     show(result, screen)
     return result
 

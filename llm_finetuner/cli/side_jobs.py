@@ -1,6 +1,9 @@
 """The entries of the menu that are no run: a cache, a data set that a teacher writes, a search for better settings."""
 
+import os
 import shlex
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from llm_finetuner.cli import prompts, searching, teaching
@@ -56,10 +59,11 @@ def search() -> Any:
     from llm_finetuner import recipe_file
     from llm_finetuner.search.space import parse
 
-    def load(typed: str) -> Recipe:
-        recipe = recipe_file.load(existing(typed))
-        searching.check_sweep(recipe)
-        return recipe
+    def load(typed: str) -> tuple[str, Recipe]:
+        path = existing(typed)
+        recipe = recipe_file.load(path)
+        searching.check_tried(recipe)
+        return str(path), recipe
 
     def space(typed: str) -> list[str]:
         words = shlex.split(typed)
@@ -68,9 +72,13 @@ def search() -> Any:
         return words
 
     found = offered() or ["recipe.yaml"]
-    recipe = prompts.ask(
+    chosen = prompts.ask(
         "Recipe", "It is tried as it is, too (Tab completes).", Ask(found[0], load, is_path=True)
     )
+    if chosen is BACK:
+        return BACK
+    path, recipe = chosen
+    recipe = in_free_folder(recipe)
     if recipe is BACK:
         return BACK
     why = "key=a,b,c, separated by blanks; low:high or low:high:log draws numbers between."
@@ -85,5 +93,39 @@ def search() -> Any:
     if how is BACK or trials is BACK:
         return BACK
     budget = {"search": how, **({"trials": trials} if trials else {})}
-    searching.search(recipe, words, budget, Screen())
+    return begin(recipe, words, budget, searching.command_of(path, recipe, words, budget))
+
+
+def in_free_folder(recipe: Recipe) -> Any:
+    """The recipe, with a folder that is asked for where something else is in its own; BACK where none is named."""
+
+    def free(typed: str) -> Recipe:
+        moved = replace(recipe, output=os.path.expanduser(typed.strip()))
+        searching.check_folder(moved)
+        return moved
+
+    try:
+        return free(recipe.output)
+    except RecipeError as error:
+        names = (f"{recipe.output}-search{number}" for number in ("", *range(2, 1000)))
+        offered_name = next(name for name in names if not Path(name).exists())
+        why = f"The trials go here, for {error.what}."
+        return prompts.ask("Output folder", why, Ask(offered_name, free, is_path=True))
+
+
+def begin(recipe: Recipe, words: list[str], budget: dict[str, Any], command: str) -> Any:
+    """Say how many trials there will be, and start them if that is wanted."""
+    from llm_finetuner.search.space import grid, parse
+
+    count = budget.get("trials") or len(grid(parse(words)))
+    why = f"{count} {'trial' if count == 1 else 'trials'} and the recipe as it is, each a run in {recipe.output}."
+    choices = [("start", "Start", "", None), ("quit", "Leave", "Nothing is changed", None)]
+    answer = prompts.ask("Start?", why, Pick(choices, "start"))
+    if answer is BACK:
+        return BACK
+    screen = Screen()
+    if answer == "start":
+        searching.search(recipe, words, budget, screen, again=command)
+    screen.say("the same by command:")
+    screen.unfolded(command)
     return OK
