@@ -17,6 +17,7 @@ from llm_finetuner.registry import TASKS, resolve
 from llm_finetuner.teachers.caching import write_cache
 from llm_finetuner.teachers.identity import fingerprint, keys_of_rows, template_digest, tokenizer_digest
 from llm_finetuner.teachers.matched import live_teacher
+from llm_finetuner.teachers.places import weight_files
 from llm_finetuner.teachers.provider import Context, Provider
 from llm_finetuner.trainer import OnEvent
 
@@ -54,6 +55,8 @@ def cache_answers(
     if train is None:
         train, held_out = load_rows(data, tokenizer, recipe.train.seed, str(path), note)
     context = Context(task, student, tokenizer, device, note, recipe.train.seed)
+    loads = parts.teacher is None and recipe.teacher is not None
+    files = {"files": weight_files(recipe.teacher.name)} if loads else {}  # before they are read
     teacher, model = _teacher(recipe, parts, context)
     rows = [part for part in (train, held_out) if part is not None]
     for part in rows:
@@ -63,6 +66,7 @@ def cache_answers(
         "weights": fingerprint(model),
         "max_length": data.max_length,
         "loss_on": data.loss_on,
+        **files,
     }
     if tokenizer is not None:
         about |= {"tokenizer": tokenizer_digest(tokenizer), "template": template_digest(tokenizer)}

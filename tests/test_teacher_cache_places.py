@@ -7,9 +7,11 @@ from cache_models import CPU, NOTHING, TASK, V, build_teacher, open_cache
 from conftest import build_gpt2, prepared_rows
 from test_teacher_cache_filling import ROWS, Counting, filler, train
 
+from llm_finetuner.assembly import Parts
+from llm_finetuner.cache_job import cache_answers
 from llm_finetuner.errors import DataError, RecipeError, TrainingError
 from llm_finetuner.models import loading
-from llm_finetuner.recipe import Teacher
+from llm_finetuner.recipe import Model, Recipe, Teacher, Train
 from llm_finetuner.teachers.cached import cached
 from llm_finetuner.teachers.filling import Filling, fill
 from llm_finetuner.teachers.live import Live
@@ -89,3 +91,22 @@ def test_blocks_to_keep_are_whole_numbers(tmp_path, kept):
     context = Context(TASK, build_gpt2(V), None, CPU, print)
     with pytest.raises(RecipeError, match="keep_layers must be a list of whole numbers"):
         fill(Teacher("t"), context, path=str(tmp_path / "c"), keep_layers=kept)
+
+
+def test_a_cache_that_the_command_made_knows_the_files_of_its_teacher(tmp_path, monkeypatch):
+    rows, folder = prepared_rows(ROWS, V), tmp_path / "teacher"
+    build_teacher().float().save_pretrained(folder)
+    monkeypatch.setattr(loading, "load_tokenizer", lambda name: None)  # the rows came prepared
+    named, student = Teacher(str(folder)), build_gpt2(V)
+    recipe = Recipe(
+        method="vanilla_distillation", student=Model("s"), teacher=named, train=Train(batch_size=4)
+    )
+    for _ in range(2):  # to go on with it, its files are not compared
+        cache_answers(recipe, tmp_path / "c", k=20, parts=Parts(student=student, train=rows, device="cpu"))
+        os.utime(folder / "model.safetensors", ns=(1, 1))
+    cache_answers(recipe, tmp_path / "d", k=20, parts=Parts(student=student, train=rows, device="cpu"))
+    context = Context(TASK, student, None, CPU, lambda text: None)
+    for path, loaded in (("c", True), ("d", False)):
+        teacher = fill(named, context, path=str(tmp_path / path), k=20)
+        train(tmp_path / f"run_{path}", teacher, rows, epochs=1)
+        assert bool(teacher.about) == loaded

@@ -1,5 +1,6 @@
 """The folder of a cached teacher: whole after a kill, checked, and refused where something differs."""
 
+import copy
 import json
 import signal
 import subprocess
@@ -7,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from cache_models import ABOUT, NOTHING, TASK, V, build_teacher, listed, open_cache, write
+import torch
+from cache_models import ABOUT, NOTHING, TASK, V, answers, build_teacher, listed, open_cache, write
 from conftest import prepared_rows
 
 from llm_finetuner.errors import DataError, RecipeError
@@ -141,3 +143,37 @@ def test_another_teacher_or_setting_is_not_mixed_in(tmp_path, model):
         with pytest.raises(RecipeError):
             write(model, rows, tmp_path / "new", **wrong)
     assert not (tmp_path / "new").exists()
+
+
+def test_data_that_a_cache_was_not_begun_with_are_measured_for_themselves(tmp_path, model):
+    """The means in the manifest are over all that is stored; rows that fit much worse are told of."""
+    rows, others, notes = listed(prepared_rows(6, V)), listed(prepared_rows(6, V, seed=5)), []
+
+    def grow(model, rows, path=tmp_path / "c"):
+        figures = write(model, rows, path, k=4, sample=99, on_event=lambda _, r: notes.append(r.get("text")))
+        assert json.loads((path / "manifest.json").read_text())["measured"] == {
+            name: value for name, value in figures.items() if name != "path"
+        }
+        return figures, [text for text in notes if text and "what was added" in text]
+
+    def error(cache, model, rows):
+        pairs = zip(answers(Live(TASK, model), rows), answers(cache, rows), strict=True)
+        return torch.cat([(live.exp() * (live - kept)).sum(1) for (live, _), (kept, _) in pairs])
+
+    sharp = copy.deepcopy(model)
+    sharp.lm_head.weight.mul_(60)  # what a teacher says of data that it knows much better
+    first, said = grow(sharp, rows)
+    assert not said
+    both, said = grow(model, rows + others)
+    old, new = (
+        error(open_cache(tmp_path / "c"), sharp, rows),
+        error(open_cache(tmp_path / "c"), model, others),
+    )
+    assert first["mean_kl"] == pytest.approx(old.mean().item(), rel=1e-3) and new.mean() > 0.02
+    assert len(said) == 1 and f"of {new.mean():.5f} nats" in said[0] and "another folder" in said[0]
+    assert both["rows"] == 12 and both["tokens"] == len(old) + len(new)
+    assert both["mean_kl"] == pytest.approx(torch.cat([old, new]).mean().item(), rel=1e-3)
+    again, said = grow(model, others)  # nothing is new
+    assert again == both and len(said) == 1
+    grow(model, rows, tmp_path / "d")
+    assert len(grow(model, rows + others, tmp_path / "d")[1]) == 1  # data of the same kind

@@ -175,7 +175,8 @@ class Cached(Provider):
 
 
 HINT = (
-    "prepare the data as for the cache, or run the cache command on these data: what is there already is kept"
+    "prepare the data as for the cache, or run the cache command on these data: what is there already is kept "
+    "(data of another kind are less accurate there: give them a folder of their own)"
 )
 
 

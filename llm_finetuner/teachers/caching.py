@@ -27,6 +27,10 @@ SHARD_BYTES = 2**24  # a kill loses at most so much
 NUMBERS = 2**24  # log-probabilities in memory at a time
 FIT_NUMBERS, FIT_POSITIONS = 2**26, 8192  # that the shapes of tails are fitted to
 LOW_MASS = 0.8
+WORSE, MUCH = (
+    2,
+    0.02,
+)  # more than so many times the error of before, and nats: what was added does not fit the folder
 OURS = (FITTED, LOCK, "bad_rows.jsonl")  # may stand in a folder where no cache has begun
 FLOAT16_MOST = torch.finfo(torch.float16).max
 
@@ -59,7 +63,8 @@ def write_cache(
     sample: rows, evenly spaced, that the fit and the error are taken from.
 
     Returns {bytes_per_token (without hidden states), mean_kl (nats, KL(teacher || what the cache answers) on the
-    sample, None for draws), top_mass (what the k best hold, on average), tokens, rows, path}.
+    sample, None for draws), top_mass (what the k best hold, on average), tokens, rows, path}: of all that is stored.
+    Of a folder that grows the new rows are measured, and a note says where the answers to them are much less accurate.
     Raises RecipeError, DataError where the folder is of something else or damaged, TrainingError where it cannot be
     written. A kill leaves a folder that the same call goes on with, to the same bytes.
     """
@@ -70,12 +75,34 @@ def write_cache(
     about = json.loads(json.dumps(about))  # as the manifest will give it back
     store = open_or_begin(Path(path), settings, about, job, sample)
     job.write(store, shard_bytes, say)
-    figures = job.measure(store, k, sample)
-    store.measured(figures)
+    figures = measure_new(job, store, k, sample, lambda text: say("note", {"text": text}))
     if mode == "top_k" and figures["top_mass"] < LOW_MASS:
         text = f"the {k} best tokens hold {figures['top_mass']:.2f} of the teacher's mass: a larger k would lose less"
         say("note", {"text": text})
     return {**figures, "path": str(path)}
+
+
+def measure_new(job: "Job", store: Store, k: int, sample: int, note: Callable[[str], None]) -> dict[str, Any]:
+    """Measure those of the rows that were not; the figures of all that is stored, see Store.measured."""
+    shards = store.unmeasured
+    new = [number for number in job.numbers if store.places[job.keys[number].whole][0] in shards]
+    if new:
+        return keep_figures(store, job.measure(store, k, sample, new), note)
+    if len({job.keys[number].whole for number in job.numbers}) == len(store.places):
+        return store.measured(job.measure(store, k, sample, job.numbers), anew=True)
+    return {**store.manifest["measured"], "tokens": store.tokens, "rows": len(store.places)}
+
+
+def keep_figures(store: Store, figures: dict[str, Any], note: Callable[[str], None]) -> dict[str, Any]:
+    """Keep the figures of what was added to a store, and say so where it fits much worse than what was there."""
+    before, added = store.manifest.get("measured", {}).get("mean_kl"), figures["mean_kl"]
+    if before is not None and added > max(WORSE * before, MUCH):
+        note(
+            f"what was added to the cache {store.folder} has a mean error of {added:.5f} nats a token, what was there "
+            f"before {before:.5f}: its levels and tails were fitted to the data that it was begun with, so make a "
+            "cache of its own, in another folder, for these data"
+        )
+    return store.measured(figures)
 
 
 def settings_of(mode, k, draws, seed, layers, vocabulary, say) -> dict[str, Any]:
@@ -117,10 +144,11 @@ def open_or_begin(folder: Path, settings: dict, about: dict, job: "Job", sample:
 def check_same(store: Store, settings: dict[str, Any], about: dict[str, Any]) -> None:
     """Raise DataError where a store is not of these settings and of what they are about.
 
-    Of `about` only what both tell is compared, and the name of a teacher only where its weights are not told.
+    Of `about` only what both tell is compared, and the name of a teacher only where its weights are not told. The
+    files of its weights are not: copies are as good.
     """
     written = store.manifest["about"]
-    told = written.keys() & about.keys()
+    told = (written.keys() & about.keys()) - {"files"}
     told -= {"teacher"} if "weights" in told else set()
     parts = [(store.manifest["settings"], settings)]
     parts += [tuple({name: side[name] for name in sorted(told)} for side in (written, about))]
@@ -181,10 +209,10 @@ class Job:
         codec = tails.fit(torch.cat(parts), self.settings["k"])
         return {"levels": codec.levels.cpu(), "log_shapes": codec.log_shapes.half().cpu()}
 
-    def measure(self, store: Store, k: int, sample: int) -> dict[str, Any]:
-        """The error on some rows, other ones than for the fit where there are enough, from what was written."""
+    def measure(self, store: Store, k: int, sample: int, numbers: list[int]) -> dict[str, Any]:
+        """The error on some of these rows, not those of the fit where there are enough, from what was written."""
         cache, best, divergence, tokens = Cached(store, self.device), 0.0, 0.0, 0
-        for batch, said in self._answers(_evenly(self.numbers, sample, 1)):
+        for batch, said in self._answers(_evenly(numbers, sample, 1)):
             told, at = cache(self._collate(batch), Want()), 0
             for log_probs in self._log_probs(said):
                 answers = told.head(told.rows[at : at + len(log_probs)])
@@ -196,8 +224,6 @@ class Job:
             "bytes_per_token": cache.codec.record_bytes,
             "mean_kl": None if self.settings["mode"] == "sampled" else divergence / tokens,
             "top_mass": best / tokens,
-            "tokens": store.tokens,
-            "rows": len(store.places),
         }
 
     def _encode(self, codec, batch: list[int], said: Output) -> list[Entry]:

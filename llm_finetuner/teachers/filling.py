@@ -26,6 +26,7 @@ from llm_finetuner.teachers.caching import (
     Job,
     check_same,
     entries_of,
+    keep_figures,
     open_or_begin,
     settings_of,
 )
@@ -158,8 +159,7 @@ class Filling(Provider):
         with writing_to(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         with writing_to(self.folder), locked(self.folder):  # one process fits, the others read what it fitted
-            begins = self.files is not None and not (self.folder / MANIFEST).exists()
-            about = self.about | ({"files": self.files} if begins else {})  # not compared: copies are as good
+            about = self.about | ({"files": self.files} if self.files is not None else {})
             self._use(open_or_begin(self.folder, settings, about, job, FIT_ROWS))
         self.lacking = {key for key in keys if key not in self.cache.store}
         self._settle()
@@ -292,9 +292,9 @@ class Filling(Provider):
         if not error.positions:
             return
         size, loss = self.cache.codec.record_bytes, error.divergence / error.positions
-        mass, tokens, rows = error.best / error.positions, store.tokens, len(store.places)
-        names = ("bytes_per_token", "mean_kl", "top_mass", "tokens", "rows")
-        store.measured(dict(zip(names, (size, loss, mass, tokens, rows), strict=True)))
+        added = {"bytes_per_token": size, "mean_kl": loss, "top_mass": error.best / error.positions}
+        figures = keep_figures(store, added, self.context.note)
+        loss, mass, tokens, rows = (figures[name] for name in ("mean_kl", "top_mass", "tokens", "rows"))
         leaves = "" if self.stays else "; the teacher is not asked any more and leaves memory"
         self.context.note(
             f"the cache {self.folder} holds {rows:,} rows, {tokens:,} tokens, at {size} bytes a token, "

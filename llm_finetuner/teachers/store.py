@@ -32,6 +32,7 @@ from llm_finetuner.errors import DataError, TrainingError
 FORMAT = 1
 MANIFEST, FITTED, LOCK = "manifest.json", "fitted.safetensors", ".lock"
 NAME = "shard_{:05d}.safetensors"
+MEANS = ("mean_kl", "top_mass")  # of the measurements: over tokens
 
 
 @dataclass
@@ -96,6 +97,9 @@ class Store:
             there = [s for s in manifest["shards"] if (folder / s["name"]).exists()]
             if there != manifest["shards"]:
                 manifest["shards"] = there
+                if "measured" in manifest:
+                    left = sum(shard["tokens"] for shard in there)
+                    manifest["measured"]["tokens"] = min(manifest["measured"]["tokens"], left)
                 _write(folder / MANIFEST, _to_json(manifest))
         for shard in manifest["shards"]:
             advice = "remove this file and make the cache again: only its rows are computed anew"
@@ -156,12 +160,36 @@ class Store:
             if number > before:
                 self._index(number)
 
-    def measured(self, figures: dict[str, Any]) -> None:
-        """Keep measurements in the manifest."""
+    @property
+    def unmeasured(self) -> set[int]:
+        """Numbers of the shards that were written after the measurements in the manifest."""
+        left, found = self.manifest.get("measured", {}).get("tokens", 0), set()
+        for shard in self.manifest["shards"]:
+            if left <= 0:
+                found.add(_number(shard))
+            left -= shard["tokens"]
+        return found
+
+    def measured(self, figures: dict[str, Any], anew: bool = False) -> dict[str, Any]:
+        """Keep measurements in the manifest, of the tokens that had none, or `anew` of all; those of all are returned.
+
+        What was measured before counts with its tokens, so a mean is one over everything that is stored.
+        """
         with locked(self.folder):
             self.refresh()
+            before, tokens = self.manifest.get("measured"), self.tokens
+            if before and not anew:
+                share = before["tokens"] / tokens
+                figures = {
+                    name: share * before[name] + (1 - share) * value
+                    if name in MEANS and None not in (value, before[name])
+                    else value
+                    for name, value in figures.items()
+                }
+            figures = {**figures, "tokens": tokens, "rows": len(self.places)}
             self.manifest["measured"] = figures
             _write(self.folder / MANIFEST, _to_json(self.manifest))
+        return figures
 
     def _index(self, number: int) -> None:
         file = self._file(number)
