@@ -1,6 +1,7 @@
 """LLMFineTuner: the whole tool as one object. Each call edits one Recipe; train() hands it to the engine."""
 
 import copy
+import os
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from llm_finetuner.models.shrink import parse_share
 from llm_finetuner.named_models import load_student
 from llm_finetuner.recipe import Data, Model, Recipe, Train, Tuning
 from llm_finetuner.registry import menu_entry
+from llm_finetuner.run import is_run
 from llm_finetuner.setup_methods import setup_method
 from llm_finetuner.teacher_methods import Teaching
 from llm_finetuner.teachers.provider import Provider
@@ -51,6 +53,7 @@ class LLMFineTuner(Teaching, Judging):
         self.device = default_device(device)
         self._given = model_name if live else None
         self._parts = Parts(tokenizer=tokenizer, device=device)
+        self._written: set[str] = set()  # folders that this object has trained into
 
     # ---- models
 
@@ -202,6 +205,7 @@ class LLMFineTuner(Teaching, Judging):
         eval_dataset: Any = None,
         eval_fraction: float | None = None,
         resume: bool = False,
+        overwrite: bool = False,
         on_event: OnEvent | None = None,
         **settings: Any,
     ) -> TrainResult:
@@ -209,7 +213,8 @@ class LLMFineTuner(Teaching, Judging):
 
         dataset: rows, prepared or not. method="standard" trains without the teacher. eval_dataset, or a share of the
         rows (eval_fraction; 0.1 where eval_every or patience ask for evaluations), picks the best weights. settings:
-        the other fields of `recipe.train`. Each record of .history has step, epoch, loss (the weighted total), every
+        the other fields of `recipe.train`. A folder that holds a run of another object is written over with a warning,
+        without one where overwrite=True says that it is meant. Each record of .history has step, epoch, loss (the weighted total), every
         term unweighted in nats a token under its objective's name, teacher_nll, agreement, tokens_per_second,
         padding, learning_rate, grad_norm and seconds.
         """
@@ -230,9 +235,21 @@ class LLMFineTuner(Teaching, Judging):
         recipe = replace(recipe, data=replace(recipe.data, eval_fraction=eval_fraction))
         self._parts.train, self._parts.held_out = self._rows(dataset, eval_dataset, eval_fraction)
         self._keep_untouched()
+        self._warn_of_another_run(overwrite or resume)
         self._last = fit(recipe, self._parts, resume=resume, on_event=on_event)
         self._phases.append((recipe, self._last.history))
         return self._last
+
+    def _warn_of_another_run(self, meant: bool) -> None:
+        """Say that the folder holds a run which this object did not make: a script that is run again is no mistake."""
+        folder = os.path.abspath(self.recipe.output)
+        if is_run(folder) and folder not in self._written and not meant:
+            warnings.warn(
+                f"{self.recipe.output} already holds a run, which is written over; give another output_dir to keep "
+                "it, resume=True to go on with it, or overwrite=True where that is meant",
+                stacklevel=3,
+            )
+        self._written.add(folder)
 
     def _plan(self, epochs, batch_size, learning_rate, accumulation, settings: dict) -> Train:
         values = {**settings, "epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}

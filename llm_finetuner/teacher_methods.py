@@ -1,13 +1,13 @@
 """What LLMFineTuner does with teachers: load them, write their answers or texts down, cut students from them."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from llm_finetuner import chain
+from llm_finetuner import chain, recipe_file
 from llm_finetuner import sweep as search
 from llm_finetuner.assembly import Parts, hardest
 from llm_finetuner.cache_job import cache_answers
@@ -242,8 +242,13 @@ class Teaching(Judging):
         stages: student names, or settings that a stage changes, as in a recipe. settings: fields of `recipe.train`.
         The models and the data are those that the recipe names. See chain.py. Raises FinetunerError.
         """
+        if "dataset" in settings:
+            raise RecipeError(
+                "a chain reads the data that the recipe names, so that it can be gone on with: rows cannot be given",
+                "call load_dataset_from_source(...) with their file first",
+            )
         self._need_data()
-        recipe = replace(self.recipe, stages=list(stages), train=replace(self.recipe.train, **settings))
+        recipe = replace(self._with_train(settings), stages=list(stages))
         return chain.run_chain(recipe, baseline=baseline, on_event=on_event)
 
     def sweep(
@@ -263,7 +268,7 @@ class Teaching(Judging):
             parts = replace(self._parts, train=train, held_out=held_out, tuned=None)
         else:
             self._need_data()
-        recipe = replace(self.recipe, train=replace(self.recipe.train, **settings))
+        recipe = self._with_train(settings)
         return search.sweep(
             recipe,
             space,
@@ -274,6 +279,11 @@ class Teaching(Judging):
             parts=parts,
             on_event=on_event,
         )
+
+    def _with_train(self, settings: dict[str, Any]) -> Recipe:
+        """The recipe with these fields of `recipe.train`. Raises RecipeError for one that there is not."""
+        train = recipe_file.from_dict({"train": {**asdict(self.recipe.train), **settings}}).train
+        return replace(self.recipe, train=train)
 
     def _need_data(self) -> None:
         if self.recipe.data.source is None:

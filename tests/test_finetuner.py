@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from llm_finetuner import recipe_file
 from llm_finetuner.errors import DataError, ModelError, OrderError, RecipeError
 from llm_finetuner.finetuner import LLMFineTuner
+from llm_finetuner.recipe import Data
 from llm_finetuner.tuning.lora import find_targets
 
 QUICK = {"num_epochs": 1, "batch_size": 8, "gradient_accumulation_steps": 1, "learning_rate": 1e-2}
@@ -111,6 +113,46 @@ def test_a_student_named_as_a_part_waits_for_its_teacher_and_is_cut_from_it(teac
     assert tuner.train(rows, **QUICK, steps=1).history
     tuner.load_model(method="vanilla_distillation")  # anew, from the same part
     assert all(torch.equal(value, cut[name]) for name, value in tuner.model.state_dict().items())
+
+
+def test_a_run_of_another_object_is_written_over_with_a_warning_that_names_it(student_folder, tmp_path, rows):
+    """The guide prints two scripts with one folder, so it is no error."""
+    folder = tmp_path / "run"
+
+    def fresh():
+        tuner = LLMFineTuner(student_folder, folder)
+        tuner.load_model(adapter="lora")
+        return tuner
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        first = fresh()
+        first.train(rows, **QUICK, steps=1)
+        first.train(rows, **QUICK, steps=1)
+        first.load_model()
+        first.train(rows, **QUICK, steps=1)
+        fresh().train(rows, **QUICK, steps=1, overwrite=True)
+    second = fresh()
+    with pytest.warns(UserWarning, match="already holds a run") as caught:
+        second.train(rows, **QUICK, steps=1)
+    said = next(str(one.message) for one in caught if "holds a run" in str(one.message))
+    assert str(folder) in said and "overwrite=True" in said and "resume=True" in said
+
+
+def test_unknown_settings_of_a_chain_and_of_a_sweep_are_named(finetuner, rows, tmp_path):
+    finetuner.load_model()
+    with pytest.raises(RecipeError, match="reads the data that the recipe names") as caught:
+        finetuner.progressive(["gpt2"], dataset=rows)
+    assert "load_dataset_from_source" in caught.value.hint
+    finetuner.recipe = replace(finetuner.recipe, data=Data(source="rows.jsonl"))
+    for call in (
+        lambda: finetuner.progressive(["gpt2"], stps=2),
+        lambda: finetuner.sweep({"temperature": [2]}, rows, stps=2),
+        lambda: finetuner.train(rows, stps=2),
+    ):
+        with pytest.raises(RecipeError, match="stps") as caught:
+            call()
+        assert "did you mean 'train.steps'" in caught.value.hint
 
 
 def test_temperature_without_effect_warns(finetuner, teacher_folder):
