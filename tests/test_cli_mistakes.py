@@ -208,7 +208,7 @@ def test_a_folder_without_weights_is_told_of_new_ones(student_folder, data_file,
     for part in (AutoConfig, AutoTokenizer):
         part.from_pretrained(student_folder).save_pretrained(tmp_path / "bare")
     words = ["finetune", "--method", "6", "--student", str(tmp_path / "bare"), "--data", data_file, *ONE_STEP]
-    assert main([*words, "--output", str(tmp_path / "run")]) == 1
+    assert main([*words, "--output", str(tmp_path / "run")]) == 2
     assert "--from-scratch" in capsys.readouterr().err
     assert main([*words, "--output", str(tmp_path / "run"), "--from-scratch"]) == 0
 
