@@ -25,8 +25,8 @@ def on_policy_distillation(
     share: of the examples that the student writes itself (GKD's lambda); the rest come from the data. Its own tokens
     are no ground truth, so cross-entropy counts on the data's rows only. Both sums are divided by all positions of the
     step, its own included: with a share of 1 cross-entropy is 0, whatever alpha is. temperature is that of the loss,
-    sampling_temperature that of the writing. replay: samples kept and learned from again, DistiLLM's buffer
-    (arXiv 2402.03898); 0 uses each once.
+    sampling_temperature that of the writing, above 0: what is written is drawn. replay: samples kept and learned from
+    again, DistiLLM's buffer (arXiv 2402.03898); 0 uses each once.
     """
     check_ramp("temperature", temperature, 1, 10)
     check_range("alpha", alpha, 0, 1)

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from llm_finetuner.benchmark.judge import ENOUGH
 from llm_finetuner.report.table import DASH, duration, significant
 from llm_finetuner.report.write import markdown
 
@@ -26,6 +27,19 @@ def write(result: dict[str, Any], folder: str | Path) -> Path:
     path = Path(folder) / "sweep.md"
     path.write_text("\n".join([*_words(result), *_table(result), BELOW]), encoding="utf-8")
     return path
+
+
+def undecided(result: dict[str, Any]) -> str:
+    """How many of the others cannot be told apart from the best, and why where the examples are too few to tell."""
+    number = result["best"]["number"]
+    also = [line for line in result["trials"] if line["apart"] is False and line["number"] != number]
+    said = f"{len(also)} of the others cannot be told apart from the best"
+    few = [line["examples"] for line in also if line["examples"] < ENOUGH]
+    if few:
+        said += (
+            f": {few[0]} examples chose, and under {ENOUGH} no interval is trusted, whatever it leaves out"
+        )
+    return said
 
 
 def _table(result: dict[str, Any]) -> list[str]:
@@ -64,12 +78,11 @@ def _difference(line: dict[str, Any]) -> str:
 def _words(result: dict[str, Any]) -> list[str]:
     best, report = result["best"], result["report"]
     winner = " ".join(f"{name}={value}" for name, value in best["settings"].items()) or "nothing changed"
-    also = [line for line in result["trials"] if line["apart"] is False and line["number"] != best["number"]]
     said = [
         "# Sweep",
         "",
         f"Best: trial {best['number']} ({markdown(winner)}), loss {best['loss']:.4f} on the rows that chose it. "
-        f"{len(also)} of the others cannot be told apart from it.",
+        f"{undecided(result)}.",
         "",
         _reported(report, best),
         "",

@@ -19,8 +19,9 @@ CHOOSE, REPORT = "choose", "report"  # the two halves of the held-out rows
 def ranked(record: Record, seeds: int) -> list[dict[str, Any]]:
     """One line a trial, best first; what did not finish comes last. Losses are nats a token.
 
-    difference, low, high: loss minus that of the best, with its 95 % interval. apart: told apart from the best: the
-    interval rests on enough examples and leaves out 0 and, with several seeds, it is worse with each of them.
+    difference, low, high: loss minus that of the best, with its 95 % interval, over so many examples. apart: told
+    apart from the best: the interval rests on enough examples and leaves out 0 and, with several seeds,
+    it is worse with each of them.
     """
     done, winner = _finished(record, seeds), best(record, seeds)
     scores = {trial.number: _scores(record, trial, seeds, CHOOSE) for trial in done}
@@ -70,6 +71,7 @@ def _line(record: Record, trial: Trial, seeds: int) -> dict[str, Any]:
         "difference": None,
         "low": None,
         "high": None,
+        "examples": None,
         "apart": None,
         "steps": runs[0].steps if runs else trial.evaluations[-1][0] if trial.evaluations else None,
         "seconds": sum(run.seconds for run in runs) if runs else None,
@@ -86,6 +88,7 @@ def _against(own: list[Quality], mean: Quality, best: list[Quality], best_mean: 
         "loss": mean.loss,
         "sd": float(np.std(losses, ddof=1)) if len(losses) > 1 else None,
         **{name: pair[name] for name in ("difference", "low", "high")},
+        "examples": examples,
         "apart": bool(examples >= ENOUGH and pair["significant"] and everywhere),
     }
 
