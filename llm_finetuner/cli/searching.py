@@ -73,15 +73,14 @@ def search(
 
 def show(result: dict[str, Any], screen) -> None:
     """The ranked table, whether it paid, and where the best recipe is."""
-    from llm_finetuner.report.sweep_table import PAID
+    from llm_finetuner.report.sweep_table import PAID, undecided
 
     screen.heading("Trials, best first")
     names = list(dict.fromkeys(name for line in result["trials"] for name in line["values"]))
     head = ["trial", *names, "loss", "minus the best", "state"]
     screen.table(head, [_cells(line, names) for line in result["trials"]])
-    apart = [line for line in result["trials"][1:] if line["apart"] is False]
-    if apart:
-        screen.show(f"{len(apart)} of the others cannot be told apart from the best")
+    if undecided(result):
+        screen.show(undecided(result))
     screen.show(PAID[result["report"]["paid"]], "bold")
     screen.show(f"table: {result['table']}")
     screen.show(f"best recipe: {result['recipe']}")

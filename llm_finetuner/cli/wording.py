@@ -145,7 +145,7 @@ HELP = {
     "options.divergence": "how the two models' probabilities are compared",
     "options.share": "share of the examples that the student writes itself, 0-1",
     "options.max_new_tokens": "tokens that are written for a prompt at most",
-    "options.sampling_temperature": "of the writing; 0: the most probable token each time",
+    "options.sampling_temperature": "of the writing; 0, where a teacher writes: the most probable token each time",
     "options.replay": "written examples that are kept and learned from again; 0: each is used once",
     "options.samples": "texts that the teacher writes for a prompt",
     "options.keep_data": "learn from the data's own rows too",
