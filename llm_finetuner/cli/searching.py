@@ -79,7 +79,7 @@ def show(result: dict[str, Any], screen) -> None:
     names = list(dict.fromkeys(name for line in result["trials"] for name in line["values"]))
     head = ["trial", *names, "loss", "minus the best", "state"]
     screen.table(head, [_cells(line, names) for line in result["trials"]])
-    if undecided(result):
+    if any(line["apart"] is False for line in result["trials"][1:]):
         screen.show(undecided(result))
     screen.show(PAID[result["report"]["paid"]], "bold")
     screen.show(f"table: {result['table']}")
