@@ -17,15 +17,12 @@ LOGITS_A_CHUNK = 2**24  # numbers: 64 MiB of float32 logits of each model exist 
 Score = Callable[[Tensor, slice, bool], tuple[Tensor, Tensor]]
 
 
-def chunked(rows_ND: Tensor, layer: nn.Module, score: Score, learn: bool) -> tuple[Tensor, Tensor]:
-    """Sum `score` over chunks of the layer's logits; the sum is differentiable by the rows and the layer's weights.
-
-    learn: whether there is a loss at all, and not only values.
-    """
+def chunked(rows_ND: Tensor, layer: nn.Module, score: Score) -> tuple[Tensor, Tensor]:
+    """Sum `score` over chunks of the layer's logits; the sum is differentiable by the rows and the layer's weights."""
     vocabulary = max(p.shape[0] for p in layer.parameters())
     size = max(1, LOGITS_A_CHUNK // vocabulary)
-    trained = [p for p in layer.parameters() if p.requires_grad] if learn else []
-    return _Chunked.apply(rows_ND if learn else rows_ND.detach(), layer, score, size, *trained)
+    trained = [p for p in layer.parameters() if p.requires_grad]
+    return _Chunked.apply(rows_ND, layer, score, size, *trained)
 
 
 class _Chunked(torch.autograd.Function):

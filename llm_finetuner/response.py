@@ -40,7 +40,7 @@ def over_rows(
         names += ["teacher_nll", "agreement"]
     if not names:
         return own.rows.sum() * 0, {}
-    total, values = chunked(own.rows, own.head.layer, response.score, learn=True)
+    total, values = chunked(own.rows, own.head.layer, response.score)
     return total, dict(zip(names, values.unbind(), strict=True))
 
 
