@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from llm_finetuner.allocator import return_large_blocks
+
 CODE = """
 import os, sys
 os.environ.pop("THP_MEM_ALLOC_ENABLE", None)
@@ -27,13 +29,19 @@ print(resident() - before < 20)
 """
 
 
+def run(**own: str) -> list[str]:
+    done = subprocess.run([sys.executable, "-c", CODE.format(own=own)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="not glibc")
-@pytest.mark.parametrize(
-    ("own", "said"), [({}, ["True", "True"]), ({"MALLOC_TRIM_THRESHOLD_": str(2**30)}, ["False", "False"])]
-)
-def test_freed_blocks_are_no_longer_resident(own, said):
-    """Also a setting of the user's stays: glibc keeps what it was told to keep."""
-    done = subprocess.run(
-        [sys.executable, "-c", CODE.format(own=own)], capture_output=True, text=True, env=None
-    )
-    assert done.stdout.split() == said, done.stderr
+def test_freed_blocks_are_no_longer_resident():
+    assert run() == ["True", "True"]
+
+
+@pytest.mark.parametrize("name", ["MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"])
+def test_a_setting_of_the_users_stays(monkeypatch, name):
+    monkeypatch.setenv(name, "1")
+    monkeypatch.setattr("ctypes.CDLL", None)  # not even asked
+    assert return_large_blocks.__wrapped__() is False

@@ -222,7 +222,7 @@ def test_a_stand_in_counts_nothing(way):
 
 
 def test_settings_that_cannot_be():
-    with pytest.raises(RecipeError, match="train.max_tokens must be a number at least 1, got 0"):
+    with pytest.raises(RecipeError, match="train.max_tokens must be a whole number of at least 1, got 0"):
         Train(max_tokens=0)
     with pytest.raises(RecipeError, match="on_policy_distillation and train.max_tokens"):
         Recipe(method="on_policy_distillation", teacher=Teacher("t"), train=Train(max_tokens=100))
