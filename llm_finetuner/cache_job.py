@@ -15,7 +15,7 @@ from llm_finetuner.named_models import load_student, load_teacher, student_sourc
 from llm_finetuner.recipe import Recipe
 from llm_finetuner.registry import TASKS, resolve
 from llm_finetuner.teachers.caching import write_cache
-from llm_finetuner.teachers.identity import fingerprint, keys_of_rows, template_digest, tokenizer_digest
+from llm_finetuner.teachers.identity import fingerprint, of_tokenizer
 from llm_finetuner.teachers.matched import live_teacher
 from llm_finetuner.teachers.places import weight_files
 from llm_finetuner.teachers.provider import Context, Provider
@@ -66,20 +66,16 @@ def cache_answers(
         "weights": fingerprint(model),
         "max_length": data.max_length,
         "loss_on": data.loss_on,
+        **of_tokenizer(tokenizer),
         **files,
     }
-    if tokenizer is not None:
-        about |= {"tokenizer": tokenizer_digest(tokenizer), "template": template_digest(tokenizer)}
     width = len(teacher.columns) if isinstance(teacher.columns, Tensor) else teacher.columns
     width = width or task.vocabulary(model)
-    rows = datasets.concatenate_datasets(rows)
-    figures = write_cache(
-        teacher, task, rows, path, vocabulary=width, about=about, k=k, mode=mode,
+    return write_cache(
+        teacher, task, datasets.concatenate_datasets(rows), path, vocabulary=width, about=about, k=k, mode=mode,
         draws=draws, seed=recipe.train.seed, layers=layers, batch_size=recipe.train.batch_size, device=device,
         on_event=on_event,
     )  # fmt: skip
-    answered = [key.whole for key in keys_of_rows(rows) if key.positions]
-    return {**figures, "repeats": len(answered) - len(set(answered))}
 
 
 def _teacher(recipe: Recipe, parts: Parts, context: Context) -> tuple[Provider, Any]:

@@ -48,9 +48,8 @@ def _stage(recipe: Recipe, before: Sequence[Recipe], changes: dict[str, Any], nu
     section = changes.get("student", {})
     given = {f"student.{name}" for name in section} if isinstance(section, dict) else {"student.name"}
     given |= changes.keys()
-    if (
-        "student.name" in given and "student.from_scratch" not in given
-    ):  # whoever names a model means its weights
+    # whoever names a model means its weights
+    if "student.name" in given and "student.from_scratch" not in given:
         stage = replace(stage, student=replace(stage.student, from_scratch=False))
     on = stage.student.name == PREVIOUS
     if on:

@@ -59,3 +59,15 @@ def layer_pairs(layers: str | list | None, student_depth: int, teacher_depth: in
             "feature_layers is empty", "name at least one block, or leave it out for four even ones"
         )
     return tuple(pairs)
+
+
+def check_exits(blocks: list[int], depth: int) -> None:
+    """Raise RecipeError where a student of `depth` blocks cannot stop early after these; []: the middle one."""
+    if depth < 2:
+        raise RecipeError("the student has one block and cannot stop early", "by: average")
+    for block in blocks:
+        if isinstance(block, bool) or not isinstance(block, int) or not 0 <= block < depth - 1:
+            raise RecipeError(
+                f"exits names block {block!r}: the student can stop early after blocks 0 to {depth - 2}",
+                "give block numbers from 0, or leave it out for the middle one",
+            )

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from llm_finetuner import terms
 from llm_finetuner.errors import RecipeError
-from llm_finetuner.layer_maps import Pairs, layer_pairs
+from llm_finetuner.layer_maps import Pairs, check_exits, layer_pairs
 from llm_finetuner.models.anatomy import final_norm_of
 from llm_finetuner.output import Output, Want
 from llm_finetuner.registry import OBJECTIVES, resolve
@@ -226,15 +226,8 @@ def _exits(task, student: nn.Module, scheme: Scheme) -> nn.ModuleDict:
     if scheme.exits is None:
         return nn.ModuleDict()
     depth = task.depth(student)
-    if depth < 2:
-        raise RecipeError("the student has one block and cannot stop early", "by: average")
+    check_exits(scheme.exits, depth)
     blocks = scheme.exits or [(depth - 1) // 2]
-    for block in blocks:
-        if isinstance(block, bool) or not isinstance(block, int) or not 0 <= block < depth - 1:
-            raise RecipeError(
-                f"exits names block {block!r}: the student can stop early after blocks 0 to {depth - 2}",
-                "give block numbers from 0, or leave it out for the middle one",
-            )
     return nn.ModuleDict({str(block): _in_float32(final_norm_of(student)) for block in sorted(set(blocks))})
 
 

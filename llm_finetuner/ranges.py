@@ -33,3 +33,13 @@ def check_count(option: str, value: Any, low: int) -> None:
     """Raise RecipeError unless value is a whole number of at least `low`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < low:
         raise RecipeError(f"{option} must be a whole number of at least {low}, got {value!r}")
+
+
+def check_shares(weights: Any, count: int) -> None:
+    """Raise RecipeError unless these weights of several teachers are `count` numbers from 0, one of them above."""
+    numbers_only = isinstance(weights, list) and all(isinstance(w, int | float) and w >= 0 for w in weights)
+    if not numbers_only or len(weights) != count or not sum(weights):
+        raise RecipeError(
+            f"weights of {count} teachers must be {count} numbers from 0, or loss; got {weights!r}",
+            "leave them out to weigh all the same",
+        )

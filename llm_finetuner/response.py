@@ -4,6 +4,7 @@ Shapes: N positions that count, n a slice of them, b a block of those, V vocabul
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,6 +45,18 @@ def over_rows(
     return total, dict(zip(names, values.unbind(), strict=True))
 
 
+class _Given(NamedTuple):
+    """What the terms read beside the student's logits, of a chunk or a block; the last three of the teacher."""
+
+    targets: Tensor
+    answers: Tensor | None = None
+    places: Tensor | None = None  # of the targets among the answers
+    known: Tensor | None = None
+
+    def at(self, block: slice) -> "_Given":
+        return _Given(*(None if x is None else x[block] for x in self))
+
+
 class _Response:
     """Scores chunks of logits: by the kernel where it can, block by block through autograd otherwise."""
 
@@ -56,14 +69,13 @@ class _Response:
 
     def score(self, logits_nV: Tensor, piece: slice, learn: bool) -> tuple[Tensor, Tensor]:
         """As chunks.Score."""
-        given = {"targets": self.own.targets[piece]}
+        given = _Given(self.own.targets[piece])
         if self.asks:
-            given["answers"] = self.teacher.head(self.teacher.rows[piece])
-            given["places"] = self.provider.place(given["targets"])
-            if self.teacher.known is not None:
-                given["known"] = self.teacher.known[piece]
+            known = None if self.teacher.known is None else self.teacher.known[piece]
+            answers, places = self.teacher.head(self.teacher.rows[piece]), self.provider.place(given.targets)
+            given = _Given(given.targets, answers, places, known)
         if self.for_kernel and self._reaches(logits_nV) and kernel.available():
-            return self._by_kernel(logits_nV, **given)
+            return self._by_kernel(logits_nV, given)
         loss, values = 0.0, 0.0
         count, width = logits_nV.shape
         size = max(1, BLOCK // width if logits_nV.device.type == "cpu" else count)
@@ -71,33 +83,28 @@ class _Response:
             block = slice(start, start + size)
             leaf = logits_nV[block].detach().requires_grad_(learn)
             with torch.set_grad_enabled(learn):
-                value, seen = self._terms(leaf, **{name: x[block] for name, x in given.items()})
+                value, seen = self._terms(leaf, given.at(block))
             if learn:
                 logits_nV[block] = torch.autograd.grad(value, leaf)[0] if value.requires_grad else 0
             loss, values = loss + value.detach(), values + seen
         return loss, values
 
-    def _terms(
-        self,
-        logits_bV: Tensor,
-        targets: Tensor,
-        answers: Tensor | None = None,
-        places: Tensor | None = None,
-        known: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    def _terms(self, logits_bV: Tensor, given: _Given) -> tuple[Tensor, Tensor]:
         if self.own.head.transform:
             logits_bV = self.own.head.transform(logits_bV)
         shared_bC = self.provider.view(logits_bV) if self.asks else None
         loss, values = at_least_float32(logits_bV).new_zeros(()), []
         for term, objective, asks in self.calls:
-            value = objective(*((shared_bC, answers) if asks else (logits_bV, targets)), **term.options)
-            if asks and known is not None:
-                value = torch.where(known, value, 0)
+            value = objective(
+                *((shared_bC, given.answers) if asks else (logits_bV, given.targets)), **term.options
+            )
+            if asks and given.known is not None:
+                value = torch.where(given.known, value, 0)
             if term.weight:  # at a ramp's end, where the term itself may be infinite
                 loss = loss + term.weight * value.sum()
             values.append(value.detach().sum())
         if self.asks:
-            values += _measures(shared_bC.detach(), answers, places, known)
+            values += _measures(shared_bC.detach(), given)
         return loss, torch.stack([v.to(loss.dtype) for v in values])
 
     # ---- the kernel
@@ -111,28 +118,21 @@ class _Response:
         shared = self.provider.view(logits_nV[:0])  # [0, C]
         return shared.untyped_storage().data_ptr() == logits_nV.untyped_storage().data_ptr()
 
-    def _by_kernel(
-        self,
-        logits_nV: Tensor,
-        targets: Tensor,
-        answers: Tensor | None = None,
-        places: Tensor | None = None,
-        known: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    def _by_kernel(self, logits_nV: Tensor, given: _Given) -> tuple[Tensor, Tensor]:
         if self.asks:
             shape = len(logits_nV), self.provider.view(logits_nV[:0]).shape[1]
-            assert answers.shape == shape, (
-                f"a teacher's head gave {tuple(answers.shape)} answers, not {shape}"
+            assert given.answers.shape == shape, (
+                f"a teacher's head gave {tuple(given.answers.shape)} answers, not {shape}"
             )
         weights = {term.objective: term.weight for term in self.terms}
         temperature = next((t.options.get("temperature", 1.0) for t, _, asks in self.calls if asks), 1.0)
         check_number("temperature", temperature, 0)
         sums = kernel.cross_entropy_and_forward_kl_(
             logits_nV,
-            answers.float().contiguous() if self.asks else None,
-            targets,
-            places,
-            known,
+            given.answers.float().contiguous() if self.asks else None,
+            given.targets,
+            given.places,
+            given.known,
             temperature=temperature,
             w_ce=weights.get("cross_entropy", 0.0),
             w_kl=weights.get("forward_kl", 0.0),
@@ -154,9 +154,9 @@ def _in_kernel(term: Term) -> bool:
     )
 
 
-def _measures(shared_bC: Tensor, answers_bC: Tensor, places: Tensor, known: Tensor | None) -> list[Tensor]:
+def _measures(shared_bC: Tensor, given: _Given) -> list[Tensor]:
     """Summed NLL of the targets under the teacher, and how often the two top tokens are the same."""
-    answers_bC = at_least_float32(answers_bC)
+    answers_bC, places, known = at_least_float32(given.answers), given.places, given.known
     if known is not None:
         places = torch.where(known, places, -100)
     # the student's logit at the teacher's top token is its largest; one argmax less, which is slow on a CPU

@@ -50,25 +50,17 @@ def with_whole_paths(recipe: Recipe) -> Recipe:
 
 def _with_whole_members(options: dict) -> dict:
     """The options of a teacher with the full paths of its cache and of an ensemble's members."""
-    options = {
-        key: whole_path(value) if key in ("path", "cache") else value for key, value in options.items()
-    }
-    if not options.get("members"):
-        return options
-    members = [
-        whole_path(member)
-        if isinstance(member, str)
-        else {
-            key: whole_path(value)
-            if key == "name"
-            else _with_whole_members(value)
-            if key == "options"
-            else value
-            for key, value in member.items()
-        }
-        for member in options["members"]
-    ]
-    return {**options, "members": members}
+    whole = {key: whole_path(value) if key in ("path", "cache") else value for key, value in options.items()}
+    if whole.get("members"):
+        whole["members"] = [_whole_member(member) for member in whole["members"]]
+    return whole
+
+
+def _whole_member(member: str | dict) -> str | dict:
+    if isinstance(member, str):
+        return whole_path(member)
+    given = {"name": whole_path, "options": _with_whole_members}
+    return {key: given[key](value) if key in given else value for key, value in member.items()}
 
 
 def whole_path(name: str | None) -> str | None:

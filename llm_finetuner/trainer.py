@@ -128,7 +128,7 @@ class _Run:
                 self.signals.leave()
         result = self._finish(step, time.perf_counter() - began)
         if built.teacher is not None:
-            built.teacher.state()  # of an unfinished epoch: answers held back are written, after the student is safe
+            built.teacher.flush()  # after the student is safe
         return result
 
     def _step(self, step: int) -> dict[str, Any]:

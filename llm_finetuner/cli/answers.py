@@ -14,11 +14,10 @@ from llm_finetuner.cli.hub import is_on_hub
 from llm_finetuner.cli.needed import is_part
 from llm_finetuner.errors import RecipeError
 from llm_finetuner.recipe import Recipe
+from llm_finetuner.teachers.places import FITTED, MANIFEST
 
-CACHE, NEW_CACHE = (
-    ("manifest.json", "fitted.safetensors"),
-    "outputs/cache",
-)  # files of a cache; where one goes
+CACHE = (MANIFEST, FITTED)  # any of them: a cache began here
+NEW_CACHE = "outputs/cache"
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")  # of files of data
 
 
@@ -78,8 +77,8 @@ def teacher_answers(name: str, value: Any) -> None:
     """Hold an option of a kind of teacher against what is there. Raises RecipeError."""
     if name == "members" and len(value) < 2:
         raise RecipeError("several teachers are two or more", "go back to take one model")
-    if name == "path" and not (Path(value).expanduser() / "manifest.json").exists():
-        raise RecipeError(f"{value} holds no cache: there is no manifest.json", "k in the menu writes one")
+    if name == "path" and not (Path(value).expanduser() / MANIFEST).exists():
+        raise RecipeError(f"{value} holds no cache: there is no {MANIFEST}", "k in the menu writes one")
     if name == "url" and not re.match(r"https?://\S+$", value):
         raise RecipeError(f"{value!r} is no address", "such as http://localhost:8000/v1")
 

@@ -24,7 +24,8 @@ from llm_finetuner.cli.hub import is_on_hub, models_in
 from llm_finetuner.cli.needed import blocks_kept, compares_blocks, is_part
 from llm_finetuner.cli.words import words_of
 from llm_finetuner.errors import DataError, FinetunerError, RecipeError
-from llm_finetuner.layer_maps import layer_pairs
+from llm_finetuner.layer_maps import check_exits, layer_pairs
+from llm_finetuner.ranges import check_shares
 from llm_finetuner.recipe import Model, Recipe, Teacher, Train, members_of
 from llm_finetuner.teachers.places import check_kept, check_place
 
@@ -104,12 +105,7 @@ def check_teacher(recipe: Recipe) -> None:
     weights, count = teacher.options.get("weights"), len(members_of(teacher))
     if weights in (None, "loss"):
         return
-    numbers = isinstance(weights, list) and all(isinstance(w, int | float) and w >= 0 for w in weights)
-    if not numbers or len(weights) != count or not sum(weights):
-        raise RecipeError(
-            f"weights of {count} teachers must be {count} numbers from 0, or loss; got {weights!r}",
-            "leave them out to weigh all the same",
-        )
+    check_shares(weights, count)
 
 
 def check_blocks(recipe: Recipe) -> None:
@@ -145,19 +141,6 @@ def check_blocks(recipe: Recipe) -> None:
             wanted |= {pair[1] for pair in layer_pairs(term.layers, depth, theirs)}
     if teacher.kind == "cached":
         _check_kept(recipe, wanted, terms[0].objective)
-
-
-def check_exits(exits: list[int], depth: int) -> None:
-    """Raise RecipeError for an exit that is no block before the last."""
-    if depth < 2:
-        raise RecipeError("the student has one block and cannot stop early", "by=average, or another student")
-    for block in exits:
-        if isinstance(block, bool) or not isinstance(block, int) or not 0 <= block < depth - 1:
-            raise RecipeError(
-                f"exits names block {block!r}: the student has blocks 0 to {depth - 1} and can stop early after "
-                f"blocks 0 to {depth - 2}",
-                "leave it out for the one half-way",
-            )
 
 
 def check_kept_layers(recipe: Recipe, layers: list[int]) -> None:

@@ -16,11 +16,8 @@ EVERY_RUN = (
     "torch", "transformers", "datasets", "transformers.modeling_utils", "transformers.models.auto.modeling_auto",
     "transformers.models.auto.tokenization_auto", "llm_finetuner.trainer", "llm_finetuner.comparison",
 )  # fmt: skip
-ADAPTERS = {
-    "lora": ("peft",),
-    "adalora": ("peft",),
-    "qlora": ("peft",),
-}  # by tuning; peft brings bitsandbytes
+# By tuning; peft brings bitsandbytes.
+ADAPTERS = {"lora": ("peft",), "adalora": ("peft",), "qlora": ("peft",)}
 SWITCH = 0.0005  # seconds after which a thread that waits for the lock gets it
 OURS = "llm_finetuner"
 

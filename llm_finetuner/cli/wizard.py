@@ -56,9 +56,8 @@ class KeptTerminal:
 
             self.mode = termios.tcgetattr(sys.stdin)
             silent = termios.tcgetattr(sys.stdin)
-            silent[
-                3
-            ] &= ~termios.ECHO  # keys hit between questions are dropped, so they shall not be seen either
+            # keys hit between questions are dropped, so they shall not be seen either
+            silent[3] &= ~termios.ECHO
             termios.tcsetattr(sys.stdin, termios.TCSADRAIN, silent)
 
     def __exit__(self, *_) -> None:

@@ -20,8 +20,7 @@ from llm_finetuner.teachers.identity import (
     Key,
     keys_of_batch,
     keys_of_rows,
-    template_digest,
-    tokenizer_digest,
+    of_tokenizer,
 )
 from llm_finetuner.teachers.provider import Context, Provider
 from llm_finetuner.teachers.store import Store
@@ -43,12 +42,7 @@ def cached(spec: Any, context: Context, *, path: str = "") -> "Cached":
 
 def answers_in(store: Store, context: Context) -> "Cached":
     """The teacher that a store is, for a student. Raises DataError, ModelError."""
-    path, present = store.folder, {}
-    if context.tokenizer is not None:
-        present = {
-            "tokenizer": tokenizer_digest(context.tokenizer),
-            "template": template_digest(context.tokenizer),
-        }
+    path, present = store.folder, of_tokenizer(context.tokenizer)
     teacher = Cached(store, context.device, {**present, **context.about})
     width, held = context.task.vocabulary(context.student), teacher.settings["vocabulary"]
     if held > width or (held < width and context.tokenizer is None):

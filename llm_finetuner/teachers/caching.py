@@ -7,6 +7,7 @@ Shapes: n positions, k best tokens, V vocabulary.
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +20,17 @@ from llm_finetuner.output import Output, Want
 from llm_finetuner.teachers import tails
 from llm_finetuner.teachers.cached import DTYPES, Cached, codec_of
 from llm_finetuner.teachers.identity import Key, keys_of_rows
+from llm_finetuner.teachers.places import FITTED, MANIFEST
 from llm_finetuner.teachers.provider import Provider
-from llm_finetuner.teachers.store import FITTED, LOCK, MANIFEST, Entry, Store
+from llm_finetuner.teachers.store import LOCK, Entry, Store
 
 MODES = ("top_k", "sampled", *DTYPES)
 SHARD_BYTES = 2**24  # a kill loses at most so much
 NUMBERS = 2**24  # log-probabilities in memory at a time
 FIT_NUMBERS, FIT_POSITIONS = 2**26, 8192  # that the shapes of tails are fitted to
 LOW_MASS = 0.8
-WORSE, MUCH = (
-    2,
-    0.02,
-)  # more than so many times the error of before, and nats: what was added does not fit the folder
+# More than so many times the error of before, and nats: what was added does not fit the folder.
+WORSE, MUCH = 2, 0.02
 OURS = (FITTED, LOCK, "bad_rows.jsonl")  # may stand in a folder where no cache has begun
 FLOAT16_MOST = torch.finfo(torch.float16).max
 
@@ -63,7 +63,8 @@ def write_cache(
     sample: rows, evenly spaced, that the fit and the error are taken from.
 
     Returns {bytes_per_token (without hidden states), mean_kl (nats, KL(teacher || what the cache answers) on the
-    sample, None for draws), top_mass (what the k best hold, on average), tokens, rows, path}: of all that is stored.
+    sample, None for draws), top_mass (what the k best hold, on average), tokens, rows: of all that is stored, repeats
+    (how many of these rows are equal to another of them, and so stored once), path}.
     Of a folder that grows the new rows are measured, and a note says where the answers to them are much less accurate.
     Raises RecipeError, DataError where the folder is of something else or damaged, TrainingError where it cannot be
     written. A kill leaves a folder that the same call goes on with, to the same bytes.
@@ -79,7 +80,7 @@ def write_cache(
     if mode == "top_k" and figures["top_mass"] < LOW_MASS:
         text = f"the {k} best tokens hold {figures['top_mass']:.2f} of the teacher's mass: a larger k would lose less"
         say("note", {"text": text})
-    return {**figures, "path": str(path)}
+    return {**figures, "repeats": len(job.numbers) - job.distinct, "path": str(path)}
 
 
 def measure_new(job: "Job", store: Store, k: int, sample: int, note: Callable[[str], None]) -> dict[str, Any]:
@@ -88,7 +89,7 @@ def measure_new(job: "Job", store: Store, k: int, sample: int, note: Callable[[s
     new = [number for number in job.numbers if store.places[job.keys[number].whole][0] in shards]
     if new:
         return keep_figures(store, job.measure(store, k, sample, new), note)
-    if len({job.keys[number].whole for number in job.numbers}) == len(store.places):
+    if job.distinct == len(store.places):
         return store.measured(job.measure(store, k, sample, job.numbers), anew=True)
     return {**store.manifest["measured"], "tokens": store.tokens, "rows": len(store.places)}
 
@@ -173,6 +174,9 @@ class Job:
         self.want = Want(layers=tuple(settings["layers"]))
         self.keys = list(keys_of_rows(rows))
         self.numbers = [number for number, key in enumerate(self.keys) if key.positions]
+        self.distinct = len(
+            {self.keys[number].whole for number in self.numbers}
+        )  # equal rows are stored once
         if not self.numbers:
             raise DataError("no token of the data counts", "labels must hold more than -100")
 
@@ -211,20 +215,15 @@ class Job:
 
     def measure(self, store: Store, k: int, sample: int, numbers: list[int]) -> dict[str, Any]:
         """The error on some of these rows, not those of the fit where there are enough, from what was written."""
-        cache, best, divergence, tokens = Cached(store, self.device), 0.0, 0.0, 0
+        cache, error = Cached(store, self.device), Error()
         for batch, said in self._answers(_evenly(numbers, sample, 1)):
             told, at = cache(self._collate(batch), Want()), 0
             for log_probs in self._log_probs(said):
                 answers = told.head(told.rows[at : at + len(log_probs)])
                 at += len(log_probs)
-                best += log_probs.topk(min(k, log_probs.shape[1])).values.exp().sum().item()
-                divergence += forward_kl(answers, log_probs).sum().item()
-            tokens += at
-        return {
-            "bytes_per_token": cache.codec.record_bytes,
-            "mean_kl": None if self.settings["mode"] == "sampled" else divergence / tokens,
-            "top_mass": best / tokens,
-        }
+                error.add(log_probs, answers, k)
+        figures = error.figures(cache.codec.record_bytes)
+        return {**figures, "mean_kl": None} if self.settings["mode"] == "sampled" else figures
 
     def _encode(self, codec, batch: list[int], said: Output) -> list[Entry]:
         keys = [self.keys[number] for number in batch]
@@ -259,6 +258,28 @@ class Job:
                     f"vocabulary is {vocabulary}, the teacher answers with {logits.shape[1]} columns"
                 )
             yield logits[:, :vocabulary].to(self.device).float().log_softmax(1)
+
+
+@dataclass
+class Error:
+    """What records lose, summed over some positions."""
+
+    positions: int = 0
+    divergence: float = 0.0  # nats, KL(teacher || record)
+    best: float = 0.0  # mass of the k best
+
+    def add(self, log_probs_nV: Tensor, kept_nV: Tensor, k: int) -> None:
+        self.positions += len(log_probs_nV)
+        self.divergence += forward_kl(kept_nV, log_probs_nV).sum().item()
+        self.best += log_probs_nV.topk(min(k, log_probs_nV.shape[1])).values.exp().sum().item()
+
+    def figures(self, record_bytes: int) -> dict[str, Any]:
+        """The means, as a manifest keeps them."""
+        return {
+            "bytes_per_token": record_bytes,
+            "mean_kl": self.divergence / self.positions,
+            "top_mass": self.best / self.positions,
+        }
 
 
 def entries_of(keys: list[Key], records_NR: Tensor, features: dict[int, Tensor]) -> list[Entry]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from llm_finetuner.chunks import LOGITS_A_CHUNK
 from llm_finetuner.errors import RecipeError
 from llm_finetuner.output import Columns, Output, Want, at_least_float32, select
+from llm_finetuner.ranges import check_shares
 from llm_finetuner.scheme import Term
 from llm_finetuner.teachers.provider import Provider
 
@@ -107,6 +108,10 @@ class Ensemble(Provider):
         for member in self.members:
             member.follow(epoch_ends)
 
+    def flush(self) -> None:
+        for member in self.members:
+            member.flush()
+
     def state(self) -> dict[str, Any]:
         return {str(number): member.state() for number, member in enumerate(self.members)}
 
@@ -171,10 +176,5 @@ def _common(spoken: Sequence[Columns]) -> tuple[Columns, list[Columns]]:
 def _shares(weights: list[float] | str | None, count: int) -> Tensor:
     """Weights that sum to one. Raises RecipeError."""
     weights = [1.0] * count if weights is None else weights
-    numbers = isinstance(weights, list) and all(isinstance(w, int | float) and w >= 0 for w in weights)
-    if not numbers or len(weights) != count or not sum(weights):
-        raise RecipeError(
-            f"weights of {count} teachers must be {count} numbers from 0, or loss; got {weights!r}",
-            "leave them out to weigh all the same",
-        )
+    check_shares(weights, count)
     return torch.tensor(weights, dtype=torch.float64) / sum(weights)

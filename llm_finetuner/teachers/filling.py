@@ -23,6 +23,7 @@ from llm_finetuner.teachers.cached import DTYPES, Cached, answers_in
 from llm_finetuner.teachers.caching import (
     NUMBERS,
     SHARD_BYTES,
+    Error,
     Job,
     check_same,
     entries_of,
@@ -30,19 +31,18 @@ from llm_finetuner.teachers.caching import (
     open_or_begin,
     settings_of,
 )
-from llm_finetuner.teachers.held import Batch, Error, Held
+from llm_finetuner.teachers.held import Batch, Held
 from llm_finetuner.teachers.identity import (
     Key,
     fingerprint,
     keys_of_batch,
     keys_of_rows,
-    template_digest,
-    tokenizer_digest,
+    of_tokenizer,
 )
 from llm_finetuner.teachers.matched import live_teacher
-from llm_finetuner.teachers.places import check_kept, check_place, weight_files, writing_to
+from llm_finetuner.teachers.places import MANIFEST, check_kept, check_place, weight_files, writing_to
 from llm_finetuner.teachers.provider import Context, Provider
-from llm_finetuner.teachers.store import MANIFEST, Store, locked
+from llm_finetuner.teachers.store import Store, locked
 
 MODES = ("top_k", *DTYPES)
 FIT_ROWS, FIT_BATCH = 64, 8
@@ -78,10 +78,12 @@ def fill(
             load_teacher(spec, context.device),
             loading.load_tokenizer(spec.name),
         )
-        about = {"teacher": spec.name, "weights": fingerprint(model), **context.about}
-        if context.tokenizer is not None:
-            own = context.tokenizer
-            about |= {"tokenizer": tokenizer_digest(own), "template": template_digest(own)}
+        about = {
+            "teacher": spec.name,
+            "weights": fingerprint(model),
+            **context.about,
+            **of_tokenizer(context.tokenizer),
+        }
         return live_teacher(model, tokenizer, spec.name, context), about
 
     files = weight_files(spec.name) if given is None else None  # before they are read
@@ -291,9 +293,8 @@ class Filling(Provider):
         (error, self.error), store = (self.error, Error()), self.cache.store
         if not error.positions:
             return
-        size, loss = self.cache.codec.record_bytes, error.divergence / error.positions
-        added = {"bytes_per_token": size, "mean_kl": loss, "top_mass": error.best / error.positions}
-        figures = keep_figures(store, added, self.context.note)
+        size = self.cache.codec.record_bytes
+        figures = keep_figures(store, error.figures(size), self.context.note)
         loss, mass, tokens, rows = (figures[name] for name in ("mean_kl", "top_mass", "tokens", "rows"))
         leaves = "" if self.stays else "; the teacher is not asked any more and leaves memory"
         self.context.note(
@@ -306,9 +307,12 @@ class Filling(Provider):
 
     def state(self) -> dict[str, Any]:
         """Which shards this epoch reads; what is held back is written first, as steps before are not run again."""
+        self.flush()
+        return {"visible": None if self.stale else self.visible}
+
+    def flush(self) -> None:
         self._finish()
         self._write()
-        return {"visible": None if self.stale else self.visible}
 
     def load_state(self, state: dict[str, Any]) -> None:
         if state["visible"] is not None:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from llm_finetuner.objectives.divergence import forward_kl
 from llm_finetuner.output import Output
 from llm_finetuner.teachers.identity import Key
 from llm_finetuner.teachers.store import Entry
@@ -23,20 +22,6 @@ class Batch:
     head: Callable[[Tensor], Tensor]
     records: Tensor
     asked: Tensor  # [N]
-
-
-@dataclass
-class Error:
-    """What the records lose, summed over some positions."""
-
-    positions: int = 0
-    divergence: float = 0.0  # nats, KL(teacher || record)
-    best: float = 0.0  # mass of the k best
-
-    def add(self, log_probs_nV: Tensor, kept_nV: Tensor, k: int) -> None:
-        self.positions += len(log_probs_nV)
-        self.divergence += forward_kl(kept_nV, log_probs_nV).sum().item()
-        self.best += log_probs_nV.topk(min(k, log_probs_nV.shape[1])).values.exp().sum().item()
 
 
 @dataclass

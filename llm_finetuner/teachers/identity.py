@@ -85,5 +85,12 @@ def template_digest(tokenizer: Any) -> str:
     return "none" if template is None else _of_json(template)
 
 
+def of_tokenizer(tokenizer: Any) -> dict[str, str]:
+    """What a cache notes of the tokenizer that its rows were made with; nothing where they came prepared."""
+    if tokenizer is None:
+        return {}
+    return {"tokenizer": tokenizer_digest(tokenizer), "template": template_digest(tokenizer)}
+
+
 def _of_json(value: Any) -> str:
     return hashlib.blake2b(json.dumps(value).encode(), digest_size=SIZE).hexdigest()

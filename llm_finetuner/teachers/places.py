@@ -8,6 +8,7 @@ from typing import Any
 
 from llm_finetuner.errors import RecipeError, TrainingError
 
+MANIFEST, FITTED = "manifest.json", "fitted.safetensors"  # of a cache
 HINT = "name a folder for it, new or of such a cache, where you may write: --cache (teacher.options.path)"
 PATTERNS = ("*.safetensors", "*.bin")
 
@@ -25,7 +26,7 @@ def check_place(path: str) -> None:
     """Raise RecipeError where the folder of a cache is a file or cannot be made."""
     folder = Path(path).expanduser()
     try:
-        if (folder / "manifest.json").exists():
+        if (folder / MANIFEST).exists():
             return  # it may be there to be read only
         there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     except OSError as error:

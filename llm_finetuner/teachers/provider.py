@@ -71,6 +71,9 @@ class Provider:
     def follow(self, epoch_ends: bool = False) -> None:
         """Called after every optimizer step, for teachers that move with the student or with the epochs."""
 
+    def flush(self) -> None:
+        """Called when a run ends: what is held back is written down."""
+
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of it."""
         return {}

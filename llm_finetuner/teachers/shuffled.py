@@ -49,6 +49,9 @@ class Shuffled(Provider):
     def follow(self, epoch_ends: bool = False) -> None:
         self.inner.follow(epoch_ends)
 
+    def flush(self) -> None:
+        self.inner.flush()
+
     def state(self) -> dict[str, Any]:
         return self.inner.state()
 

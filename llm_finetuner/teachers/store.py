@@ -28,9 +28,10 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from llm_finetuner.errors import DataError, TrainingError
+from llm_finetuner.teachers.places import FITTED, MANIFEST
 
 FORMAT = 1
-MANIFEST, FITTED, LOCK = "manifest.json", "fitted.safetensors", ".lock"
+LOCK = ".lock"
 NAME = "shard_{:05d}.safetensors"
 MEANS = ("mean_kl", "top_mass")  # of the measurements: over tokens
 
