@@ -13,7 +13,6 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, send_to_device, set_seed
 from torch import Tensor, nn
 
-from llm_finetuner.allocator import return_large_blocks
 from llm_finetuner.errors import RecipeError, TrainingError
 
 WANTED = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed"}
@@ -40,8 +39,6 @@ class Engine:
         where = default_device(device)
         if where.type == "cuda":
             torch.cuda.set_device(where)
-        else:
-            return_large_blocks()
         self.precision = choose_precision(precision, where)
         for tracker in trackers:
             if importlib.util.find_spec(tracker) is None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from llm_finetuner import terms
 from llm_finetuner.errors import RecipeError
 from llm_finetuner.layer_maps import Pairs, check_exits, layer_pairs
+from llm_finetuner.models import activations
 from llm_finetuner.models.anatomy import final_norm_of
 from llm_finetuner.output import Output, Want
 from llm_finetuner.registry import OBJECTIVES, resolve
@@ -41,6 +42,8 @@ class Learner(nn.Module):
         super().__init__()
         self.task, self.student, self.scheme, self.penalty = task, student, scheme, penalty
         self.peers = nn.ModuleList(peers)
+        for model in (student, *peers):
+            activations.fuse(model)
         self.provider = provider or Provider()
         for term in (*scheme.terms, *scheme.exit_terms, *scheme.peer_terms):
             terms.check_options(term)

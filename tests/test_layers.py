@@ -24,7 +24,6 @@ LAYERS = [  # bottom first; a name is a folder, or a file without .py
         "layer_maps",
         "output",
         "errors",
-        "allocator",
     },
     {
         "engine",

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from llm_finetuner.checks import check_rows
+from llm_finetuner.models import activations
 from llm_finetuner.models.loading import entry_device, positions_of
 from llm_finetuner.output import Columns, Output, Want
 from llm_finetuner.scheme import Term
@@ -23,6 +24,7 @@ class Live(Provider):
     def __init__(self, task, model: nn.Module, columns: Columns = None):
         self.task, self.columns = task, columns
         self.model = model.eval().requires_grad_(False)
+        activations.fuse(model)
         self.device = entry_device(model)
         self.width, self.depth = task.width(model), task.depth(model)
         self.parameters = model.num_parameters()
