@@ -3,7 +3,21 @@
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertTokenizer, PreTrainedTokenizerFast
 
-PIECES = ["the", "cat", "dog", "sees", "play", "##ing", "##ed", "x", "ber", "##lin", ".", "-", *map(str, range(300))]
+PIECES = [
+    "the",
+    "cat",
+    "dog",
+    "sees",
+    "play",
+    "##ing",
+    "##ed",
+    "x",
+    "ber",
+    "##lin",
+    ".",
+    "-",
+    *map(str, range(300)),
+]
 
 
 def bert() -> BertTokenizer:

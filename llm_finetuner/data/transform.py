@@ -96,8 +96,7 @@ def prepare(
     held = [_column(dataset, name) for name in shape.columns]
     for batch in rows.good_batches(dataset, held, lambda row: _read(row, shape), on_bad_row, builder):
         for given, wanted in _encode([pair for _, pair in batch], tokenizer, prefix):
-            if wanted[-1:] == ends.back[:1]:  # data may have written EOS already
-                wanted = wanted[:-1]
+            given, wanted = _without_end(given, around), _without_end(wanted, ends)
             builder.truncated += len(given) > room or len(wanted) > space
             ids = around.around(given[:room])
             # A target without a token would teach to say nothing: it counts as dropped.
@@ -117,6 +116,11 @@ def _target_frame(tokenizer: Any) -> rows.Frame:
             "give it one (tokenizer.eos_token), or take a model with encoder and decoder: T5, BART",
         )
     return rows.Frame(front, back)
+
+
+def _without_end(ids: list[int], frame: rows.Frame) -> list[int]:
+    """Data may have written EOS already, which the frame puts there."""
+    return ids[:-1] if ids[-1:] == frame.back[:1] else ids
 
 
 def _encode(pairs: list[tuple[str, str]], tokenizer: Any, prefix: str) -> list[tuple[list[int], list[int]]]:
