@@ -22,8 +22,8 @@ TEMPERATURE, ALPHA = 1.0, 0.1
 def models() -> tuple[nn.Module, nn.Module]:
     """The quickstart's student, with new weights, and its teacher."""
     folder = assets.path("quickstart")
-    student = loading.load_causal_lm(str(folder / "student"), dtype="float32", from_scratch=True)
-    return student, loading.load_causal_lm(str(folder / "teacher"), dtype="float32").requires_grad_(False)
+    student = loading.load_pretrained(str(folder / "student"), dtype="float32", from_scratch=True)
+    return student, loading.load_pretrained(str(folder / "teacher"), dtype="float32").requires_grad_(False)
 
 
 def rows_of(student: nn.Module):

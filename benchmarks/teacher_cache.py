@@ -47,7 +47,7 @@ def main() -> None:
         for part in (ids[i : i + LENGTH] for i in range(0, len(ids) - LENGTH, LENGTH))
     ]
     rows = rows[:: max(1, len(rows) // ROWS)][:ROWS]
-    task, teacher = CausalLM(), Live(CausalLM(), loading.load_causal_lm(folder, dtype="float32"))
+    task, teacher = CausalLM(), Live(CausalLM(), loading.load_pretrained(folder, dtype="float32"))
     vocabulary = task.vocabulary(teacher.model)
     with tempfile.TemporaryDirectory() as scratch:
         for k in (20, 50, 100):

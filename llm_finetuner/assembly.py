@@ -44,7 +44,9 @@ class Parts:
     device: str | None = None  # None takes an accelerator where there is one
 
 
-def load_rows(data: Data, tokenizer, seed: int, output: str, note: Note) -> tuple[Any, Any]:
+def load_rows(
+    data: Data, task, student: nn.Module, tokenizer, seed: int, output: str, note: Note
+) -> tuple[Any, Any]:
     """Read, prepare and split: (train rows, held-out rows or None). Raises DataError."""
     if data.source is None:
         raise DataError("no data were named", "give data.source (or --data): a file, a folder or a hub name")
@@ -54,14 +56,13 @@ def load_rows(data: Data, tokenizer, seed: int, output: str, note: Note) -> tupl
         rows = sources.read(
             source, config=data.config, split=split, files=data.files, samples=samples,
             text_columns=data.text_columns, on_bad_row=data.on_bad_row, bad_rows_path=bad_rows,
+            shapes_of_text=not task.labels,
         )  # fmt: skip
         if rows.skipped:
             note(f"{rows.skipped} rows of {source} were skipped; they are listed in {bad_rows}")
         wanted = only(rows.dataset, data.only, source)
         try:
-            done = text.prepare(
-                wanted, tokenizer, text_columns=data.text_columns, max_length=data.max_length, loss_on=data.loss_on,
-            )  # fmt: skip
+            done = task.prepare_rows(wanted, tokenizer, data, student)
         except DataError as error:
             raise DataError(f"{source}: {error.what}", error.hint) from error
         if done.stats["truncated"]:
@@ -147,20 +148,32 @@ def assemble(recipe: Recipe, parts: Parts, device: torch.device, note: Note, ran
     data = fit_length(recipe.data, student, note)
     train, held_out = parts.train, parts.held_out
     if train is None:
-        train, held_out = load_rows(data, tokenizer, recipe.train.seed, recipe.output, note)
+        train, held_out = load_rows(data, task, student, tokenizer, recipe.train.seed, recipe.output, note)
     for rows in (train, held_out):
         if rows is not None:
             check_rows(rows, student)
+    task.check_rows(train)
+    task.fit(student, train, recipe.train.seed)
     if fresh:
         student = cut(student, recipe, train)
     if parts.tuned is None:
         begin(student, recipe, train)
     student.to(device) if not loading.is_quantised(student) else None
-    loading.check_head(student, recipe.student.name or "the student")
+    task.check_model(student, recipe.student.name or "the student")
     about = {"max_length": data.max_length, "loss_on": data.loss_on} if parts.train is None else {}
     context = Context(task, student, tokenizer, device, note, recipe.train.seed, recipe.output, about, rank)
     if data.hard_share < 1:
         train = hardest(task, student, train, data.hard_share, note)
+    if (scheme.writing or scheme.on_policy) and not task.writes:
+        raise RecipeError(
+            f"{recipe.method} has a model write texts, and a model for {recipe.task} writes none",
+            "take vanilla_distillation, feature_distillation or relation_distillation",
+        )
+    if task.labels and recipe.tuning.kind != "full":
+        raise RecipeError(
+            f"adapters for {recipe.task} are not there yet, and {recipe.tuning.kind} is one",
+            "tuning.kind=full",
+        )
     if scheme.writing:
         train = write_examples(
             replace(recipe, data=data), parts.teacher, parts.teacher_tokenizer, train, context

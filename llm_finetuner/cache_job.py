@@ -53,7 +53,7 @@ def cache_answers(
     data = fit_length(recipe.data, student, note)
     train, held_out = parts.train, parts.held_out
     if train is None:
-        train, held_out = load_rows(data, tokenizer, recipe.train.seed, str(path), note)
+        train, held_out = load_rows(data, task, student, tokenizer, recipe.train.seed, str(path), note)
     context = Context(task, student, tokenizer, device, note, recipe.train.seed)
     loads = parts.teacher is None and recipe.teacher is not None
     files = {"files": weight_files(recipe.teacher.name)} if loads else {}  # before they are read

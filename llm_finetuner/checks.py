@@ -5,16 +5,18 @@ from typing import Any
 from torch import nn
 
 from llm_finetuner.data import columns
-from llm_finetuner.data.examples import IGNORED
 from llm_finetuner.errors import DataError, ModelError
-from llm_finetuner.models import loading
+from llm_finetuner.models import labels, loading
 
 
 def common_vocabulary(task, student, teacher, tokenizer, teacher_tokenizer) -> int | None:
     """Columns of the logits that name a token of both; None when all do. Raises ModelError when the tokens differ.
 
-    Checkpoints pad their vocabulary to different widths; the padding names no token and is masked on both sides.
+    Checkpoints pad their vocabulary to different widths; the padding names no token and is masked on both sides. Where
+    the answers are labels, both models are brought to one order of them.
     """
+    if task.labels:
+        return _common_labels(student, teacher, tokenizer, teacher_tokenizer)
     ours, theirs = task.vocabulary(student), task.vocabulary(teacher)
     if tokenizer is None or teacher_tokenizer is None:
         if ours != theirs:
@@ -33,8 +35,19 @@ def common_vocabulary(task, student, teacher, tokenizer, teacher_tokenizer) -> i
     return None if ours == theirs <= tokens else min(tokens, ours, theirs)
 
 
+def _common_labels(student, teacher, tokenizer, teacher_tokenizer) -> None:
+    labels.match(student, teacher)
+    if None not in (tokenizer, teacher_tokenizer):
+        same, why = loading.same_vocabulary(tokenizer, teacher_tokenizer)
+        if not same:
+            raise ModelError(
+                f"student and teacher have different tokenizers: {why}",
+                "take a teacher with the student's tokenizer",
+            )
+
+
 def check_rows(rows: Any, model: nn.Module) -> None:
-    """Raise DataError when the rows do not fit the model: token ids or lengths out of range, nothing to learn from."""
+    """Raise DataError when the rows do not fit the model: token ids or lengths out of range."""
     size, positions = model.get_input_embeddings().num_embeddings, loading.positions_of(model)
     highest = max(int(ids.max()) for ids in columns.flat(rows, "input_ids"))
     longest = int(columns.lengths(rows).max())
@@ -48,5 +61,3 @@ def check_rows(rows: Any, model: nn.Module) -> None:
             f"a row has {longest} tokens, the model has {positions} positions",
             "prepare with a smaller max_length",
         )
-    if not any((labels != IGNORED).any() for labels in columns.flat(rows, "labels")):
-        raise DataError("no token of the data counts", "labels must hold more than -100")

@@ -13,6 +13,7 @@ from llm_finetuner import recipe_file
 from llm_finetuner.assembly import Parts, evenly, load_rows
 from llm_finetuner.benchmark.speed import cost_ratio
 from llm_finetuner.benchmark.verdict import Entry, verdict
+from llm_finetuner.checks import common_vocabulary
 from llm_finetuner.engine import default_device
 from llm_finetuner.errors import OrderError
 from llm_finetuner.models import loading
@@ -155,6 +156,8 @@ def load_untouched(recipe: Recipe, device: torch.device, train_rows: Any) -> nn.
         )
     model = cut(load_student(recipe, device), recipe, train_rows)
     begin(model, recipe, train_rows)
+    if train_rows is not None:
+        resolve(TASKS, recipe.task)().fit(model, train_rows, recipe.train.seed)
     return model
 
 
@@ -198,15 +201,24 @@ def compare_run(
     recipe = replace(recipe_file.load(run / "recipe.yaml"), output=str(run))
     say = on_event or (lambda kind, record: None)
     where, tokenizer = default_device(device), loading.load_tokenizer(str(run))
-    train, held_out = load_rows(
-        recipe.data, tokenizer, recipe.train.seed, str(run), lambda text: say("note", {"text": text})
-    )
     bits = {"load_in_4bit": recipe.student.load_in_4bit, "load_in_8bit": recipe.student.load_in_8bit}
-    model = loading.load_trained(run, where, **bits)
+    task = resolve(TASKS, recipe.task)()
+    model = loading.load_trained(run, where, auto=task.auto, **bits)
+    train, held_out = load_rows(
+        recipe.data,
+        task,
+        model,
+        tokenizer,
+        recipe.train.seed,
+        str(run),
+        lambda text: say("note", {"text": text}),
+    )
     live = recipe.teacher and recipe.teacher.kind == "live" and recipe.scheme.teacher != "peers"
-    if live:
-        live = loading.same_vocabulary(tokenizer, loading.load_tokenizer(recipe.teacher.name))[0]
-    teacher = load_teacher(recipe.teacher, where) if live else None
+    theirs = loading.load_tokenizer(recipe.teacher.name) if live else None
+    live = live and loading.same_vocabulary(tokenizer, theirs)[0]
+    teacher = load_teacher(recipe.teacher, where, task.auto) if live else None
+    if teacher is not None:
+        common_vocabulary(task, model, teacher, tokenizer, theirs)
     subject = Subject(
         recipe=recipe,
         parts=Parts(tuned=Tuned(model), teacher=teacher, train=train, held_out=held_out, device=device),
@@ -218,7 +230,7 @@ def compare_run(
     warnings = (
         [] if held_out is not None else ["nothing was held out: these are rows the student was trained on"]
     )
-    pairs = pairs_of(subject.rows, tokenizer, prompts)
+    pairs = pairs_of(subject.rows, tokenizer, prompts if task.writes else [])
     return compare(subject, *pairs, baseline=baseline, on_event=on_event, warnings=warnings)
 
 

@@ -33,7 +33,8 @@ from llm_finetuner.trainer import OnEvent, TrainResult, fit
 class LLMFineTuner(Teaching, Judging):
     """Fine-tune or distil a language model and find out whether it paid.
 
-    model_name: a folder, a hub name, or a transformers model (then give its tokenizer too).
+    model_name: a folder, a hub name, or a transformers model (then give its tokenizer too). task: causal_lm, or
+    classification.
     output_dir: the run's folder; train() writes a plain Hugging Face folder there. device: None takes a GPU where
     there is one. The settings are in `.recipe`.
     """
@@ -43,13 +44,14 @@ class LLMFineTuner(Teaching, Judging):
         model_name: str | nn.Module,
         output_dir: str | Path = Recipe.output,
         *,
+        task: str = Recipe.task,
         tokenizer: Any = None,
         seed: int = 0,
         device: str | None = None,
     ):
         live = isinstance(model_name, nn.Module)
         name = loading.check_live(model_name).name_or_path if live else str(model_name)
-        self.recipe = Recipe(student=Model(name), train=Train(seed=seed), output=str(output_dir))
+        self.recipe = Recipe(task=task, student=Model(name), train=Train(seed=seed), output=str(output_dir))
         self.device = default_device(device)
         self._given = model_name if live else None
         self._parts = Parts(tokenizer=tokenizer, device=device)
@@ -117,7 +119,7 @@ class LLMFineTuner(Teaching, Judging):
             )  # fmt: skip
         rows = sources.read(
             source, config=dataset_config, split=split, files=data_files, samples=num_samples, on_bad_row=on_bad_row,
-            bad_rows_path=Path(self.recipe.output) / "bad_rows.jsonl",
+            bad_rows_path=Path(self.recipe.output) / "bad_rows.jsonl", shapes_of_text=not self._task.labels,
         )  # fmt: skip
         return assembly.only(rows.dataset, only or {}, str(source))
 

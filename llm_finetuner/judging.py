@@ -14,8 +14,8 @@ from llm_finetuner.assembly import Parts, fit_length
 from llm_finetuner.benchmark import text as generation
 from llm_finetuner.benchmark.quality import evaluate
 from llm_finetuner.checks import check_rows, common_vocabulary
-from llm_finetuner.data import sources, text
-from llm_finetuner.errors import DataError, ModelError, OrderError
+from llm_finetuner.data import sources
+from llm_finetuner.errors import DataError, ModelError, OrderError, RecipeError
 from llm_finetuner.export.beside import stop_early
 from llm_finetuner.export.hub import upload
 from llm_finetuner.models import loading
@@ -110,6 +110,26 @@ class Judging:
             self._stopped(exit_layer), self.tokenizer, prompts, max_new_tokens=max_new_tokens, **options
         )
 
+    def predict(self, texts: str | Sequence[Any], batch_size: int = 32) -> list[list[dict[str, Any]]]:
+        """The labels of each text (or pair of texts), [{"label", "score"}], the most probable first.
+
+        Raises OrderError, RecipeError for a task without labels.
+        """
+        self._need_model()
+        task = self._task
+        if not task.labels:
+            raise RecipeError(
+                f"a model for {self.recipe.task} has no labels to predict", "generate(...) writes texts"
+            )
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        return task.predict(
+            self.model,
+            self.tokenizer,
+            texts,
+            batch_size,
+            fit_length(self.recipe.data, self.model, lambda _: None).max_length,
+        )
+
     def _stopped(self, exit_layer: int | None) -> nn.Module:
         """The student, or the part of it that ends at an exit."""
         if exit_layer is None:
@@ -164,7 +184,7 @@ class Judging:
             untouched=self._load_untouched, rows=rows,
             history=comparison.joined([history for _, history in self._phases]),
         )  # fmt: skip
-        pairs = comparison.pairs_of(rows, self.tokenizer, prompts, references)
+        pairs = comparison.pairs_of(rows, self.tokenizer, prompts if self._task.writes else [], references)
         return comparison.compare(subject, *pairs, baseline=baseline, on_event=on_event)
 
     def merge(self, folder: str | Path | None = None) -> Path:
@@ -174,7 +194,7 @@ class Judging:
         target = Path(folder or Path(self.recipe.output) / "merged")
         base = self.recipe.student.name
         if loading.is_quantised(self.model) and base:  # 4 bits would round the merged weights a second time
-            merged = loading.load_trained(self.recipe.output, self.device, merge=True)
+            merged = loading.load_trained(self.recipe.output, self.device, merge=True, auto=self._task.auto)
         else:
             merged = copy.deepcopy(self._parts.tuned).merge()
         merged.save_pretrained(str(target))
@@ -192,16 +212,14 @@ class Judging:
     def _prepare(self, dataset: Any):
         """Rows as the recipe's data section says; rows that are prepared already pass through."""
         live = type(dataset).__name__ == "Dataset"
-        rows = dataset if live else sources.read(dataset).dataset
+        rows = dataset if live else sources.read(dataset, shapes_of_text=not self._task.labels).dataset
         tokenizer = None if "input_ids" in rows.column_names else self.tokenizer
         data = (
             self.recipe.data
             if self.model is None
             else fit_length(self.recipe.data, self.model, lambda note: None)
         )
-        return text.prepare(
-            rows, tokenizer, text_columns=data.text_columns, max_length=data.max_length, loss_on=data.loss_on
-        )
+        return self._task.prepare_rows(rows, tokenizer, data, self.model)
 
     @property
     def _task(self):

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from llm_finetuner.errors import RecipeError
 
 Pairs = tuple[tuple[int, int], ...]  # (student block, teacher block)
+POOLED = -1  # in place of a block: the vector that a text's label is read off
 
 
 def _relative(block: int, student: int, teacher: int) -> int:
@@ -26,8 +27,11 @@ NAMED: dict[str, Callable[[int, int], list[tuple[int, int]]]] = {  # of the two 
 def layer_pairs(layers: str | list | None, student_depth: int, teacher_depth: int) -> Pairs:
     """Pairs of blocks of a named map or a list. None: four evenly spaced student blocks, 12 -> 0, 3, 6, 9.
 
-    A student block alone is paired with the teacher block i * teacher_depth // student_depth. Raises RecipeError.
+    A student block alone is paired with the teacher block i * teacher_depth // student_depth. "pooled" is no block but
+    the vector that a text's label is read off. Raises RecipeError.
     """
+    if layers == "pooled":
+        return ((POOLED, POOLED),)
     if isinstance(layers, str):
         if layers not in NAMED:
             raise RecipeError(

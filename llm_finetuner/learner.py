@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from llm_finetuner import terms
 from llm_finetuner.errors import RecipeError
-from llm_finetuner.layer_maps import Pairs, check_exits, layer_pairs
+from llm_finetuner.layer_maps import POOLED, Pairs, check_exits, layer_pairs
 from llm_finetuner.models import activations
 from llm_finetuner.models.anatomy import final_norm_of
 from llm_finetuner.output import Output, Want
@@ -101,6 +101,11 @@ class Learner(nn.Module):
             )
         if kind == "embeddings":
             return ((0, 0),)
+        if term.layers == "pooled" and not (self.task.labels and kind in ("features", "hidden")):
+            raise RecipeError(
+                f"layers: pooled is the vector that a classifier reads a text's label off: {term.objective} has none",
+                "name blocks",
+            )
         return layer_pairs(term.layers, self.task.depth(self.student), self.provider.depth)
 
     def _want(self, side: int, layers: tuple[int, ...] = (), answers: bool = True) -> Want:
@@ -111,8 +116,9 @@ class Learner(nn.Module):
                 blocks[kind_of(term)] |= {pair[side] for pair in pairs}
         hidden = blocks["features"] | blocks["hidden"] | set(layers)
         return Want(
-            layers=tuple(sorted(hidden)), attention=tuple(sorted(blocks["attention"])),
-            states=tuple(sorted(blocks["states"])), embeddings=bool(blocks["embeddings"]), answers=answers,
+            layers=tuple(sorted(hidden - {POOLED})), attention=tuple(sorted(blocks["attention"])),
+            states=tuple(sorted(blocks["states"])), embeddings=bool(blocks["embeddings"]),
+            answers=answers or POOLED in hidden,
         )  # fmt: skip
 
     def _projections(self) -> dict[str, nn.Module]:
@@ -133,10 +139,11 @@ class Learner(nn.Module):
     # ---- the terms
 
     def _over_pairs(self, term: Term, pairs: Pairs, student: Output, teacher: Output) -> Tensor:
-        """Mean over the layer pairs of the sum over positions."""
+        """Mean over the layer pairs of the sum over positions; where texts count, of their means over tokens."""
         kind, objective = kind_of(term), resolve(OBJECTIVES, term.objective)
         known = teacher.known
-        extra = {"examples": _those(student.examples, known)} if "examples" in reads(term) else {}
+        groups, parts = _belonging(student, pairs)
+        extra = {"examples": _those(groups, known)} if "examples" in reads(term) else {}
         values = []
         for s, t in pairs:
             own = _those(_read(student, kind, s), known)
@@ -145,7 +152,7 @@ class Learner(nn.Module):
                 own = projection(own.to(projection.weight.dtype))
             told = _those(_read(teacher, kind, t), known)
             given = {f"student_{kind}": own, f"teacher_{kind}": told, **extra}
-            values.append(objective(**given, **term.options).sum())
+            values.append((objective(**given, **term.options) / _those(parts, known)).sum())
         return torch.stack(values).mean()
 
     def _over_spans(self, term: Term, _pairs: Pairs, student: Output, teacher: Output) -> Tensor:
@@ -188,6 +195,19 @@ class Learner(nn.Module):
                         name = f"peer_{i}_{name}" if i else name
                         sums[name] = sums.get(name, 0.0) + value / len(others)
         return total, sums
+
+
+def _belonging(output: Output, pairs: Pairs) -> tuple[Tensor, Tensor]:
+    """Which sequence each compared vector is of, and in how many parts that counts.
+
+    One text has one pooled vector, so these are compared within the batch.
+    """
+    if output.tokens is None:
+        return output.examples, torch.ones_like(output.examples)
+    if pairs == ((POOLED, POOLED),):
+        return torch.zeros_like(output.examples), torch.ones_like(output.examples)
+    lengths_N = output.tokens.bincount(minlength=len(output.examples))
+    return output.tokens, lengths_N[output.tokens]
 
 
 def _key(kind: str, block: int) -> str:

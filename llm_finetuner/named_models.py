@@ -13,21 +13,25 @@ from llm_finetuner.errors import RecipeError
 from llm_finetuner.models import loading
 from llm_finetuner.models.shrink import parse_share, shrink
 from llm_finetuner.recipe import Model, Recipe, Teacher, members_of
+from llm_finetuner.registry import TASKS, resolve
 
+TEXTS = "AutoModelForCausalLM"  # the class of transformers that loads what writes texts
 ROWS_THAT_WEIGH = 32  # which heads and channels matter is read off this many rows
 
 
-def load_model(model: Model, device: torch.device | str, seed: int, frozen: bool = False) -> nn.Module:
+def load_model(
+    model: Model, device: torch.device | str, seed: int, auto: str = TEXTS, frozen: bool = False
+) -> nn.Module:
     """Raises ModelError."""
-    return loading.load_causal_lm(
-        model.name, device=device, dtype=model.dtype, load_in_4bit=model.load_in_4bit,
+    return loading.load_pretrained(
+        model.name, auto=auto, device=device, dtype=model.dtype, load_in_4bit=model.load_in_4bit,
         load_in_8bit=model.load_in_8bit, from_scratch=model.from_scratch, seed=seed, frozen=frozen,
     )  # fmt: skip
 
 
-def load_teacher(model: Teacher, device: torch.device | str) -> nn.Module:
+def load_teacher(model: Teacher, device: torch.device | str, auto: str = TEXTS) -> nn.Module:
     """A frozen model in eval mode, on the device that the recipe gives it. Raises ModelError."""
-    found = load_model(replace(model, from_scratch=False), model.device or device, 0, frozen=True)
+    found = load_model(replace(model, from_scratch=False), model.device or device, 0, auto, frozen=True)
     return found.eval().requires_grad_(False)
 
 
@@ -55,9 +59,9 @@ def made_here(recipe: Recipe) -> bool:
 
 def load_student(recipe: Recipe, device: torch.device | str) -> nn.Module:
     """The student before `cut`: for "teacher/2" the whole teacher, still to be cut. Raises ModelError."""
-    share = parse_share(recipe.student.name) is not None
+    share, auto = parse_share(recipe.student.name) is not None, resolve(TASKS, recipe.task, "task").auto
     named = replace(recipe.student, name=student_source(recipe))
-    return load_model(replace(named, from_scratch=False) if share else named, device, recipe.train.seed)
+    return load_model(replace(named, from_scratch=False) if share else named, device, recipe.train.seed, auto)
 
 
 def cut(model: nn.Module, recipe: Recipe, rows: Any) -> nn.Module:
@@ -78,7 +82,7 @@ def cut(model: nn.Module, recipe: Recipe, rows: Any) -> nn.Module:
 
 def begin(student: nn.Module, recipe: Recipe, rows: Any) -> None:
     """Start the head's bias of a student from scratch at how often each token is a label of `rows`."""
-    if recipe.student.from_scratch and rows is not None:
+    if recipe.student.from_scratch and rows is not None and student.get_output_embeddings() is not None:
         loading.start_head_bias(student, label_counts(rows, student.get_output_embeddings().weight.shape[0]))
 
 

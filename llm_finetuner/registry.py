@@ -53,7 +53,10 @@ TUNINGS = {
     "qlora": "llm_finetuner.tuning.qlora:qlora",
     "adalora": "llm_finetuner.tuning.adalora:adalora",
 }
-TASKS = {"causal_lm": "llm_finetuner.tasks.causal_lm:CausalLM"}
+TASKS = {
+    "causal_lm": "llm_finetuner.tasks.causal_lm:CausalLM",
+    "classification": "llm_finetuner.tasks.classification:Classification",
+}
 TEACHERS = {
     "live": "llm_finetuner.teachers.kinds:live",
     "ensemble": "llm_finetuner.teachers.kinds:ensemble",

@@ -55,7 +55,7 @@ class Teaching(Judging):
         "loss". mixture: of their probabilities or logits. device: where it stands, None beside the student.
         kind="remote" with url=... and other options asks an endpoint. Raises ModelError, also when the tokens differ.
         """
-        several = not isinstance(teacher_model_name, str | nn.Module | None)
+        several = not isinstance(teacher_model_name, str | Path | nn.Module | None)
         filled = "cached" if teacher_model_name is None else "live_cached"
         kind = options.pop("kind", None) or (filled if cache else "live")
         given = list(teacher_model_name) if several else [teacher_model_name]
@@ -84,7 +84,7 @@ class Teaching(Judging):
         if given is None:
             raise ModelError("no teacher was named", "give a folder, a hub name, a model, or cache=...")
         if not isinstance(given, nn.Module):
-            model = load_teacher(replace(spec, name=str(given)), self.device)
+            model = load_teacher(replace(spec, name=str(given)), self.device, self._task.auto)
             return model, tokenizer or loading.load_tokenizer(str(given))
         loading.check_live(given)
         if given is (self._given if self.model is None else self.model):

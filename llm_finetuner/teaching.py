@@ -87,15 +87,15 @@ def build_peers(
                     f"{recipe.method} trains its peers, and a {spec.kind} teacher cannot learn",
                     "name models: teacher.kind=live, or an ensemble of them",
                 )
-            peer = load_model(spec, context.device, seed + i)
+            peer = load_model(spec, context.device, seed + i, task.auto)
             tokenizers.append(loading.load_tokenizer(spec.name))
-            if spec.from_scratch:
+            if spec.from_scratch and task.writes:
                 loading.start_head_bias(peer, label_counts(rows, task.vocabulary(peer)))
             peers.append(peer)
     shared = []
     for peer, tokenizer in zip(peers, tokenizers, strict=True):
         shared.append(common_vocabulary(task, context.student, peer, context.tokenizer, tokenizer))
-        loading.check_head(peer, "the peer")
+        task.check_model(peer, "the peer")
         if loading.is_quantised(peer):
             raise RecipeError("a peer is trained, and weights in 4 or 8 bits cannot be", "load it in full")
         check_rows(rows, peer)
@@ -114,7 +114,7 @@ def write_examples(recipe: Recipe, given: Any, given_tokenizer: Any, rows: Any, 
             raise RecipeError(
                 f"{recipe.method} needs a teacher that can write, not {spec.kind}", "teacher.kind=live"
             )
-        given = load_teacher(spec, context.device)
+        given = load_teacher(spec, context.device, context.task.auto)
         given_tokenizer = loading.load_tokenizer(spec.name)
     if isinstance(given, Provider):
         raise RecipeError(f"{recipe.method} needs one teacher that can write: a model")

@@ -33,7 +33,7 @@ def learned():
     """Answers of the teacher that is shipped on text that its tokenizer was made for: (some, others), each [n, V]."""
     folder = str(assets.path("quickstart/teacher"))
     tokenizer = loading.load_tokenizer(folder)
-    model = loading.load_causal_lm(folder, dtype="float32").eval()
+    model = loading.load_pretrained(folder, dtype="float32").eval()
     found = []
     for module, rows in ((argparse, 12), (textwrap, 6)):
         ids = tokenizer(inspect.getsource(module))["input_ids"][: rows * 96]

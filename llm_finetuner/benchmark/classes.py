@@ -76,6 +76,11 @@ class Confusion:
         """95 % Wilson score interval of the accuracy; see `wilson`."""
         return wilson(int(self.counts.trace()), self._count())
 
+    def summary(self) -> dict[str, float]:
+        """What an evaluation adds to the figures that every task has."""
+        low, high = self.interval()
+        return {"accuracy_low": low, "accuracy_high": high, "macro_f1": self.macro_f1, "mcc": self.mcc}
+
     def per_class(self) -> list[Scores]:
         """precision, recall, f1 and count (of targets) of each class; a ratio of 0 to 0 is None."""
         return _scores(self.counts.diag(), self.counts.sum(0), self.counts.sum(1))

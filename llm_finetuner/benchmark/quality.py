@@ -35,6 +35,9 @@ class Quality:
     calibration_error: float  # expected calibration error of that token's probability, in [0, 1]
     agreement: float | None = None  # share of positions where student and teacher put the same token first
     kl_to_teacher: float | None = None  # KL(teacher || student), nats a token, at temperature 1
+    labels: dict[str, float] | None = (
+        None  # figures that only labels have: macro_f1, mcc, interval of the accuracy
+    )
 
     @property
     def loss(self) -> float:
@@ -65,6 +68,7 @@ class Quality:
             "kl_to_teacher": self.kl_to_teacher,
             "perplexity_low": low,
             "perplexity_high": high,
+            **(self.labels or {}),
         }
 
 
@@ -98,7 +102,7 @@ def evaluate_all(
     sides. Raises DataError when no token counts, ModelError when a model's vocabulary is not as wide as the
     teacher's.
     """
-    tallies = {name: Tally(len(rows)) for name in models}
+    tallies = {name: Tally(len(rows), task.confusion(model)) for name, model in models.items()}
     lengths = [len(row["input_ids"]) for row in rows]
     order = sorted(range(len(rows)), key=lengths.__getitem__, reverse=True)
     view = teacher.view if isinstance(teacher, Provider) else lambda logits_nV: logits_nV
@@ -139,7 +143,8 @@ def _score(
     for start in range(0, len(student.rows), POSITIONS):
         part = slice(start, start + POSITIONS)
         logits_nV = student.head(student.rows[part])[:, :vocabulary]
-        tally.add(logits_nV, student.targets[part], examples[part])
+        told_n = student.targets[part] >= 0
+        tally.add(logits_nV[told_n], student.targets[part][told_n], examples[part][told_n.cpu()])
         if teacher is not None:
             teacher_nC = teacher.head(teacher.rows[part])[:, :vocabulary].to(logits_nV.device)
             shared_nC = view(logits_nV)
@@ -155,7 +160,9 @@ def _score(
 class Tally:
     """Running sums in float64, on the CPU."""
 
-    def __init__(self, examples: int):
+    def __init__(self, examples: int, confusion: Any = None):
+        """confusion: counts answers by label, where the task has labels (benchmark/classes.py)."""
+        self.confusion = confusion
         self.nll = torch.zeros(examples, dtype=torch.float64)
         self.tokens = torch.zeros(examples, dtype=torch.long)
         self.right = torch.zeros(BINS, dtype=torch.float64)  # right answers of each bin of confidence
@@ -165,6 +172,8 @@ class Tally:
         self.kl = 0.0
 
     def add(self, logits_nV: Tensor, targets_n: Tensor, examples_n: Tensor) -> None:
+        if self.confusion is not None:
+            self.confusion.add(logits_nV, targets_n)
         nll_n = cross_entropy(logits_nV, targets_n).double().cpu()
         top_n, said_n = logits_nV.max(-1)
         at_target_n = logits_nV.gather(-1, targets_n[:, None])[:, 0]
@@ -198,6 +207,7 @@ class Tally:
             calibration_error=float((self.right - self.confidence).abs().sum()) / count,
             agreement=self.agreed / max(1, self.heard) if with_teacher else None,
             kl_to_teacher=self.kl / max(1, self.heard) if with_teacher else None,
+            labels=None if self.confusion is None else self.confusion.summary(),
         )
 
 

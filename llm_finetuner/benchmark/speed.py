@@ -53,9 +53,9 @@ def measure(
     """{name: {"tokens_per_second", "latency_ms"}}, medians over the repeats, after a warm-up of each model.
 
     tokens_per_second: ids [B, T] through one forward pass, logits of every position included. latency_ms: one
-    more token for a single sequence, with the KV cache. The models take turns within each repeat, in another order
-    each time, so that what else the machine does meanwhile slows all of them alike; small models are run several
-    times a turn.
+    more token for a single sequence, with the KV cache; a whole sequence where the model does not write. The models
+    take turns within each repeat, in another order each time, so that what else the machine does meanwhile slows all
+    of them alike; small models are run several times a turn.
     """
     seconds: dict = {name: {"forward": [], "token": []} for name in models}
     names = list(models)
@@ -64,7 +64,12 @@ def measure(
             first = repeat % len(names)
             for name in names[first:] + names[:first]:
                 forward = _forward_seconds(models[name], ids)
-                token = _decode_seconds(models[name], ids[:1, :PROMPT], new_tokens)
+                writes = models[name].can_generate()
+                token = (
+                    _decode_seconds(models[name], ids[:1, :PROMPT], new_tokens)
+                    if writes
+                    else _forward_seconds(models[name], ids[:1])
+                )
                 if repeat:  # the first round warms up
                     seconds[name]["forward"] += forward
                     seconds[name]["token"] += token
@@ -160,7 +165,9 @@ def multiplying_parameters(model: nn.Module) -> int:
     Known weakness: in a mixture of experts those that a token does not visit are counted too.
     """
     tables = {id(m.weight): m.weight.numel() for m in model.modules() if isinstance(m, nn.Embedding)}
-    tables.pop(id(model.get_output_embeddings().weight), None)
+    head = model.get_output_embeddings()
+    if head is not None:
+        tables.pop(id(head.weight), None)
     return parameters(model) - sum(tables.values())
 
 

@@ -14,9 +14,10 @@ from llm_finetuner.output import Head
 HEAD_TRANSFORM_TOLERANCE = 1e-3  # relative; half-precision heads round differently by up to this
 
 
-def load_causal_lm(
+def load_pretrained(
     name: str,
     *,
+    auto: str = "AutoModelForCausalLM",
     device: torch.device | str = "cpu",
     dtype: str = "auto",
     load_in_4bit: bool = False,
@@ -25,20 +26,21 @@ def load_causal_lm(
     seed: int = 0,
     frozen: bool = False,
 ) -> nn.Module:
-    """Load a causal language model for `device`; from_scratch draws its weights from `seed`. Raises ModelError.
+    """Load a model for `device` by a class of transformers. Raises ModelError.
 
+    from_scratch draws its weights from `seed`.
     device "auto" spreads a frozen model over the accelerators and offloads what does not fit to the CPU.
     dtype "auto" is the checkpoint's own on an accelerator; on a CPU it is float32, for half precision is slower there,
     but a frozen model stays in bfloat16 where the CPU has matrix units for it.
     """
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    import transformers
 
     spread = device == "auto"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if spread else torch.device(device)
     if (Path(name) / "adapter_config.json").exists():
         if not frozen or load_in_4bit or load_in_8bit:
             raise ModelError(f"{name} holds an adapter, not a model", "merge it first: LLMFineTuner.merge()")
-        return load_trained(name, device, merge=True)
+        return load_trained(name, device, merge=True, auto=auto)
     chosen = _dtype(dtype, device, name, frozen)
     if from_scratch:
         if load_in_4bit or load_in_8bit:
@@ -48,7 +50,7 @@ def load_causal_lm(
         config = _load(lambda auto: auto.from_pretrained(name, trust_remote_code=False), "AutoConfig", name)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = AutoModelForCausalLM.from_config(
+            model = getattr(transformers, auto).from_config(
                 config, dtype=chosen if chosen != "auto" else torch.float32
             )
         model.name_or_path = name
@@ -57,7 +59,7 @@ def load_causal_lm(
     if load_in_4bit or load_in_8bit:
         _require_bitsandbytes(name)
         compute = torch.bfloat16 if device.type == "cuda" else torch.float32
-        options["quantization_config"] = BitsAndBytesConfig(
+        options["quantization_config"] = transformers.BitsAndBytesConfig(
             load_in_4bit=load_in_4bit,
             load_in_8bit=load_in_8bit,
             bnb_4bit_quant_type="nf4",
@@ -67,7 +69,7 @@ def load_causal_lm(
         options["device_map"] = {"": device}
     if spread:
         options["device_map"] = "auto"
-    model = _load(lambda auto: auto.from_pretrained(name, **options), "AutoModelForCausalLM", name)
+    model = _load(lambda auto: auto.from_pretrained(name, **options), auto, name)
     if "device_map" not in options:
         return model.to(device)
     if load_in_4bit and device.type == "cpu":
@@ -93,20 +95,25 @@ def load_tokenizer(name: str):
 
 
 def load_trained(
-    folder: str | Path, device: torch.device | str = "cpu", *, merge: bool = False, **options
+    folder: str | Path,
+    device: torch.device | str = "cpu",
+    *,
+    merge: bool = False,
+    auto: str = "AutoModelForCausalLM",
+    **options,
 ) -> nn.Module:
     """Load what `train` wrote: a whole model, or an adapter injected (or merged) into the model it names.
 
-    options are those of load_causal_lm for that base model. Raises ModelError.
+    options are those of load_pretrained for that base model. Raises ModelError.
     """
     if not (Path(folder) / "adapter_config.json").exists():
-        return load_causal_lm(str(folder), device=device)
+        return load_pretrained(str(folder), auto=auto, device=device)
     from peft import PeftConfig, PeftModel
 
     base = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
-    model = PeftModel.from_pretrained(load_causal_lm(base or "", device=device, **options), str(folder)).to(
-        device
-    )
+    model = PeftModel.from_pretrained(
+        load_pretrained(base or "", auto=auto, device=device, **options), str(folder)
+    ).to(device)
     return model.merge_and_unload() if merge else model.get_base_model()
 
 

@@ -19,6 +19,7 @@ from llm_finetuner.errors import DataError, OrderError, RecipeError
 from llm_finetuner.models import loading
 from llm_finetuner.named_models import load_teacher, student_source
 from llm_finetuner.recipe import Recipe
+from llm_finetuner.registry import TASKS, resolve
 from llm_finetuner.search.ranking import CHOOSE, REPORT
 from llm_finetuner.search.record import content_of, digest_of_model, digest_of_rows
 
@@ -74,7 +75,7 @@ def share(recipe: Recipe, parts: Parts, names: Iterable[str], note: Callable[[st
     spec = recipe.teacher
     plain = spec is not None and spec.kind == "live" and spec.device is None
     if plain and parts.teacher is None and not varied and recipe.scheme.teacher == "given":
-        parts.teacher = load_teacher(spec, default_device(parts.device))
+        parts.teacher = load_teacher(spec, default_device(parts.device), resolve(TASKS, recipe.task).auto)
         parts.teacher_tokenizer = loading.load_tokenizer(spec.name)
     tokens = max(parts.tokenizer.get_vocab().values()) + 1 if parts.tokenizer is not None else None
     return Shared(parts, rows, about, tokens)
@@ -84,6 +85,12 @@ def _rows(recipe: Recipe, parts: Parts, note: Callable[[str], None]) -> tuple[An
     outline = parts.student
     if outline is None:  # only its configuration is asked for, so no weights are read
         with torch.device("meta"):
-            outline = loading.load_causal_lm(student_source(recipe), device="meta", from_scratch=True)
+            outline = loading.load_pretrained(
+                student_source(recipe),
+                auto=resolve(TASKS, recipe.task).auto,
+                device="meta",
+                from_scratch=True,
+            )
     data = fit_length(recipe.data, outline, note)
-    return load_rows(data, parts.tokenizer, recipe.train.seed, recipe.output, note)
+    task = resolve(TASKS, recipe.task, "task")()
+    return load_rows(data, task, outline, parts.tokenizer, recipe.train.seed, recipe.output, note)

@@ -5,15 +5,19 @@ share rows. A batch is padded [B, T] for everybody; only the forward pass of a m
 other rows, and what is picked from it is the same N positions in the same order.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from llm_finetuner.data import columns, text
 from llm_finetuner.data.layout import share_rows
 from llm_finetuner.errors import DataError
 from llm_finetuner.models.anatomy import Enough, capture, expose_attention
-from llm_finetuner.models.loading import blocks_of, head_of
+from llm_finetuner.models.loading import blocks_of, check_head, head_of
 from llm_finetuner.models.packing import check_packable, packable
 from llm_finetuner.output import Output, Want
+from llm_finetuner.recipe import Data
 
 IGNORE = -100
 
@@ -21,7 +25,31 @@ IGNORE = -100
 class CausalLM:
     """Decoder language models of transformers."""
 
+    auto = "AutoModelForCausalLM"  # of transformers
     unfit = ("mse", "huber")  # objectives whose targets are numbers, not tokens
+    labels = False  # whether the answers are labels with names, and not tokens
+    writes = True  # whether the models continue texts
+
+    def prepare_rows(self, rows: Any, tokenizer: Any, data: Data, model: nn.Module | None) -> text.Prepared:
+        """Tokenise and mark what is counted. Raises DataError."""
+        return text.prepare(
+            rows, tokenizer, text_columns=data.text_columns, max_length=data.max_length, loss_on=data.loss_on
+        )
+
+    def fit(self, model: nn.Module, rows: Any, seed: int) -> None:
+        """Tokens are what they are."""
+
+    def check_rows(self, rows: Any) -> None:
+        """Raise DataError where there is nothing to learn."""
+        if not any((labels != IGNORE).any() for labels in columns.flat(rows, "labels")):
+            raise DataError("no token of the data counts", "labels must hold more than -100")
+
+    def confusion(self, model: nn.Module) -> None:
+        """A table of all pairs of tokens is too large to count in."""
+
+    def check_model(self, model: nn.Module, name: str) -> None:
+        """Raise ModelError where the head does what this version does not know."""
+        check_head(model, name)
 
     def width(self, model: nn.Module) -> int:
         """Width of what the blocks put out: D."""

@@ -19,7 +19,7 @@ def live(spec: Teacher, context: Context) -> Provider:
     from llm_finetuner.named_models import load_teacher
     from llm_finetuner.teachers.matched import live_teacher
 
-    model = load_teacher(spec, context.device)
+    model = load_teacher(spec, context.device, context.task.auto)
     return live_teacher(model, loading.load_tokenizer(spec.name), spec.name, context)
 
 

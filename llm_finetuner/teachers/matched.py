@@ -16,11 +16,13 @@ def live_teacher(model: nn.Module, tokenizer: Any, name: str, context: Context) 
 
     Raises ModelError.
     """
-    loading.check_head(model, name)
+    task = context.task
+    task.check_model(model, name)
     if (
-        None not in (tokenizer, context.tokenizer)
+        not task.labels
+        and None not in (tokenizer, context.tokenizer)
         and not loading.same_vocabulary(context.tokenizer, tokenizer)[0]
     ):
         return aligned_teacher(model, tokenizer, name, context)
-    columns = common_vocabulary(context.task, context.student, model, context.tokenizer, tokenizer)
-    return Live(context.task, model, columns)
+    columns = common_vocabulary(task, context.student, model, context.tokenizer, tokenizer)
+    return Live(task, model, columns)

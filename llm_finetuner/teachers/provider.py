@@ -18,7 +18,7 @@ from llm_finetuner.scheme import Term
 class Context:
     """What a teacher is built for."""
 
-    task: Any
+    task: Any  # an instance of a class of tasks/
     student: nn.Module
     tokenizer: Any  # the student's, or None where the rows came prepared
     device: torch.device

@@ -26,7 +26,9 @@ class Shuffled(Provider):
         order_N = torch.arange(len(said.targets)).roll(len(said.targets) // 2).to(said.targets.device)
 
         def roll(value: Any) -> Any:
-            return {k: roll(v) for k, v in value.items()} if isinstance(value, dict) else value[order_N]
+            if isinstance(value, dict):
+                return {key: roll(item) for key, item in value.items()}
+            return value.roll(len(value) // 2, 0)
 
         told = {name: roll(getattr(said, name)) for name in ("features", "attention", "states")}
         for name in ("embeddings", "known"):

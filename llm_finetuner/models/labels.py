@@ -1,0 +1,86 @@
+"""The labels of a classifier: their names, the layer that scores them, and one order of them for student and teacher.
+
+Shapes: D width of what the layer reads, C labels.
+"""
+
+import re
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from llm_finetuner.errors import ModelError
+
+
+def names_of(model: nn.Module) -> list[str]:
+    """Names of the labels in the order of the logits: [C]."""
+    return [str(model.config.id2label[i]) for i in range(model.config.num_labels)]
+
+
+def generic(names: Sequence[str]) -> bool:
+    """Whether these are the names that transformers gives to labels that nobody has named."""
+    return all(re.fullmatch(r"LABEL_\d+", name) for name in names)
+
+
+def scorer_of(model: nn.Module) -> nn.Linear:
+    """The layer whose output is the logits: [n, D] -> [n, C]. Raises ModelError where there is none to be found."""
+    return model.get_submodule(_scorer(model))
+
+
+def _scorer(model: nn.Module) -> str:
+    trunk, count = set(model.base_model.modules()), model.config.num_labels
+    found = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module not in trunk and module.out_features == count
+    ]
+    if not found:
+        raise ModelError(
+            f"{type(model).__name__} has no linear layer with {count} outputs behind its blocks",
+            "take a model that transformers loads with a classification head",
+        )
+    return found[-1]
+
+
+def rename(model: nn.Module, names: Sequence[str], seed: int) -> None:
+    """Give a model these labels, in this order; where their number changes the scoring layer is drawn from the seed."""
+    if len(names) != model.config.num_labels:
+        place = _scorer(model)
+        old = model.get_submodule(place)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            new = nn.Linear(old.in_features, len(names), bias=old.bias is not None)
+            nn.init.normal_(new.weight, std=model.config.to_dict().get("initializer_range", 0.02))
+        if new.bias is not None:
+            nn.init.zeros_(new.bias)
+        model.set_submodule(place, new.to(old.weight.device, old.weight.dtype))
+        model.num_labels = len(names)
+    model.config.id2label = dict(enumerate(names))
+    model.config.label2id = {name: number for number, name in enumerate(names)}
+
+
+@torch.no_grad()
+def match(student: nn.Module, teacher: nn.Module) -> None:
+    """Bring both to one order of labels, compared by name. Raises ModelError where they have other labels.
+
+    A student whose labels nobody has named takes the teacher's. Otherwise the teacher's scoring layer is put in the
+    student's order; where the teacher's have no names and are as many they are taken to agree.
+    """
+    ours, theirs = names_of(student), names_of(teacher)
+    if ours == theirs:
+        return
+    if generic(ours):
+        return rename(student, theirs, 0)
+    if generic(theirs) and len(ours) == len(theirs):
+        return rename(teacher, ours, 0)
+    places = {name.casefold(): number for number, name in enumerate(theirs)}
+    if sorted(places) != sorted(name.casefold() for name in ours):
+        raise ModelError(
+            f"student and teacher have other labels: {', '.join(ours)} against {', '.join(theirs)}",
+            "take a teacher that was trained on the same labels; they are compared by name",
+        )
+    order = [places[name.casefold()] for name in ours]
+    scorer = scorer_of(teacher)
+    for weight in scorer.parameters():
+        weight.copy_(weight[order].clone())
+    rename(teacher, ours, 0)

@@ -1,0 +1,208 @@
+"""Text classification: one label for a text or a pair of texts.
+
+Shapes: B texts, T tokens, D width of what the scoring layer reads, C labels; M tokens of all texts of the batch.
+The positions that count (N) are the texts: N = B. What is read of the blocks belongs to the M tokens.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llm_finetuner.benchmark.classes import Confusion
+from llm_finetuner.benchmark.quality import eval_mode
+from llm_finetuner.data import label_names, labelled
+from llm_finetuner.data.examples import IGNORED
+from llm_finetuner.data.text import Prepared
+from llm_finetuner.errors import DataError, RecipeError
+from llm_finetuner.layer_maps import POOLED
+from llm_finetuner.models import labels
+from llm_finetuner.models.anatomy import Enough, capture, expose_attention
+from llm_finetuner.models.loading import blocks_of
+from llm_finetuner.output import Head, Output, Want
+from llm_finetuner.recipe import Data
+
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+
+class Classification:
+    """Models that transformers loads with AutoModelForSequenceClassification."""
+
+    auto = "AutoModelForSequenceClassification"
+    unfit = ("mse", "huber")
+    labels = True
+    writes = False
+
+    def width(self, model: nn.Module) -> int:
+        """Width of what the blocks put out: D."""
+        return model.config.get_text_config().hidden_size
+
+    def depth(self, model: nn.Module) -> int:
+        return len(blocks_of(model))
+
+    def vocabulary(self, model: nn.Module) -> int:
+        """Number of labels: C."""
+        return model.config.num_labels
+
+    # ---- rows
+
+    def prepare_rows(self, rows: Any, tokenizer: Any, data: Data, model: nn.Module | None) -> Prepared:
+        """Tokenise; labels that the model has no names for are named as the data name them. Raises DataError."""
+        known = labels.names_of(model) if model is not None else []
+        if labels.generic(known):
+            known = labelled.names(rows, labelled.recognise(rows, data.text_columns)) or known
+        done = labelled.prepare(
+            rows, tokenizer, labels=known, text_columns=data.text_columns, max_length=data.max_length,
+        )  # fmt: skip
+        return Prepared(label_names.put(done.dataset, known), done.shape, done.columns, done.stats)
+
+    def fit(self, model: nn.Module, rows: Any, seed: int) -> None:
+        """Give a model the labels that the rows are numbered by. Raises DataError where it has other ones."""
+        wanted, known = label_names.of(rows), labels.names_of(model)
+        if wanted is None or wanted == known:
+            return
+        if not labels.generic(known):
+            raise DataError(
+                f"the rows were prepared for the labels {', '.join(wanted)}, the model has {', '.join(known)}",
+                "prepare the rows with this model",
+            )
+        labels.rename(model, wanted, seed)
+
+    def check_rows(self, rows: Any) -> None:
+        """Texts without a label are no mistake: a teacher can label them."""
+
+    def collate(self, examples: list[dict], counted: bool = True, packed: bool = False) -> dict[str, Tensor]:
+        """Pad on the right to the longest: {input_ids, attention_mask, ...} [B, T], labels [B].
+
+        counted=False marks the stand-in batch of a process that has no example left in a step: no text of it counts.
+        """
+        length = max(len(example["input_ids"]) for example in examples)
+        batch = {
+            name: torch.tensor([list(e[name]) + [0] * (length - len(e[name])) for e in examples])
+            for name in INPUTS
+            if name in examples[0]
+        }
+        batch["labels"] = torch.tensor([example["labels"][0] for example in examples])
+        batch["counts"] = torch.full((len(examples),), counted)
+        return batch
+
+    def count(self, batch: dict[str, Tensor]) -> int:
+        """Texts, with a label or without."""
+        return int(batch["counts"].sum())
+
+    def cost(self, batch: dict[str, Tensor]) -> tuple[int, int]:
+        """(tokens that a forward pass reads, places that it computes, which padding is the rest of)."""
+        return int(batch["attention_mask"].sum()), batch["attention_mask"].numel()
+
+    @torch.no_grad()
+    def predict(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        texts: Sequence[str | Sequence[str]],
+        batch_size: int,
+        max_length: int,
+    ) -> list[list[dict[str, Any]]]:
+        """[{"label", "score"}] of each text or pair of texts, the most probable label first."""
+        said = []
+        with eval_mode(model):
+            for start in range(0, len(texts), batch_size):
+                parts = [
+                    [text] if isinstance(text, str) else text for text in texts[start : start + batch_size]
+                ]
+                coded = [tokenizer(*part, truncation=True, max_length=max_length) for part in parts]
+                batch = self.collate([{**one, "labels": [IGNORED]} for one in coded])
+                output = self.run(model, {name: x.to(model.device) for name, x in batch.items()}, Want())
+                said += output.head(output.rows).float().softmax(-1).tolist()
+        named = [zip(labels.names_of(model), row, strict=True) for row in said]
+        return [
+            sorted(({"label": name, "score": score} for name, score in row), key=lambda one: -one["score"])
+            for row in named
+        ]
+
+    # ---- models
+
+    def check_packing(self, model: nn.Module) -> None:
+        """Raises RecipeError: a text's label is read off a place that a shared row has once."""
+        raise RecipeError(
+            "train.packing is for language models that write, not for classification",
+            "train.max_tokens fills batches to an equal number of tokens",
+        )
+
+    def confusion(self, model: nn.Module) -> Confusion:
+        """Counts answers by label."""
+        return Confusion(self.vocabulary(model))
+
+    def check_model(self, model: nn.Module, name: str) -> None:
+        """Raise ModelError where no layer scores the labels."""
+        labels.scorer_of(model)
+
+    def prepare(self, model: nn.Module, want: Want) -> None:
+        """Make a model ready to be asked for `want`."""
+        if want.attention:
+            expose_attention(model)
+
+    def run(self, model: nn.Module, batch: dict[str, Tensor], want: Want) -> Output:
+        """One forward pass, which ends before the layer that scores the labels: the caller runs it."""
+        counts_B, mask_BT = batch["counts"], batch["attention_mask"].bool()
+        scorer, read = labels.scorer_of(model), []
+
+        def stop(_module, args):
+            read.append(args[0])
+            raise Enough
+
+        kept, hooks = capture(model, want)
+        hooks.append(scorer.register_forward_pre_hook(stop))
+        try:
+            model(**_inputs(model, batch))
+        except Enough:
+            pass
+        finally:
+            for hook in hooks:
+                hook.remove()
+        targets_N = batch["labels"][counts_B]
+        rows_ND = _pooled(read[0], mask_BT)[counts_B] if read else targets_N.new_empty(len(targets_N), 0)
+        inside_BT = mask_BT & counts_B[:, None]
+
+        def of(kind: str) -> dict[int, Any]:
+            return {block: _pick(x, inside_BT) for (what, block), x in kept.items() if what == kind}
+
+        features = of("features")
+        if read:
+            features[POOLED] = rows_ND
+        numbers_B = counts_B.cumsum(0) - 1
+        return Output(
+            rows=rows_ND,
+            head=Head(scorer),
+            features=features,
+            attention={
+                block: maps.transpose(1, 2)[inside_BT]
+                for (what, block), maps in kept.items()
+                if what == "attention"
+            },
+            states=of("states"),
+            embeddings=_pick(kept["embeddings", 0], inside_BT) if want.embeddings else None,
+            targets=targets_N,
+            examples=torch.arange(len(targets_N), device=targets_N.device),
+            tokens=numbers_B[inside_BT.nonzero()[:, 0]],
+        )
+
+
+def _inputs(model: nn.Module, batch: Any) -> dict[str, Tensor]:
+    """What the model reads of a batch: segments only where it has an embedding for them."""
+    segments = model.config.to_dict().get("type_vocab_size", 0) > 1
+    return {name: batch[name] for name in INPUTS if name in batch and (segments or name != "token_type_ids")}
+
+
+def _pooled(read: Tensor, mask_BT: Tensor) -> Tensor:
+    """What the label of each text is read off: [B, D]. Decoders score every place, and the last one is asked."""
+    if read.dim() == 2:
+        return read
+    last_B = (mask_BT * torch.arange(mask_BT.shape[1], device=mask_BT.device)).amax(1)
+    return read[torch.arange(len(read), device=read.device), last_B]
+
+
+def _pick(x: Any, inside_BT: Tensor) -> Any:
+    """What belongs to tokens, padding left out: [B, T, ...] -> [M, ...]."""
+    return {key: value[inside_BT] for key, value in x.items()} if isinstance(x, dict) else x[inside_BT]

@@ -1,0 +1,256 @@
+"""Text classification: gradients of whole steps against float64 references, labels by name, folders for pipelines."""
+
+import copy
+
+import datasets
+import pytest
+import torch
+from test_gradients import assert_close
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForSequenceClassification,
+    BertTokenizerFast,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    pipeline,
+)
+
+from llm_finetuner.assembly import Parts
+from llm_finetuner.data import label_names
+from llm_finetuner.errors import DataError, ModelError, RecipeError
+from llm_finetuner.finetuner import LLMFineTuner
+from llm_finetuner.models import labels
+from llm_finetuner.recipe import Model, Recipe, Teacher, Train
+from llm_finetuner.trainer import fit
+
+WORDS = "good bad great awful nice poor the a is was very not film cast plot".split()
+NAMES = ["bad", "fine", "good"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return BertTokenizerFast(
+        vocab={w: i for i, w in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])}
+    )
+
+
+def build_bert(width=16, layers=2, seed=0, names=NAMES):
+    torch.manual_seed(seed)
+    model = BertForSequenceClassification(
+        BertConfig(
+            vocab_size=20, hidden_size=width, num_hidden_layers=layers, num_attention_heads=2,
+            intermediate_size=2 * width, max_position_embeddings=16, hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0, num_labels=len(names), initializer_range=0.3,
+        )
+    )  # fmt: skip
+    labels.rename(model, names, 0)
+    return model
+
+
+def build_gpt2(names=NAMES, seed=0):
+    torch.manual_seed(seed)
+    none = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    config = GPT2Config(
+        vocab_size=20, n_embd=16, n_layer=2, n_head=2, n_positions=16, num_labels=len(names), pad_token_id=0,
+        initializer_range=0.3, **none,
+    )  # fmt: skip
+    model = GPT2ForSequenceClassification(config)
+    labels.rename(model, names, 0)
+    return model
+
+
+def prepared(count=8, seed=0, unlabelled=()):
+    torch.manual_seed(seed)
+    rows = []
+    for i in range(count):
+        length = 3 + i % 4
+        ids = [2, *torch.randint(5, 20, (length,)).tolist(), 3]
+        label = -100 if i in unlabelled else int(torch.randint(0, 3, ()))
+        rows.append({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": [label]})
+    return label_names.put(datasets.Dataset.from_list(rows), NAMES)
+
+
+def gradient_of_step(tmp_path, student, teacher, rows, method, batch=4, accumulation=2, **options):
+    """Minus the change of every weight in one step of plain gradient descent at rate 1, and the step's record."""
+    student = copy.deepcopy(student)
+    before = {name: p.detach().clone() for name, p in student.named_parameters()}
+    recipe = Recipe(
+        task="classification", method=method, options=options, student=Model("s"), teacher=Teacher("t"),
+        output=str(tmp_path / f"run{len(list(tmp_path.iterdir()))}"),
+        train=Train(
+            steps=1, batch_size=batch, gradient_accumulation_steps=accumulation, learning_rate=1.0, warmup=0,
+            schedule="constant", max_grad_norm=0, optimizer="test_gradients:sgd", precision="fp32", save_every=0,
+        ),
+    )  # fmt: skip
+    result = fit(recipe, Parts(student=student, teacher=copy.deepcopy(teacher), train=rows, device="cpu"))
+    after = dict(student.named_parameters())
+    return {name: before[name] - after[name].detach() for name in before}, result.history[0]
+
+
+def row_by_row(student, teacher, rows):
+    """(own answer, the teacher's, label) of every row, alone and so without padding, with all hidden states."""
+    for row in rows:
+        ids = torch.tensor([row["input_ids"]])
+        with torch.no_grad():
+            told = teacher.eval()(ids, output_hidden_states=True)
+        yield student(ids, output_hidden_states=True), told, row["labels"][0]
+
+
+@pytest.mark.parametrize(("batch", "accumulation"), [(8, 1), (4, 2), (3, 3), (1, 8)])
+@pytest.mark.parametrize("build", [build_bert, build_gpt2])
+def test_labels_and_teacher_give_the_gradient_of_the_definition(tmp_path, build, batch, accumulation):
+    """Rows without a label are heard by the teacher alone, and count among those that are divided by."""
+    student, teacher, rows = build().double(), build_bert(32, 3, seed=1).double(), prepared(unlabelled=(1, 6))
+    got, record = gradient_of_step(
+        tmp_path,
+        student,
+        teacher,
+        rows,
+        "vanilla_distillation",
+        batch,
+        accumulation,
+        temperature=2.0,
+        alpha=0.3,
+    )
+    own, ce, kl = copy.deepcopy(student), 0.0, 0.0
+    for said, told, label in row_by_row(own, teacher, rows):
+        log_s, log_t = (torch.log_softmax(x.logits[0] / 2, -1) for x in (said, told))
+        kl = kl + 4 * (log_t.exp() * (log_t - log_s)).sum()
+        if label >= 0:
+            ce = ce - torch.log_softmax(said.logits[0], -1)[label]
+    loss = (0.3 * ce + 0.7 * kl) / len(rows)
+    names, weights = zip(*own.named_parameters(), strict=True)
+    wanted = dict(zip(names, torch.autograd.grad(loss, weights, allow_unused=True), strict=True))
+    assert_close(got, wanted)
+    assert record["loss"] == pytest.approx(float(loss.detach()), rel=1e-9)
+
+
+@pytest.mark.parametrize("batch", [8, 3])
+def test_hidden_states_count_by_text_whatever_its_length(tmp_path, batch):
+    """A text's loss is the mean over its tokens, [CLS] and [SEP] too, so padding and batches change nothing."""
+    student, teacher, rows = build_bert().double(), build_bert(16, 4, seed=1).double(), prepared()
+    got, _ = gradient_of_step(
+        tmp_path, student, teacher, rows, "feature_distillation", batch, 8 // batch + 8 % batch, alpha=0.0,
+        feature_layers=[[0, 1], [1, 3]],
+    )  # fmt: skip
+    own, loss = copy.deepcopy(student), 0.0
+    for said, told, _ in row_by_row(own, teacher, rows):
+        for s, t in ((1, 2), (2, 4)):  # hidden_states[0] are the embeddings
+            apart = (said.hidden_states[s][0] - told.hidden_states[t][0]).square().mean(-1)
+            loss = loss + apart.mean() / 2 / len(rows)
+    names, weights = zip(*own.named_parameters(), strict=True)
+    assert_close(got, dict(zip(names, torch.autograd.grad(loss, weights, allow_unused=True), strict=True)))
+
+
+def test_relations_of_pooled_vectors_are_among_the_texts_of_a_batch(tmp_path):
+    """Park's distance, over the mean distance of the batch, of what the scoring layer reads."""
+    student, teacher, rows = build_bert().double(), build_bert(32, 3, seed=1).double(), prepared(5)
+    got, _ = gradient_of_step(
+        tmp_path, student, teacher, rows, "distillation", 5, 1,
+        objectives={"distance": {"weight": 1.0, "layers": "pooled"}},
+    )  # fmt: skip
+    own = copy.deepcopy(student)
+
+    def pooled(model):
+        read = [model.bert(torch.tensor([row["input_ids"]])).pooler_output[0] for row in rows]
+        return torch.stack(read)
+
+    def distances(x_BD):
+        apart = torch.stack([(a - b).norm() for i, a in enumerate(x_BD) for b in x_BD[:i]])
+        return apart / apart.mean()
+
+    with torch.no_grad():
+        wanted = distances(pooled(teacher))
+    loss = torch.nn.functional.huber_loss(distances(pooled(own)), wanted)
+    names, weights = zip(*own.named_parameters(), strict=True)
+    assert_close(
+        got, dict(zip(names, torch.autograd.grad(loss, weights, allow_unused=True), strict=True)), 1e-7
+    )
+
+
+def test_a_teacher_with_the_labels_in_another_order_says_the_same(tmp_path):
+    student, teacher, rows = build_bert().double(), build_bert(32, 3, seed=1).double(), prepared()
+    turned, order = copy.deepcopy(teacher), [2, 0, 1]
+    for weight in turned.classifier.parameters():
+        weight.data = weight.data[order].clone()
+    labels.rename(turned, [NAMES[i].upper() for i in order], 0)
+    one, _ = gradient_of_step(tmp_path, student, teacher, rows, "vanilla_distillation", alpha=0.0)
+    two, _ = gradient_of_step(tmp_path, student, turned, rows, "vanilla_distillation", alpha=0.0)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_other_labels_are_refused_with_both_lists(tmp_path):
+    other = build_bert(names=["cat", "dog", "rabbit"])
+    with pytest.raises(ModelError, match="bad, fine, good against cat, dog, rabbit"):
+        gradient_of_step(tmp_path, build_bert(), other, prepared(), "vanilla_distillation")
+    with pytest.raises(DataError, match="prepared for the labels bad, fine, good"):
+        gradient_of_step(tmp_path, other, other, prepared(), "fine_tuning")
+
+
+def test_what_only_writers_can_do_is_refused(tmp_path):
+    student, teacher, rows = build_bert(), build_bert(seed=1), prepared()
+    for method in ("on_policy_distillation", "sequence_distillation"):
+        with pytest.raises(RecipeError, match="writes none"):
+            gradient_of_step(tmp_path, student, teacher, rows, method)
+    recipe = Recipe(
+        task="classification", student=Model("s"), output=str(tmp_path / "p"), train=Train(packing=True)
+    )
+    with pytest.raises(RecipeError, match="packing"):
+        fit(recipe, Parts(student=student, train=rows, device="cpu"))
+
+
+@pytest.fixture(scope="module")
+def texts():
+    import random
+
+    draw, rows = random.Random(0), []
+    for _ in range(60):
+        good = draw.random() < 0.5
+        opinion = draw.choice(["good", "great", "nice"] if good else ["bad", "awful", "poor"])
+        rows.append(
+            {"text": " ".join([*draw.sample(WORDS[6:], 3), opinion]), "label": "pos" if good else "neg"}
+        )
+    return datasets.Dataset.from_list(rows)
+
+
+def test_a_student_learns_is_judged_and_is_a_pipeline(tmp_path, tokenizer, texts):
+    """Labels come from the data for the teacher and from the teacher for the student, and both folders keep them."""
+    for name, model in (("s", build_bert(32, 2, 3)), ("t", build_bert(32, 3, 4))):
+        labels.rename(model, ["LABEL_0", "LABEL_1"], 0)
+        model.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    plan = {"batch_size": 10, "gradient_accumulation_steps": 1, "learning_rate": 3e-3}
+    teacher = LLMFineTuner(tmp_path / "t", tmp_path / "teacher", task="classification")
+    teacher.load_model(method="full")
+    teacher.train(texts, num_epochs=8, **plan)
+    assert teacher.evaluate(texts)["accuracy"] > 0.95
+    student = LLMFineTuner(tmp_path / "s", tmp_path / "student", task="classification")
+    student.load_model(method="vanilla_distillation")
+    student.load_teacher_model(tmp_path / "teacher")
+    student.setup_vanilla_distillation(temperature=2.0, alpha=0.0)
+    hidden = texts.remove_columns("label").add_column(
+        "label", [None] * len(texts)
+    )  # the teacher's word alone
+    student.train(hidden, num_epochs=8, **plan)
+    found = student.evaluate(texts)
+    assert found["accuracy"] > 0.95 and found["macro_f1"] > 0.95 and found["agreement"] > 0.95
+    asked = texts["text"][:5]
+    for tuner in (teacher, student):
+        model = AutoModelForSequenceClassification.from_pretrained(tuner.recipe.output)
+        assert model.config.id2label == {0: "neg", 1: "pos"}
+        with_theirs = pipeline("text-classification", tuner.recipe.output, top_k=None)(asked)
+        for ours, theirs in zip(tuner.predict(asked, batch_size=2), with_theirs, strict=True):
+            assert [one["label"] for one in ours] == [one["label"] for one in theirs]
+            assert ours[0]["score"] == pytest.approx(theirs[0]["score"], abs=1e-5)
+    verdict = student.compare(texts)
+    assert (tmp_path / "student" / "report.html").exists() and verdict["samples"] == []
+
+
+def test_a_student_is_cut_from_a_classifier(tmp_path):
+    from llm_finetuner.models.shrink import shrink
+
+    teacher = build_bert(16, 4)
+    student = shrink(teacher, keep=2)
+    assert labels.names_of(student) == NAMES and student.config.num_hidden_layers == 2
+    assert torch.equal(student.classifier.weight, teacher.classifier.weight)
