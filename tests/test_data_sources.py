@@ -7,9 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import pytest
 
-from llm_finetuner.data import sources
+from llm_finetuner.data import label_columns, sources, tagged, transform
+from llm_finetuner.data.label_columns import Labelled
 from llm_finetuner.data.shapes import Shape
 from llm_finetuner.errors import DataError
 
@@ -60,7 +62,8 @@ MALFORMED = [
     ("a.csv", 'question,answer\na,b\nc,"never closed\nd,e\n', "line 3", "never closed"),
     ("a.csv", "text,text\na,b\n", "line 1", "column 'text' twice"),
     ("a.csv", "text,,x\na,b,c\n", "line 1", "column 2 of the header has no name"),
-    ("a.tsv", "a stirred, funny film\t1\nanother one\t0\n", "line 1", "looks like a row of data"),
+    ("a.tsv", "a stirred, funny film\t1\t7\nanother one\t0\t8\n", "line 1", "looks like a row of data"),
+    ("a.tsv", "a stirred, funny film\t1\nanother one\n", "line 2", "1 fields where the first line has 2"),
     ("a.csv", b"text,label\na,1\nb\xff,2\n", "line 3", "not UTF-8"),
     ("a.txt", b"fine\nna\xefve\n", "line 2", "not UTF-8: byte 0xef at offset 7"),
     ("a.txt", b"fine\nbad\0\n", "line 2", "NUL byte"),
@@ -191,6 +194,50 @@ def test_samples_stop_early(tmp_path):
         sources.read(path)
     with pytest.raises(DataError, match="samples"):
         sources.read(path, samples=0)
+
+
+# rows of other tasks, the columns named, who recognises them, and what is recognised
+OTHER_TASKS = [
+    ([{"text": "a", "label": 1}], "text,label", label_columns, Labelled("single", ("text",), "label")),
+    ([{"text": "a", "label": None}], None, label_columns, Labelled("single", ("text",), "label")),
+    (
+        [{"question": "q", "sentence": "s", "label": 0}, {"question": "q", "sentence": None, "label": 1}],
+        None,
+        label_columns,
+        Labelled("single", ("question", "sentence"), "label"),
+    ),
+    (
+        [{"tokens": ["a", "b"], "ner_tags": [0, 1], "id": " "}],
+        None,
+        tagged,
+        Shape("tagged", ("tokens", "ner_tags")),
+    ),
+    (
+        [{"translation": {"de": "eins", "en": "one"}}],
+        "translation.de,translation.en",
+        transform,
+        Shape("transform", ("translation.de", "translation.en")),
+    ),
+]
+
+
+@pytest.mark.parametrize(("rows", "named", "layout", "expected"), OTHER_TASKS)
+@pytest.mark.parametrize("live", [False, True], ids=["file", "dataset"])
+def test_rows_of_other_tasks_are_read_as_they_are(tmp_path, rows, named, layout, expected, live):
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = datasets.Dataset.from_list(rows) if live else tmp_path / "a.jsonl"
+    read = sources.read(source, text_columns=named, shapes_of_text=False)
+    assert (read.dataset.to_list(), read.shape, read.skipped) == (rows, None, 0)
+    assert layout.recognise(read.dataset, named) == expected
+    assert len(sources.read(source, samples=1, shapes_of_text=False).dataset) == 1
+
+
+def test_rows_that_are_only_read_must_be_readable(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a", "label": 0}\nbroken\n{"text": "", "label": null}\n')
+    with pytest.raises(DataError, match="line 2: not valid JSON"):
+        sources.read(tmp_path / "a.jsonl", shapes_of_text=False)
+    rows = sources.read(tmp_path / "a.jsonl", on_bad_row="skip", shapes_of_text=False)
+    assert (rows.dataset["label"][:], rows.skipped) == ([0, None], 1)
 
 
 def test_nothing_heavy_is_imported_at_the_top():

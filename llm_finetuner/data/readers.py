@@ -6,15 +6,32 @@ missing keys and take any size of .gz; ours give every fault a file and a line, 
 
 import csv
 import itertools
+import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
+from llm_finetuner.data import shapes
 from llm_finetuner.data.json_rows import read_json, read_json_lines
+from llm_finetuner.data.label_columns import LABEL_COLUMNS, TEXT_NAMES
 from llm_finetuner.data.lines import Record, lines_of
 from llm_finetuner.errors import DataError
 
 UNDAMAGED = "save the file as UTF-8 again, without NUL bytes"
+BARE = ("text", "label")  # the columns of a TSV without a header
+# A first line with such a name is a header, even where a later label is called like its column ("toxic").
+TEXT_COLUMNS = {*TEXT_NAMES, *(name for _, _, asked, _ in shapes.PAIRS for name in asked)}
+# A whole number as Python writes it, so that it can become text again without a change.
+WHOLE = re.compile(r"0|-?[1-9][0-9]*")
+# A field of a TSV with a quote in it; group 1 if it stands in quotes. A tab and a line break in one field are two
+# stray quotes far apart.
+HOLDS_QUOTE = re.compile(
+    r"""(?:^|(?<=\t))
+    (?: ( "[^"\t]*+(?:""[^"\t]*+)*+" | "[^"\n]*+(?:""[^"\n]*+)*+" ) (?=[\t\r\n]|\Z)
+      | [^\t\n]*"[^\t\n]* )""",
+    re.MULTILINE | re.VERBOSE,
+)
 
 
 def kind_of(path: Path) -> str:
@@ -45,33 +62,55 @@ def _sound_lines(path: Path) -> Iterator[str]:
         yield line.text
 
 
-def _read_csv(path: Path, delimiter: str = ",") -> Iterator[Record]:
-    csv.field_size_limit(2**31 - 1)  # the default of 131,072 characters refuses long documents
+def _read_csv(path: Path) -> Iterator[Record]:
     lines = _sound_lines(path)
     first = next(lines, "")
-    if delimiter == "," and "," not in first and ";" in first:
-        delimiter = ";"  # what spreadsheets write where the comma is the decimal sign
+    # what spreadsheets write where the comma is the decimal sign
+    delimiter = ";" if "," not in first and ";" in first else ","
     table = csv.reader(itertools.chain([first], lines), delimiter=delimiter, strict=True)
-    header: list[str] | None = None
+    yield from _records(path, _fields(table), delimiter)
+
+
+class _Fields(NamedTuple):
+    """One row of a table, or one fault: then `problem` says why."""
+
+    number: int  # 1-based line on which it starts
+    cells: list[str]
+    problem: str = ""
+
+
+def _fields(table: Any) -> Iterator[_Fields]:
+    """What a csv.reader finds, without blank lines."""
+    csv.field_size_limit(2**31 - 1)  # the default of 131,072 characters refuses long documents
     while True:
         number = table.line_num + 1
         try:
-            fields = next(table)
+            cells = next(table)
         except StopIteration:
             return
         except csv.Error as error:
             why = "a quote that is opened here is never closed" if "end of data" in str(error) else str(error)
-            yield Record(number, None, f"not valid CSV: {why}")
+            yield _Fields(number, [], f"not valid CSV: {why}")
             continue
-        if not fields:
-            continue  # a blank line
-        if header is None:
-            header = _header(path, number, fields)
-        elif len(fields) != len(header):
-            problem = f"{len(fields)} fields where the header has {len(header)}"
-            yield Record(number, None, problem, delimiter.join(fields))
+        if cells:
+            yield _Fields(number, cells)
+
+
+def _records(
+    path: Path, found: Iterable[_Fields], delimiter: str, names: Sequence[str] = ()
+) -> Iterator[Record]:
+    """Rows under `names`, or else under those of the first row."""
+    header, stands = list(names), "first line" if names else "header"
+    for number, cells, problem in found:
+        if problem:
+            yield Record(number, None, problem)
+        elif not header:
+            header = _header(path, number, cells)
+        elif len(cells) != len(header):
+            problem = f"{len(cells)} fields where the {stands} has {len(header)}"
+            yield Record(number, None, problem, delimiter.join(cells))
         else:
-            yield Record(number, dict(zip(header, fields, strict=True)), "", delimiter.join(fields))
+            yield Record(number, dict(zip(header, cells, strict=True)), "", delimiter.join(cells))
 
 
 def _header(path: Path, line: int, fields: list[str]) -> list[str]:
@@ -82,13 +121,53 @@ def _header(path: Path, line: int, fields: list[str]) -> list[str]:
     twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise DataError(f"{where}: the header names column {twice[0]!r} twice", hint)
-    if any(name.lstrip("-").replace(".", "", 1).isdigit() or len(name) > 200 for name in names):
+    if any(_is_number(name) or len(name) > 200 for name in names):
         raise DataError(f"{where}: looks like a row of data, not a header", hint)
     return names
 
 
+def _is_number(cell: str) -> bool:
+    return cell.lstrip("-").replace(".", "", 1).isdigit()
+
+
 def _read_tsv(path: Path) -> Iterator[Record]:
-    yield from _read_csv(path, "\t")
+    quoting = csv.QUOTE_MINIMAL if _is_quoted(path) else csv.QUOTE_NONE
+    table = csv.reader(_sound_lines(path), delimiter="\t", quoting=quoting, strict=True)
+    found = _fields(table)
+    head = list(itertools.islice(found, shapes.SAMPLE))
+    names = BARE if _is_bare([row.cells for row in head if not row.problem]) else ()
+    for record in _records(path, itertools.chain(head, found), "\t", names):
+        if names and record.row and WHOLE.fullmatch(record.row["label"]):
+            record.row["label"] = int(record.row["label"])
+        yield record
+
+
+def _is_quoted(path: Path) -> bool:
+    """Whether quotes in a TSV are those of CSV: most fields that hold a quote stand in quotes, from end to end.
+
+    Else they are characters of the text, as in most published TSV: read as CSV's, one at the start of a field
+    would take in all lines up to the next.
+    """
+    if not any(line.text.startswith('"') or '\t"' in line.text for line in lines_of(path)):
+        return False
+    held = [bool(match[1]) for match in HOLDS_QUOTE.finditer("".join(line.text for line in lines_of(path)))]
+    return 2 * sum(held) > len(held)
+
+
+def _is_bare(head: list[list[str]]) -> bool:
+    """Whether a TSV has no header, but a text and its label in each line: the first rows tell.
+
+    The last field of the first line is then a whole number, or stands again beside another text.
+    """
+    if not head or len(head[0]) != 2:
+        return False
+    text, label = (cell.strip() for cell in head[0])
+    if not text or not label or _is_number(text):
+        return False
+    if text.lower() in TEXT_COLUMNS or label.lower() in LABEL_COLUMNS:
+        return False
+    again = any(row[1:] == head[0][1:] and row[0] != head[0][0] for row in head[1:])
+    return again or bool(WHOLE.fullmatch(label))
 
 
 def _read_text(path: Path) -> Iterator[Record]:

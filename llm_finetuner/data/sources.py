@@ -7,7 +7,7 @@ Weakness: local files are held in memory as Python rows while they are read.
 import itertools
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,12 +22,13 @@ if TYPE_CHECKING:
     import datasets
 
 logger = logging.getLogger(__name__)
+Recognise = Callable[[list[dict]], Shape | None]  # the first rows -> their shape, if they have one
 SKIP = "mend the row, or leave bad rows out: --on-bad-row skip (on_bad_row='skip')"
 
 
 @dataclass(frozen=True)
 class Rows:
-    """What was read: the usable rows, how many were left out, and the shape (None: not recognised)."""
+    """What was read: the usable rows, how many were left out, and the shape (None: not recognised, or not asked)."""
 
     dataset: "datasets.Dataset"
     skipped: int
@@ -44,13 +45,16 @@ def read(
     text_columns: Sequence[str] | str | None = None,
     on_bad_row: str = "stop",
     bad_rows_path: str | Path | None = None,
+    shapes_of_text: bool = True,
 ) -> Rows:
     """Read `source`: a file, folder, glob, `save_to_disk` folder, hub name, `Dataset` or list of dicts.
 
     `files` narrows a folder (names or globs in it) or is the hub's data_files; `samples` keeps the first
     usable rows; `text_columns` is as in `shapes.recognise`. A bad row stops with a DataError that names file
     and line, or with on_bad_row="skip" is left out, counted and listed in `bad_rows_path` (JSON lines: file,
-    line, reason, text). Raises DataError also where nothing usable is found.
+    line, reason, text). Rows are judged by the shapes of text that a model continues; shapes_of_text=False only
+    reads them, for a task with other columns, which judges its rows when it prepares them: then `text_columns` is
+    not looked at, and usable is what can be read. Raises DataError also where nothing usable is found.
     """
     if on_bad_row not in ("stop", "skip"):
         raise DataError(f"on_bad_row is {on_bad_row!r}", "it is 'stop' or 'skip'")
@@ -59,11 +63,15 @@ def read(
     name = str(source) if isinstance(source, str | Path) else f"the {type(source).__name__} given"
     found = open_source(source, config, split, files)
     gate = _Gate(on_bad_row == "skip", Path(bad_rows_path) if bad_rows_path else None)
+
+    def recognise(head: list[dict]) -> Shape | None:
+        return _shape(head, text_columns) if shapes_of_text else None
+
     if isinstance(found, Iterator):
-        rows, shape = _usable_rows(found, text_columns, samples, gate)
+        rows, shape = _usable_rows(found, recognise, samples, gate)
         dataset = to_dataset(rows) if rows else None
     else:
-        dataset, shape = _usable_part(found, name, text_columns, samples, gate)
+        dataset, shape = _usable_part(found, name, recognise, samples, gate)
     if dataset is None or not len(dataset):
         left = f" ({gate.count} bad rows were left out)" if gate.count else " (empty, or only blank lines)"
         raise DataError(f"{name}: no usable rows{left}", "check the file and the names of its columns")
@@ -96,12 +104,12 @@ class _Gate:
 
 def _usable_rows(
     found: Iterator[tuple[str, Record]],
-    text_columns: Sequence[str] | str | None,
+    recognise: Recognise,
     samples: int | None,
     gate: _Gate,
 ) -> tuple[list[dict], Shape | None]:
     head = list(itertools.islice(found, shapes.SAMPLE))
-    shape = _shape([record.row for _, record in head if record.row is not None], text_columns)
+    shape = recognise([record.row for _, record in head if record.row is not None])
     rows: list[dict] = []
     for file, record in itertools.chain(head, found):
         reason = record.problem or (shapes.problem(record.row, shape) if shape else "")
@@ -117,12 +125,12 @@ def _usable_rows(
 def _usable_part(
     dataset: "datasets.Dataset",
     name: str,
-    text_columns: Sequence[str] | str | None,
+    recognise: Recognise,
     samples: int | None,
     gate: _Gate,
 ) -> tuple["datasets.Dataset", Shape | None]:
     """The same for rows that already are a dataset: only the shape's columns are looked at."""
-    shape = _shape(dataset.select(range(min(shapes.SAMPLE, len(dataset)))).to_list(), text_columns)
+    shape = recognise(dataset.select(range(min(shapes.SAMPLE, len(dataset)))).to_list())
     if shape is None:
         return dataset.select(range(min(samples or len(dataset), len(dataset)))), None
     good: list[int] = []
