@@ -5,6 +5,7 @@ A chunk's gradient is formed as soon as its logits are there, so the head is not
 Shapes: N positions that count, n a slice of them, D hidden width, V vocabulary.
 """
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -55,6 +56,12 @@ class _Chunked(torch.autograd.Function):
         return d_rows, None, None, None, *d_trained
 
 
+@functools.lru_cache(maxsize=1)
+def _room(count: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Where logits [count, columns] stand, kept from step to step: fresh memory costs as much as what is done in it."""
+    return torch.empty(count, columns, dtype=dtype, device=device)
+
+
 def _zeros(like: Tensor) -> Tensor:
     """For sums over chunks, which want float32 where the weights have less."""
     return torch.zeros_like(like, dtype=torch.promote_types(like.dtype, torch.float32))
@@ -80,9 +87,14 @@ class _Linear:
         self, layer: nn.Linear, rows_ND: Tensor, size: int, trained: tuple[Tensor, ...], learn: bool
     ):
         self.weight, self.bias, self.trained, self.rows = layer.weight, layer.bias, trained, rows_ND
-        self.logits = rows_ND.new_empty(min(size, len(rows_ND)), len(layer.weight))
+        self.logits = _room(size, len(layer.weight), rows_ND.dtype, rows_ND.device)
         self.d_rows = _zeros(rows_ND) if learn else None
-        self.sums = [_zeros(p) for p in trained]
+        self.whole = torch.promote_types(rows_ND.dtype, torch.float32) == rows_ND.dtype
+        self.sums = [torch.empty_like(p) if self._is_written(p) else _zeros(p) for p in trained]
+
+    def _is_written(self, parameter: Tensor) -> bool:
+        """Whether the first chunk writes its gradient over what stands there."""
+        return self.whole and parameter is self.weight
 
     def forward(self, rows_nD: Tensor) -> Tensor:
         logits_nV = self.logits[: len(rows_nD)]
@@ -91,16 +103,15 @@ class _Linear:
         return torch.addmm(self.bias, rows_nD, self.weight.t(), out=logits_nV)
 
     def backward(self, d_logits_nV: Tensor, piece: slice) -> None:
-        whole = self.d_rows.dtype == d_logits_nV.dtype
-        if whole:
+        if self.whole:
             torch.mm(d_logits_nV, self.weight, out=self.d_rows[piece])
         else:
             self.d_rows[piece] = d_logits_nV @ self.weight
         for parameter, total in zip(self.trained, self.sums, strict=True):
             if parameter is self.bias:
                 total += d_logits_nV.sum(0, dtype=total.dtype)
-            elif whole:
-                total.addmm_(d_logits_nV.t(), self.rows[piece])
+            elif self._is_written(parameter):
+                total.addmm_(d_logits_nV.t(), self.rows[piece], beta=min(1, piece.start))
             else:
                 total += d_logits_nV.t() @ self.rows[piece]
 
