@@ -45,7 +45,7 @@ class Parts:
 
 
 def load_rows(
-    data: Data, task, student: nn.Module, tokenizer, seed: int, output: str, note: Note
+    data: Data, task, student: nn.Module | None, tokenizer, seed: int, output: str, note: Note
 ) -> tuple[Any, Any]:
     """Read, prepare and split: (train rows, held-out rows or None). Raises DataError."""
     if data.source is None:
@@ -56,7 +56,7 @@ def load_rows(
         rows = sources.read(
             source, config=data.config, split=split, files=data.files, samples=samples,
             text_columns=data.text_columns, on_bad_row=data.on_bad_row, bad_rows_path=bad_rows,
-            shapes_of_text=not task.labels,
+            shapes_of_text=task.shapes_of_text,
         )  # fmt: skip
         if rows.skipped:
             note(f"{rows.skipped} rows of {source} were skipped; they are listed in {bad_rows}")

@@ -119,7 +119,7 @@ class LLMFineTuner(Teaching, Judging):
             )  # fmt: skip
         rows = sources.read(
             source, config=dataset_config, split=split, files=data_files, samples=num_samples, on_bad_row=on_bad_row,
-            bad_rows_path=Path(self.recipe.output) / "bad_rows.jsonl", shapes_of_text=not self._task.labels,
+            bad_rows_path=Path(self.recipe.output) / "bad_rows.jsonl", shapes_of_text=self._task.shapes_of_text,
         )  # fmt: skip
         return assembly.only(rows.dataset, only or {}, str(source))
 

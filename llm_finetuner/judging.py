@@ -212,7 +212,7 @@ class Judging:
     def _prepare(self, dataset: Any):
         """Rows as the recipe's data section says; rows that are prepared already pass through."""
         live = type(dataset).__name__ == "Dataset"
-        rows = dataset if live else sources.read(dataset, shapes_of_text=not self._task.labels).dataset
+        rows = dataset if live else sources.read(dataset, shapes_of_text=self._task.shapes_of_text).dataset
         tokenizer = None if "input_ids" in rows.column_names else self.tokenizer
         data = (
             self.recipe.data

@@ -15,6 +15,7 @@ from llm_finetuner.errors import OrderError
 from llm_finetuner.models import loading
 from llm_finetuner.named_models import load_teacher
 from llm_finetuner.recipe import Recipe
+from llm_finetuner.registry import TASKS, resolve
 from llm_finetuner.trainer import OnEvent, fit
 
 PROMPTS = 12  # that completions are generated for
@@ -41,7 +42,13 @@ def run(
     device = default_device()
     tokenizer = loading.load_tokenizer(recipe.student.name)
     train, held_out = load_rows(
-        recipe.data, tokenizer, seed, recipe.output, lambda text: say("note", {"text": text})
+        recipe.data,
+        resolve(TASKS, recipe.task)(),
+        None,
+        tokenizer,
+        seed,
+        recipe.output,
+        lambda text: say("note", {"text": text}),
     )
     parts = Parts(
         tokenizer=tokenizer, teacher=load_teacher(recipe.teacher, device),

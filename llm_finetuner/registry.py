@@ -56,6 +56,8 @@ TUNINGS = {
 TASKS = {
     "causal_lm": "llm_finetuner.tasks.causal_lm:CausalLM",
     "classification": "llm_finetuner.tasks.classification:Classification",
+    "token_classification": "llm_finetuner.tasks.in_place:TokenClassification",
+    "masked_lm": "llm_finetuner.tasks.in_place:MaskedLM",
 }
 TEACHERS = {
     "live": "llm_finetuner.teachers.kinds:live",

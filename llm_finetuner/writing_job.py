@@ -12,6 +12,7 @@ from llm_finetuner.errors import DataError, RecipeError
 from llm_finetuner.models import loading
 from llm_finetuner.named_models import load_teacher
 from llm_finetuner.recipe import Recipe
+from llm_finetuner.registry import TASKS, resolve
 from llm_finetuner.run import writing
 from llm_finetuner.teaching import check_control
 from llm_finetuner.trainer import OnEvent
@@ -47,9 +48,10 @@ def write_dataset(
 
     check_control(recipe, None)
     tokenizer, where = loading.load_tokenizer(spec.name), default_device(device)
-    teacher = load_teacher(spec, where)
+    task = resolve(TASKS, recipe.task)()
+    teacher = load_teacher(spec, where, task.auto)
     data = replace(fit_length(recipe.data, teacher, note), eval_source=None, eval_split=None, eval_fraction=0)
-    rows, _ = load_rows(data, tokenizer, recipe.train.seed, str(path.parent), note)
+    rows, _ = load_rows(data, task, teacher, tokenizer, recipe.train.seed, str(path.parent), note)
     if overwrite:
         kept.unlink(missing_ok=True)
     seed, longest = recipe.train.seed, data.max_length

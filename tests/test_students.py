@@ -120,7 +120,7 @@ def tasks_file(tmp_path) -> str:
 
 def rows_of(tasks_file, tokenizer, tmp_path, **only):
     data = Data(source=tasks_file, only=only, eval_fraction=0)
-    return load_rows(data, tokenizer, 0, str(tmp_path), lambda _text: None)[0]
+    return load_rows(data, CausalLM(), None, tokenizer, 0, str(tmp_path), lambda _text: None)[0]
 
 
 def test_only_the_rows_of_one_task(tmp_path, tasks_file, tokenizer):
@@ -132,7 +132,7 @@ def test_only_the_rows_of_one_task(tmp_path, tasks_file, tokenizer):
 
 def test_held_out_rows_are_of_that_task_too(tmp_path, tasks_file, tokenizer):
     data = Data(source=tasks_file, only={"task": "spell"}, eval_fraction=0.2)
-    train, held_out = load_rows(data, tokenizer, 0, str(tmp_path), lambda _text: None)
+    train, held_out = load_rows(data, CausalLM(), None, tokenizer, 0, str(tmp_path), lambda _text: None)
     assert len(train) + len(held_out) == 15
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from llm_finetuner.errors import ModelError
+from llm_finetuner.errors import DataError, ModelError
 
 
 def names_of(model: nn.Module) -> list[str]:
@@ -57,6 +57,19 @@ def rename(model: nn.Module, names: Sequence[str], seed: int) -> None:
         model.num_labels = len(names)
     model.config.id2label = dict(enumerate(names))
     model.config.label2id = {name: number for number, name in enumerate(names)}
+
+
+def fit(model: nn.Module, names: Sequence[str] | None, seed: int) -> None:
+    """Give a model the labels that rows are numbered by, where they say. Raises DataError where it has others."""
+    known = names_of(model)
+    if names is None or list(names) == known:
+        return
+    if not generic(known):
+        raise DataError(
+            f"the rows were prepared for the labels {', '.join(names)}, the model has {', '.join(known)}",
+            "prepare the rows with this model",
+        )
+    rename(model, names, seed)
 
 
 @torch.no_grad()

@@ -29,6 +29,7 @@ class CausalLM:
     unfit = ("mse", "huber")  # objectives whose targets are numbers, not tokens
     labels = False  # whether the answers are labels with names, and not tokens
     writes = True  # whether the models continue texts
+    shapes_of_text = True  # whether rows are texts that a model continues (data/shapes.py)
 
     def prepare_rows(self, rows: Any, tokenizer: Any, data: Data, model: nn.Module | None) -> text.Prepared:
         """Tokenise and mark what is counted. Raises DataError."""

@@ -15,7 +15,7 @@ from llm_finetuner.benchmark.quality import eval_mode
 from llm_finetuner.data import label_names, labelled
 from llm_finetuner.data.examples import IGNORED
 from llm_finetuner.data.text import Prepared
-from llm_finetuner.errors import DataError, RecipeError
+from llm_finetuner.errors import RecipeError
 from llm_finetuner.layer_maps import POOLED
 from llm_finetuner.models import labels
 from llm_finetuner.models.anatomy import Enough, capture, expose_attention
@@ -33,6 +33,7 @@ class Classification:
     unfit = ("mse", "huber")
     labels = True
     writes = False
+    shapes_of_text = False
 
     def width(self, model: nn.Module) -> int:
         """Width of what the blocks put out: D."""
@@ -49,25 +50,18 @@ class Classification:
 
     def prepare_rows(self, rows: Any, tokenizer: Any, data: Data, model: nn.Module | None) -> Prepared:
         """Tokenise; labels that the model has no names for are named as the data name them. Raises DataError."""
-        known = labels.names_of(model) if model is not None else []
-        if labels.generic(known):
+        known = label_names.of(rows) or (labels.names_of(model) if model is not None else [])
+        if labels.generic(known) and "input_ids" not in rows.column_names:
             known = labelled.names(rows, labelled.recognise(rows, data.text_columns)) or known
         done = labelled.prepare(
             rows, tokenizer, labels=known, text_columns=data.text_columns, max_length=data.max_length,
+            on_bad_row=data.on_bad_row,
         )  # fmt: skip
         return Prepared(label_names.put(done.dataset, known), done.shape, done.columns, done.stats)
 
     def fit(self, model: nn.Module, rows: Any, seed: int) -> None:
         """Give a model the labels that the rows are numbered by. Raises DataError where it has other ones."""
-        wanted, known = label_names.of(rows), labels.names_of(model)
-        if wanted is None or wanted == known:
-            return
-        if not labels.generic(known):
-            raise DataError(
-                f"the rows were prepared for the labels {', '.join(wanted)}, the model has {', '.join(known)}",
-                "prepare the rows with this model",
-            )
-        labels.rename(model, wanted, seed)
+        labels.fit(model, label_names.of(rows), seed)
 
     def check_rows(self, rows: Any) -> None:
         """Texts without a label are no mistake: a teacher can label them."""

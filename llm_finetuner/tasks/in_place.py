@@ -1,0 +1,190 @@
+"""Encoders whose answers stand at the tokens that they are of: tags of words, and tokens that were hidden.
+
+Shapes: B texts, T tokens, N positions that count (labels that are not -100, where they stand), D width of what the head
+reads, V labels or tokens, H heads.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llm_finetuner.benchmark.classes import Confusion
+from llm_finetuner.data import columns, label_names, masked, tagged
+from llm_finetuner.data.examples import IGNORED
+from llm_finetuner.data.text import Prepared
+from llm_finetuner.errors import DataError, ModelError, RecipeError
+from llm_finetuner.models import labels
+from llm_finetuner.models.anatomy import Enough, capture, expose_attention
+from llm_finetuner.models.loading import blocks_of
+from llm_finetuner.output import Head, Output, Want
+from llm_finetuner.recipe import Data
+
+TOLERANCE = 1e-3  # relative; half precision rounds by up to this
+
+
+class InPlace:
+    """What both tasks have in common."""
+
+    unfit = ("mse", "huber")
+    writes = False
+    shapes_of_text = False
+
+    def width(self, model: nn.Module) -> int:
+        """Width of what the blocks put out: D."""
+        return model.config.get_text_config().hidden_size
+
+    def depth(self, model: nn.Module) -> int:
+        return len(blocks_of(model))
+
+    def vocabulary(self, model: nn.Module) -> int:
+        """Width of the logits: V."""
+        return self.head(model).out_features
+
+    def check_rows(self, rows: Any) -> None:
+        """Raise DataError where there is nothing to learn."""
+        if not any((found != IGNORED).any() for found in columns.flat(rows, "labels")):
+            raise DataError("no token of the data counts", "labels must hold more than -100")
+
+    def collate(self, examples: list[dict], counted: bool = True, packed: bool = False) -> dict[str, Tensor]:
+        """Pad on the right to the longest: {input_ids, attention_mask, labels}, each [B, T].
+
+        counted=False masks every label: the stand-in batch of a process that has no example left in a step.
+        """
+        length = max(len(example["input_ids"]) for example in examples)
+
+        def pad(key: str, value: int) -> Tensor:
+            return torch.tensor([list(e[key]) + [value] * (length - len(e[key])) for e in examples])
+
+        batch = {
+            "input_ids": pad("input_ids", 0),
+            "attention_mask": pad("attention_mask", 0),
+            "labels": pad("labels", IGNORED),
+        }
+        if not counted:
+            batch["labels"].fill_(IGNORED)
+        return batch
+
+    def count(self, batch: dict[str, Tensor]) -> int:
+        """Positions that count."""
+        return int((batch["labels"] != IGNORED).sum())
+
+    def cost(self, batch: dict[str, Tensor]) -> tuple[int, int]:
+        """(tokens that a forward pass reads, places that it computes, which padding is the rest of)."""
+        return int(batch["attention_mask"].sum()), batch["attention_mask"].numel()
+
+    def check_packing(self, model: nn.Module) -> None:
+        """Raises RecipeError: each token looks at all others of its row."""
+        raise RecipeError(
+            "train.packing is for language models that write, not for encoders",
+            "train.max_tokens fills batches to an equal number of tokens",
+        )
+
+    def prepare(self, model: nn.Module, want: Want) -> None:
+        """Make a model ready to be asked for `want`."""
+        if want.attention:
+            expose_attention(model)
+
+    @torch.no_grad()
+    def check_model(self, model: nn.Module, name: str) -> None:
+        """Hold that the head is all that follows what it reads. Raises ModelError."""
+        ids_1T = torch.arange(1, 5, device=model.device)[None] % model.get_input_embeddings().num_embeddings
+        batch = {"input_ids": ids_1T, "attention_mask": torch.ones_like(ids_1T), "labels": ids_1T * 0}
+        training = model.training
+        model.eval()
+        wanted = model(input_ids=ids_1T).logits[0].float()
+        output = self.run(model, batch, Want())
+        got = output.head(output.rows).float()
+        model.train(training)
+        if (got - wanted).abs().max() > TOLERANCE * (1 + wanted.abs().max()):
+            raise ModelError(
+                f"{name} ({type(model).__name__}) changes its logits in a way that this version does not know",
+                "please report the model; distilling it would train on the wrong probabilities",
+            )
+
+    def run(self, model: nn.Module, batch: dict[str, Tensor], want: Want) -> Output:
+        """One forward pass, which ends before the head: the caller runs it, position by position."""
+        layer, read = self.head(model), []
+
+        def stop(_module, args):
+            read.append(args[0])
+            raise Enough
+
+        kept, hooks = capture(model, want)
+        hooks.append(layer.register_forward_pre_hook(stop))
+        try:
+            model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+        except Enough:
+            pass
+        finally:
+            for hook in hooks:
+                hook.remove()
+        counted_BT = batch["labels"] != IGNORED
+        targets_N = batch["labels"][counted_BT]
+
+        def of(kind: str, pick) -> dict[int, Any]:
+            return {block: pick(x) for (what, block), x in kept.items() if what == kind}
+
+        return Output(
+            rows=read[0][counted_BT] if read else targets_N.new_empty(len(targets_N), 0),
+            head=Head(layer),
+            features=of("features", lambda x: x[counted_BT]),
+            attention=of("attention", lambda maps: maps.transpose(1, 2)[counted_BT]),
+            states=of("states", lambda roles: {role: x[counted_BT] for role, x in roles.items()}),
+            embeddings=kept["embeddings", 0][counted_BT] if want.embeddings else None,
+            targets=targets_N,
+            examples=counted_BT.nonzero()[:, 0],
+        )
+
+
+class TokenClassification(InPlace):
+    """A tag for every word: models that transformers loads with AutoModelForTokenClassification."""
+
+    auto = "AutoModelForTokenClassification"
+    labels = True
+
+    def head(self, model: nn.Module) -> nn.Linear:
+        """The layer whose output is the logits. Raises ModelError."""
+        return labels.scorer_of(model)
+
+    def prepare_rows(self, rows: Any, tokenizer: Any, data: Data, model: nn.Module | None) -> Prepared:
+        """Tokenise; labels that the model has no names for are named as the data name them. Raises DataError."""
+        known = label_names.of(rows) or (labels.names_of(model) if model is not None else [])
+        if labels.generic(known) and "input_ids" not in rows.column_names:
+            known = tagged.names(rows, tagged.recognise(rows, data.text_columns))
+        done = tagged.prepare(
+            rows, tokenizer, labels=known, text_columns=data.text_columns, max_length=data.max_length,
+            on_bad_row=data.on_bad_row,
+        )  # fmt: skip
+        return Prepared(label_names.put(done.dataset, known), done.shape, done.columns, done.stats)
+
+    def fit(self, model: nn.Module, rows: Any, seed: int) -> None:
+        """Give a model the labels that the rows are numbered by. Raises DataError where it has other ones."""
+        labels.fit(model, label_names.of(rows), seed)
+
+    def confusion(self, model: nn.Module) -> Confusion:
+        """Counts answers by label."""
+        return Confusion(self.vocabulary(model))
+
+
+class MaskedLM(InPlace):
+    """Hidden tokens to be filled in: models that transformers loads with AutoModelForMaskedLM."""
+
+    auto = "AutoModelForMaskedLM"
+    labels = False
+
+    def head(self, model: nn.Module) -> nn.Module:
+        """The layer whose output is the logits."""
+        return model.get_output_embeddings()
+
+    def prepare_rows(self, rows: Any, tokenizer: Any, data: Data, model: nn.Module | None) -> Prepared:
+        """Tokenise and hide tokens, the same ones each time. Raises DataError."""
+        return masked.prepare(
+            rows, tokenizer, text_columns=data.text_columns, max_length=data.max_length, on_bad_row=data.on_bad_row,
+        )  # fmt: skip
+
+    def fit(self, model: nn.Module, rows: Any, seed: int) -> None:
+        """Tokens are what they are."""
+
+    def confusion(self, model: nn.Module) -> None:
+        """A table of all pairs of tokens is too large to count in."""
