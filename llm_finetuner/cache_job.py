@@ -16,6 +16,7 @@ from llm_finetuner.recipe import Recipe
 from llm_finetuner.registry import TASKS, resolve
 from llm_finetuner.teachers.caching import write_cache
 from llm_finetuner.teachers.identity import fingerprint, of_tokenizer
+from llm_finetuner.teachers.kinds import check_writes
 from llm_finetuner.teachers.matched import live_teacher
 from llm_finetuner.teachers.places import weight_files
 from llm_finetuner.teachers.provider import Context, Provider
@@ -42,6 +43,7 @@ def cache_answers(
     parts = parts or Parts()
     device = default_device(parts.device)
     task = resolve(TASKS, recipe.task, "task")()
+    check_writes(task, "cached")
 
     def note(text: str) -> None:
         say("note", {"text": text})

@@ -248,6 +248,10 @@ def _exits(task, student: nn.Module, scheme: Scheme) -> nn.ModuleDict:
     """A norm of its own for every exit, begun as the final one; the head is shared. Raises RecipeError."""
     if scheme.exits is None:
         return nn.ModuleDict()
+    if not task.writes:
+        raise RecipeError(
+            "early exits are for models that write texts", "self_distillation by: average fits all"
+        )
     depth = task.depth(student)
     check_exits(scheme.exits, depth)
     blocks = scheme.exits or [(depth - 1) // 2]

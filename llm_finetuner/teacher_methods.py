@@ -22,6 +22,7 @@ from llm_finetuner.registry import TEACHERS, resolve
 from llm_finetuner.scheme import Writing
 from llm_finetuner.teachers.ensemble import Ensemble
 from llm_finetuner.teachers.filling import fill
+from llm_finetuner.teachers.kinds import check_writes
 from llm_finetuner.teachers.matched import live_teacher
 from llm_finetuner.teachers.provider import Context, Provider
 from llm_finetuner.trainer import OnEvent
@@ -125,6 +126,7 @@ class Teaching(Judging):
             built = [live_teacher(model, t, model.name_or_path, context) for model, t in members]
             return Ensemble(built, spec.options["weights"], spec.options["mixture"])
         if members:
+            check_writes(self._task, spec.kind)
             return fill(spec, context, **spec.options, given=members[0])
         return resolve(TEACHERS, spec.kind, "kind of teacher")(spec, context, **spec.options)
 

@@ -254,3 +254,50 @@ def test_a_student_is_cut_from_a_classifier(tmp_path):
     student = shrink(teacher, keep=2)
     assert labels.names_of(student) == NAMES and student.config.num_hidden_layers == 2
     assert torch.equal(student.classifier.weight, teacher.classifier.weight)
+
+
+def save(folder, tokenizer, **models):
+    for name, model in models.items():
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+
+
+def test_several_teachers_and_peers_teach_by_label(tmp_path, tokenizer, texts):
+    """An ensemble of two equal teachers is one of them, whatever the order of its labels."""
+    turned, order, names = build_bert(32, 3, seed=1, names=["neg", "pos"]), [1, 0], ["pos", "neg"]
+    teacher = copy.deepcopy(turned)
+    for weight in turned.classifier.parameters():
+        weight.data = weight.data[order].clone()
+    labels.rename(turned, names, 0)
+    save(tmp_path, tokenizer, t=teacher, u=turned, s=build_bert(names=["neg", "pos"]))
+    plan = {"num_epochs": 1, "batch_size": 10, "gradient_accumulation_steps": 1, "overwrite": True}
+    losses = []
+    for teachers in (str(tmp_path / "t"), [str(tmp_path / "t"), str(tmp_path / "u")]):
+        student = LLMFineTuner(tmp_path / "s", tmp_path / "run", task="classification")
+        student.load_model(method="vanilla_distillation")
+        student.load_teacher_model(teachers)
+        student.setup_vanilla_distillation()
+        losses.append([record["loss"] for record in student.train(texts, **plan).history])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    online = LLMFineTuner(tmp_path / "s", tmp_path / "online", task="classification")
+    online.load_model(method="online_distillation")
+    online.load_teacher_model(str(tmp_path / "u"))
+    online.setup_online()
+    assert "peer_1_forward_kl" in online.train(texts, **plan).history[0]
+
+
+def test_what_is_kept_or_asked_for_texts_is_refused(tmp_path, tokenizer, texts):
+    save(tmp_path, tokenizer, t=build_bert(names=["neg", "pos"]), s=build_bert(names=["neg", "pos"]))
+    student = LLMFineTuner(tmp_path / "s", tmp_path / "run", task="classification")
+    student.load_model(method="vanilla_distillation")
+    with pytest.raises(RecipeError, match="live_cached teacher answers models that write"):
+        student.load_teacher_model(str(tmp_path / "t"), cache=tmp_path / "c")
+    student.load_teacher_model(str(tmp_path / "t"))
+    with pytest.raises(RecipeError, match="cached teacher answers models that write"):
+        student.cache_teacher(texts, tmp_path / "c")
+    student.setup_self_distillation()
+    with pytest.raises(RecipeError, match="early exits are for models that write"):
+        student.train(texts, num_epochs=1)
+    student.load_model(method="lora")
+    with pytest.raises(RecipeError, match="adapters for classification are not there yet"):
+        student.train(texts, num_epochs=1)

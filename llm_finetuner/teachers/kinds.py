@@ -5,8 +5,9 @@ Each takes (spec, context) and, after *, the options that a recipe sets; each re
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from llm_finetuner.errors import RecipeError
 from llm_finetuner.recipe import Teacher, members_of
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def cached(spec: Teacher, context: Context, *, path: str = "") -> Provider:
     """The answers of a teacher that were written down in the folder `path`: no teacher in memory."""
     from llm_finetuner.teachers import cached as heavy
 
+    check_writes(context.task, "cached")
     return heavy.cached(spec, context, path=path)
 
 
@@ -78,6 +80,7 @@ def remote(
     """
     from llm_finetuner.teachers.remote import connect
 
+    check_writes(context.task, "remote")
     return connect(
         spec, context, url=url, k=k, timeout=timeout, retries=retries, concurrency=concurrency, batch=batch,
         key_variable=key_variable, cache=cache,
@@ -91,6 +94,7 @@ def across(spec: Teacher, context: Context, *, compare: str = "shared") -> Provi
     """
     from llm_finetuner.teachers import across as heavy
 
+    check_writes(context.task, "across")
     return heavy.across(spec, context, compare=compare)
 
 
@@ -110,4 +114,13 @@ def live_cached(
     """
     from llm_finetuner.teachers.filling import fill
 
+    check_writes(context.task, "live_cached")
     return fill(spec, context, path=path, k=k, mode=mode, keep_layers=keep_layers)
+
+
+def check_writes(task: Any, kind: str) -> None:
+    """Raise RecipeError for answers that only models which write give in this form."""
+    if not task.writes:
+        raise RecipeError(
+            f"a {kind} teacher answers models that write texts, and this one does not", "teacher.kind=live"
+        )
