@@ -166,7 +166,7 @@ def assemble(recipe: Recipe, parts: Parts, device: torch.device, note: Note, ran
         train = hardest(task, student, train, data.hard_share, note)
     if (scheme.writing or scheme.on_policy) and not task.writes:
         raise RecipeError(
-            f"{recipe.method} has a model write texts, and a model for {recipe.task} writes none",
+            f"{recipe.method} has a model write continuations, and a model for {recipe.task} writes none",
             "take vanilla_distillation, feature_distillation or relation_distillation",
         )
     if task.labels and recipe.tuning.kind != "full":

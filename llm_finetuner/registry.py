@@ -58,6 +58,7 @@ TASKS = {
     "classification": "llm_finetuner.tasks.classification:Classification",
     "token_classification": "llm_finetuner.tasks.in_place:TokenClassification",
     "masked_lm": "llm_finetuner.tasks.in_place:MaskedLM",
+    "seq2seq_lm": "llm_finetuner.tasks.seq2seq:Seq2Seq",
 }
 TEACHERS = {
     "live": "llm_finetuner.teachers.kinds:live",

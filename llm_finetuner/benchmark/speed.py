@@ -53,7 +53,8 @@ def measure(
     """{name: {"tokens_per_second", "latency_ms"}}, medians over the repeats, after a warm-up of each model.
 
     tokens_per_second: ids [B, T] through one forward pass, logits of every position included. latency_ms: one
-    more token for a single sequence, with the KV cache; a whole sequence where the model does not write. The models
+    more token for a single sequence, with the KV cache; a whole sequence where the model does not write. A model with
+    encoder and decoder reads ids as its source and as its target, and each id counts once. The models
     take turns within each repeat, in another order each time, so that what else the machine does meanwhile slows all
     of them alike; small models are run several times a turn.
     """
@@ -83,7 +84,14 @@ def measure(
 
 
 def _forward(model: nn.Module, ids: Tensor) -> None:
-    model(input_ids=ids.to(model.device), use_cache=False)
+    ids = ids.to(model.device)
+    model(input_ids=ids, use_cache=False, **_target(model, ids))
+
+
+def _target(model: nn.Module, ids: Tensor) -> dict[str, Tensor]:
+    """What a model with encoder and decoder reads as its target; one that labels texts makes it itself."""
+    writes = model.config.is_encoder_decoder and model.can_generate()
+    return {"decoder_input_ids": ids} if writes else {}
 
 
 def _forward_seconds(model: nn.Module, ids: Tensor) -> list[float]:
@@ -100,12 +108,16 @@ def _decode_seconds(model: nn.Module, ids: Tensor, new_tokens: int) -> list[floa
     """Seconds of each of new_tokens steps (fewer where positions end) that one sequence grows by, after its prompt."""
     limit = positions(model)
     steps = new_tokens if limit is None else max(1, min(new_tokens, limit - ids.shape[1]))
-    said = model(input_ids=ids.to(model.device), use_cache=True)
+    ids = ids.to(model.device)
+    target = _target(model, ids)
+    said = model(input_ids=ids, use_cache=True, **target)
+    source = {"encoder_outputs": (said.encoder_last_hidden_state,)} if target else {}
+    grows = "decoder_input_ids" if target else "input_ids"
     taken = []
     for _ in range(steps):
         start = _now(model)
         token = said.logits[:, -1:].argmax(-1)
-        said = model(input_ids=token, past_key_values=said.past_key_values, use_cache=True)
+        said = model(**{grows: token}, **source, past_key_values=said.past_key_values, use_cache=True)
         taken.append(_now(model) - start)
     return taken
 

@@ -14,12 +14,12 @@ def flat(rows: Any, name: str) -> Iterator[np.ndarray]:
         yield batch[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
 
 
-def lengths(rows: Any) -> np.ndarray:
-    """Tokens of each row."""
+def lengths(rows: Any, name: str = "input_ids") -> np.ndarray:
+    """Tokens of each row, or of another list column."""
     import pyarrow.compute as compute
 
     parts = rows.with_format("arrow").iter(batch_size=BATCH)
-    return np.concatenate([compute.list_value_length(part["input_ids"]).to_numpy() for part in parts])
+    return np.concatenate([compute.list_value_length(part[name]).to_numpy() for part in parts])
 
 
 def examples(dataset: Any, numbers: list[int]) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ Shapes: B sequences, T tokens, D width, H heads.
 """
 
 import copy
+import operator
 from dataclasses import dataclass
 
 import torch
@@ -14,9 +15,9 @@ from llm_finetuner.models.loading import blocks_of
 from llm_finetuner.output import Want
 
 SEPARATE = {
-    "query": ("q_proj", "query", "q_lin"),
-    "key": ("k_proj", "key", "k_lin"),
-    "value": ("v_proj", "value", "v_lin"),
+    "query": ("q_proj", "query", "q_lin", "q"),
+    "key": ("k_proj", "key", "k_lin", "k"),
+    "value": ("v_proj", "value", "v_lin", "v"),
 }
 FUSED = ("c_attn",)  # query, key and value side by side in one output
 INTERLEAVED = ("GPTBigCodeAttention",)  # have such a layer too, in another order
@@ -69,6 +70,7 @@ class Attention:
     module: nn.Module
     separate: dict[str, nn.Module]  # empty where they are fused
     fused: nn.Module | None
+    maps: int = 1  # where its output holds the maps
 
 
 def attention_of(block: nn.Module) -> Attention:
@@ -79,7 +81,8 @@ def attention_of(block: nn.Module) -> Attention:
             role: children[name] for role, names in SEPARATE.items() for name in names if name in children
         }
         if len(separate) == len(SEPARATE):
-            return Attention(module, separate, None)
+            # T5 and its kin put the bias of relative positions before the maps
+            return Attention(module, separate, None, maps=-1 if "q" in children else 1)
         for name in FUSED:
             if name in children and type(module).__name__ not in INTERLEAVED:
                 return Attention(module, {}, children[name])
@@ -118,8 +121,9 @@ def capture(model: nn.Module, want: Want) -> tuple[dict, list]:
     for block in want.layers:
         hooks.append(blocks[block].register_forward_hook(keep(("features", block), _first)))
     for block in want.attention:
-        module = attention_of(blocks[block]).module
-        hooks.append(module.register_forward_hook(keep(("attention", block), lambda output: output[1])))
+        found = attention_of(blocks[block])
+        take = operator.itemgetter(found.maps)
+        hooks.append(found.module.register_forward_hook(keep(("attention", block), take)))
     for block in want.states:
         found = attention_of(blocks[block])
         if found.fused is not None:

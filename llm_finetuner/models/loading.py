@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from llm_finetuner.errors import ModelError
-from llm_finetuner.output import Head
+from llm_finetuner.output import Head, at_least_float32
 
 HEAD_TRANSFORM_TOLERANCE = 1e-3  # relative; half-precision heads round differently by up to this
 
@@ -150,7 +150,16 @@ def same_vocabulary(a, b) -> tuple[bool, str]:
 
 
 def blocks_of(model: nn.Module) -> nn.ModuleList:
-    """The stack of blocks of a transformers model, first to last. Raises ModelError where there is none to be found."""
+    """The stack of blocks of a transformers model, first to last. Raises ModelError where there is none to be found.
+
+    Of a model with encoder and decoder it is the decoder's, whose states the head reads. The config names the depth
+    of the two in many ways, but a decoder's outermost list is that of its blocks.
+    """
+    if model.config.is_encoder_decoder:
+        stack = next((m for m in model.get_decoder().modules() if isinstance(m, nn.ModuleList)), None)
+        if stack is None:
+            raise ModelError(f"{type(model).__name__} has no list of blocks in its decoder")
+        return stack
     depth = model.config.get_text_config().num_hidden_layers
     stacks = [m for m in model.base_model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
     if not stacks:
@@ -161,19 +170,22 @@ def blocks_of(model: nn.Module) -> nn.ModuleList:
 @torch.no_grad()
 def check_head(model: nn.Module, name: str) -> None:
     """Hold that `head(trunk(x))` is what the model itself answers. Raises ModelError where the head does more."""
-    from llm_finetuner.output import at_least_float32
-
     device = entry_device(model)
     vocabulary = model.get_input_embeddings().num_embeddings
     ids_BT = torch.arange(1, 9, device=device)[None] % vocabulary
     training = model.training
     model.eval()
-    want = at_least_float32(model(input_ids=ids_BT, use_cache=False).logits)
-    got = at_least_float32(
-        head_of(model)(model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state)
-    )
+    want = model(input_ids=ids_BT, use_cache=False).logits
+    got = head_of(model)(model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state)
     model.train(training)
-    if (got - want).abs().max() > HEAD_TRANSFORM_TOLERANCE * (1 + want.abs().max()):
+    check_logits(got, want, model, name)
+
+
+def check_logits(got: Tensor, want: Tensor, model: nn.Module, name: str) -> None:
+    """Raise ModelError where the head's logits are not the model's own."""
+    got, want = at_least_float32(got), at_least_float32(want)
+    same = got.shape == want.shape
+    if not same or (got - want).abs().max() > HEAD_TRANSFORM_TOLERANCE * (1 + want.abs().max()):
         raise ModelError(
             f"{name} ({type(model).__name__}) changes its logits in a way that this version does not know",
             "please report the model; distilling it would train on the wrong probabilities",
@@ -181,12 +193,15 @@ def check_head(model: nn.Module, name: str) -> None:
 
 
 def head_of(model: nn.Module) -> Head:
-    """The output layer with its soft-cap or scale (Gemma 2, Cohere, Granite)."""
+    """The output layer with its soft-cap or scale (Gemma 2, Cohere, Granite), or a bias beside it (BART)."""
     config = model.config.get_text_config().to_dict()
     layer = model.get_output_embeddings()
     cap, times, over = (
         config.get(key) for key in ("final_logit_softcapping", "logit_scale", "logits_scaling")
     )
+    bias = dict(model.named_buffers(recurse=False)).get("final_logits_bias")  # [1, V], mostly all zeros
+    if bias is not None and bias.any():
+        return Head(layer, lambda logits: logits + bias)
 
     def transform(logits: Tensor) -> Tensor:
         logits = logits * times if times else logits

@@ -1,0 +1,204 @@
+"""A source text -> a target text, by models with an encoder and a decoder (T5, BART): summaries, translations.
+
+Shapes: B pairs of texts, T tokens of the source, S of the target, N target tokens that count, D width, V vocabulary,
+H heads.
+The decoder reads the target shifted by one place, so that row s of its states is answered by label s: labels are not
+shifted. What is read of blocks is the decoder's, at the N positions; attention maps are those among target tokens.
+Data order, train.max_tokens and tokens_per_second go by the source alone: targets of one batch may differ in length.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llm_finetuner.benchmark.quality import Tally, eval_mode
+from llm_finetuner.data import columns, transform
+from llm_finetuner.data.examples import IGNORED
+from llm_finetuner.data.text import Prepared
+from llm_finetuner.errors import DataError, ModelError, RecipeError
+from llm_finetuner.models.anatomy import Enough, capture, expose_attention
+from llm_finetuner.models.loading import blocks_of, check_logits, entry_device, head_of, positions_of
+from llm_finetuner.output import Output, Want
+from llm_finetuner.recipe import Data
+
+
+class Seq2Seq:
+    """Models that transformers loads with AutoModelForSeq2SeqLM."""
+
+    auto = "AutoModelForSeq2SeqLM"
+    unfit = ("mse", "huber")
+    objectives: dict[str, Callable] = {}
+    labels = False
+    writes = False  # they write texts, but none that goes on with what it was given
+    shapes_of_text = False
+
+    def width(self, model: nn.Module) -> int:
+        """Width of what the blocks put out: D."""
+        return model.config.get_text_config().hidden_size
+
+    def depth(self, model: nn.Module) -> int:
+        """Blocks of the decoder."""
+        return len(blocks_of(model))
+
+    def vocabulary(self, model: nn.Module) -> int:
+        """Width of the logits: V."""
+        return model.get_output_embeddings().weight.shape[0]
+
+    # ---- rows
+
+    def prepare_rows(self, rows: Any, tokenizer: Any, data: Data, model: nn.Module | None) -> Prepared:
+        """Tokenise sources and targets; max_length holds for each of them. Raises DataError."""
+        return transform.prepare(
+            rows, tokenizer, text_columns=data.text_columns, max_length=data.max_length, on_bad_row=data.on_bad_row
+        )  # fmt: skip
+
+    def fit(self, model: nn.Module, rows: Any, seed: int) -> None:
+        """Raise DataError for targets that the decoder cannot read: token ids or lengths out of range."""
+        size, positions = self.vocabulary(model), positions_of(model)
+        highest = max(int(labels.max()) for labels in columns.flat(rows, "labels"))
+        longest = int(columns.lengths(rows, "labels").max())
+        if highest >= size:
+            raise DataError(
+                f"token id {highest} of a target does not exist: the model knows ids 0 to {size - 1}",
+                "prepare the data with the tokenizer of this model",
+            )
+        if positions and longest > positions:
+            raise DataError(
+                f"a target has {longest} tokens, the decoder has {positions} positions",
+                "prepare with a smaller max_length",
+            )
+
+    def check_rows(self, rows: Any) -> None:
+        """Raise DataError where there is nothing to learn."""
+        if not any((labels != IGNORED).any() for labels in columns.flat(rows, "labels")):
+            raise DataError("no token of the targets counts", "labels must hold more than -100")
+
+    def collate(self, examples: list[dict], counted: bool = True, packed: bool = False) -> dict[str, Tensor]:
+        """Pad on the right to the longest source and target: {input_ids, attention_mask} [B, T], labels [B, S].
+
+        counted=False masks every label: the stand-in batch of a process that has no example left in a step.
+        """
+
+        def pad(key: str, value: int) -> Tensor:
+            longest = max(len(example[key]) for example in examples)
+            return torch.tensor([list(e[key]) + [value] * (longest - len(e[key])) for e in examples])
+
+        batch = {
+            "input_ids": pad("input_ids", 0),
+            "attention_mask": pad("attention_mask", 0),
+            "labels": pad("labels", IGNORED),
+        }
+        if not counted:
+            batch["labels"].fill_(IGNORED)
+        return batch
+
+    def count(self, batch: dict[str, Tensor]) -> int:
+        """Target tokens that count, the first one too."""
+        return int((batch["labels"] != IGNORED).sum())
+
+    def cost(self, batch: dict[str, Tensor]) -> tuple[int, int]:
+        """(tokens that a forward pass reads, places that it computes, which padding is the rest of): of both stacks."""
+        mask_BT, labels_BS = batch["attention_mask"], batch["labels"]
+        end_S = torch.arange(1, labels_BS.shape[1] + 1, device=labels_BS.device)
+        targets = ((labels_BS != IGNORED) * end_S).amax(1).sum()  # what is masked before the last one is read
+        return int(mask_BT.sum() + targets), mask_BT.numel() + labels_BS.numel()
+
+    # ---- models
+
+    def check_packing(self, model: nn.Module) -> None:
+        """Raises RecipeError: a source that shares a row would be read with its neighbours by the encoder."""
+        raise RecipeError(
+            "train.packing is for models with one stack of blocks, not for an encoder with a decoder",
+            "train.max_tokens fills batches to an equal number of tokens of their sources",
+        )
+
+    def confusion(self, model: nn.Module) -> None:
+        """A table of all pairs of tokens is too large to count in."""
+
+    def tally(self, examples: int, model: nn.Module) -> Tally:
+        """What sums up an evaluation."""
+        return Tally(examples)
+
+    @torch.no_grad()
+    def check_model(self, model: nn.Module, name: str) -> None:
+        """Hold that the head on what it reads is what the model itself answers. Raises ModelError."""
+        config = model.config.to_dict()
+        if not model.config.is_encoder_decoder:
+            raise ModelError(
+                f"{name} ({type(model).__name__}) has no encoder and decoder", "task=causal_lm, or T5, BART"
+            )
+        for setting in ("decoder_start_token_id", "pad_token_id"):
+            if config.get(setting) is None:
+                raise ModelError(
+                    f"{name} ({type(model).__name__}) has no {setting}: its decoder reads the target behind that token",
+                    f"set model.config.{setting}, or write it into config.json",
+                )
+        few_1T = torch.arange(1, 9, device=entry_device(model))[None]
+        ids_1T = few_1T % model.get_input_embeddings().num_embeddings
+        labels_1S = few_1T[:, :5] % self.vocabulary(model)
+        batch = {"input_ids": ids_1T, "attention_mask": torch.ones_like(ids_1T), "labels": labels_1S}
+        with eval_mode(model):
+            read, _ = _pass(model, batch, Want())
+            wanted = model(**batch, use_cache=False).logits
+        check_logits(wanted[:0] if read is None else head_of(model)(read), wanted, model, name)
+
+    def prepare(self, model: nn.Module, want: Want) -> None:
+        """Make a model ready to be asked for `want`."""
+        if want.attention:
+            expose_attention(model)
+
+    def run(self, model: nn.Module, batch: dict[str, Tensor], want: Want) -> Output:
+        """One forward pass, which ends before the output layer: the caller runs it, position by position."""
+        counted_BS = batch["labels"] != IGNORED
+        targets_N = batch["labels"][counted_BS]
+        read, kept = _pass(model, batch, want)
+
+        def of(kind: str) -> dict[int, Any]:
+            return {block: x for (what, block), x in kept.items() if what == kind}
+
+        return Output(
+            rows=targets_N.new_empty(len(targets_N), 0) if read is None else read[counted_BS],
+            head=head_of(model),
+            features={block: x[counted_BS] for block, x in of("features").items()},
+            attention={
+                block: maps_BHSS.transpose(1, 2)[counted_BS] for block, maps_BHSS in of("attention").items()
+            },
+            states={
+                block: {role: x[counted_BS] for role, x in roles.items()}
+                for block, roles in of("states").items()
+            },
+            embeddings=kept["embeddings", 0][counted_BS] if want.embeddings else None,
+            targets=targets_N,
+            examples=counted_BS.nonzero()[:, 0],
+        )
+
+
+def _pass(model: nn.Module, batch: dict[str, Tensor], want: Want) -> tuple[Tensor | None, dict]:
+    """(what the output layer reads [B, S, D], None where no answers are wanted; what else `want` names).
+
+    The model shifts the labels itself, which families do differently (mBART begins with the language, which ends its
+    labels), and is stopped before it makes logits or a loss of them. T5's scale for tied heads is in what is read.
+    """
+    read = []
+
+    def stop(_module, args):
+        read.append(args[0])
+        raise Enough
+
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
+    if not (inputs["labels"] != IGNORED).any():  # a stand-in batch, in which mBART finds no language
+        inputs["decoder_input_ids"] = torch.zeros_like(inputs.pop("labels"))
+    if want.attention:
+        inputs["output_attentions"] = True  # T5 of older transformers returns no maps otherwise
+    kept, hooks = capture(model, want)
+    hooks.append(model.get_output_embeddings().register_forward_pre_hook(stop))
+    try:
+        model(**inputs, use_cache=False)
+    except Enough:
+        pass
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return (read[0] if read else None), kept
