@@ -70,7 +70,7 @@ def read(folder: Path) -> dict[str, Dataset]:
         if not path.exists():
             sys.exit(
                 f"{path} is not there: get SST-2's train.tsv and dev.tsv (sentence, tab, 0 or 1) from "
-                "https://github.com/clairett/pytorch-sentiment-classification, data/SST2, and give --data FOLDER"
+                "https://github.com/clairett/pytorch-sentiment-classification, and give --data FOLDER"
             )
         with open(path, encoding="utf-8", newline="") as file:
             lines = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)

@@ -105,7 +105,7 @@ def bars_of_start(results: Results, start: str, scores: dict[str, float], teache
         said(
             gain > error,
             f"{start}: the best method above cross-entropy by more than its standard error: "
-            f"{gain:+.2f} +- {error:.2f} points ({best})",
+            f"{figure(differences(results, start, best), '+')} points ({best})",
         ),
     ]
     if UNLABELLED in scores:
