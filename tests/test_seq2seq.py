@@ -11,6 +11,8 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     BartConfig,
     BartForConditionalGeneration,
+    FSMTConfig,
+    FSMTForConditionalGeneration,
     PreTrainedTokenizerFast,
     T5Config,
     T5ForConditionalGeneration,
@@ -28,6 +30,7 @@ from llm_finetuner.tasks.seq2seq import Seq2Seq
 from llm_finetuner.trainer import fit
 
 V = 24
+SMALL = {"layers": 2, "attention_heads": 2, "ffn_dim": 32}
 WORDS = "cat dog bird house tree red blue old new sees likes finds".split()
 
 
@@ -224,10 +227,15 @@ def test_a_stand_in_batch_counts_nothing_and_costs_are_of_both_stacks():
 def test_models_and_rows_that_do_not_fit_are_refused(tmp_path):
     task, bart = Seq2Seq(), build_bart()
     task.check_model(bart, "bart")
-    bart.lm_head.register_forward_hook(lambda _m, _i, logits: logits.tanh() if logits.dim() == 3 else logits)
     bart.register_forward_hook(lambda _m, _i, said: said.__setitem__("logits", 2 * said.logits))
     with pytest.raises(ModelError, match="changes its logits"):
         task.check_model(bart, "bart")
+    small = {f"{side}_{what}": size for side in ("encoder", "decoder") for what, size in SMALL.items()}
+    other = FSMTForConditionalGeneration(
+        FSMTConfig(langs=["a", "b"], src_vocab_size=V, tgt_vocab_size=V, d_model=16, **small)
+    )  # its decoder reads the source, shifted, unless told otherwise
+    with pytest.raises(ModelError, match="does not read its target"):
+        task.check_model(other, "fsmt")
     lost = build_t5()
     lost.config.decoder_start_token_id = None
     with pytest.raises(ModelError, match="decoder_start_token_id"):

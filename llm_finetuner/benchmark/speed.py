@@ -85,13 +85,11 @@ def measure(
 
 def _forward(model: nn.Module, ids: Tensor) -> None:
     ids = ids.to(model.device)
-    model(input_ids=ids, use_cache=False, **_target(model, ids))
-
-
-def _target(model: nn.Module, ids: Tensor) -> dict[str, Tensor]:
-    """What a model with encoder and decoder reads as its target; one that labels texts makes it itself."""
-    writes = model.config.is_encoder_decoder and model.can_generate()
-    return {"decoder_input_ids": ids} if writes else {}
+    writes = (
+        model.config.is_encoder_decoder and model.can_generate()
+    )  # one that labels texts makes a target itself
+    target = {"decoder_input_ids": ids} if writes else {}
+    model(input_ids=ids, use_cache=False, **target)
 
 
 def _forward_seconds(model: nn.Module, ids: Tensor) -> list[float]:
@@ -109,10 +107,10 @@ def _decode_seconds(model: nn.Module, ids: Tensor, new_tokens: int) -> list[floa
     limit = positions(model)
     steps = new_tokens if limit is None else max(1, min(new_tokens, limit - ids.shape[1]))
     ids = ids.to(model.device)
-    target = _target(model, ids)
-    said = model(input_ids=ids, use_cache=True, **target)
-    source = {"encoder_outputs": (said.encoder_last_hidden_state,)} if target else {}
-    grows = "decoder_input_ids" if target else "input_ids"
+    two = model.config.is_encoder_decoder
+    source = {"encoder_outputs": model.get_encoder()(input_ids=ids)} if two else {}
+    grows = "decoder_input_ids" if two else "input_ids"
+    said = model(**{grows: ids}, **source, use_cache=True)
     taken = []
     for _ in range(steps):
         start = _now(model)

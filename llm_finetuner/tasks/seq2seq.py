@@ -141,8 +141,13 @@ class Seq2Seq:
         batch = {"input_ids": ids_1T, "attention_mask": torch.ones_like(ids_1T), "labels": labels_1S}
         with eval_mode(model):
             read, _ = _pass(model, batch, Want())
+            if read is None or read.dim() != 3 or read.shape[:2] != labels_1S.shape:
+                raise ModelError(
+                    f"{name} ({type(model).__name__}) does not read its target as T5 and BART do",
+                    "take a model of another family",
+                )
             wanted = model(**batch, use_cache=False).logits
-        check_logits(wanted[:0] if read is None else head_of(model)(read), wanted, model, name)
+        check_logits(head_of(model)(read), wanted, model, name)
 
     def prepare(self, model: nn.Module, want: Want) -> None:
         """Make a model ready to be asked for `want`."""
