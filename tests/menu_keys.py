@@ -42,5 +42,6 @@ def answers_to(method):
     return lambda: walk.Walk(method, Screen()).forward()
 
 
-MODELS = ["small", ENTER, ENTER, "big", ENTER]  # one model teaches
+TEXT = ENTER  # the model is to write text
+MODELS = [TEXT, "small", ENTER, ENTER, "big", ENTER]  # one model teaches
 DATA = ["rows.jsonl", ENTER, ENTER]  # the file, and yes to the preview

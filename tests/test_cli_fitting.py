@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from menu_keys import CTRL_U, DATA, DOWN, ENTER, MODELS, answers_to
+from menu_keys import CTRL_U, DATA, DOWN, ENTER, MODELS, TEXT, answers_to
 from menu_keys import here, keys  # noqa: F401  fixtures
 
 from llm_finetuner.cli import answers, fitting, jobs
@@ -228,7 +228,7 @@ def test_rows_that_a_cache_holds_once(desk, capsys):
 
 def test_exits_and_layers_are_told_at_their_question(keys, here):
     deep = [ENTER * 2, ENTER, "1", ENTER, CTRL_U, "0", ENTER]  # temperature, alpha, by; exits
-    recipe = keys(answers_to("self_distillation"), "small", ENTER, ENTER, *DATA, *deep, ENTER * 7)
+    recipe = keys(answers_to("self_distillation"), TEXT, "small", ENTER, ENTER, *DATA, *deep, ENTER * 7)
     assert recipe.options["exits"] == [0]
     layers = [ENTER * 2, "7", ENTER, CTRL_U, "0", ENTER, ENTER * 3]
     recipe = keys(answers_to("feature_distillation"), *MODELS, ENTER, *DATA, *layers, ENTER * 7)
@@ -251,13 +251,13 @@ def test_too_small_a_part_is_told_when_the_teacher_is_named(keys, here):
         "big",
         ENTER,
     ]
-    recipe = keys(answers_to("vanilla_distillation"), *moves, ENTER, *DATA, ENTER * 9)
+    recipe = keys(answers_to("vanilla_distillation"), TEXT, *moves, ENTER, *DATA, ENTER * 9)
     assert recipe.student.name == "teacher/4"
 
 
 def test_weights_are_told_at_their_question(keys, here):
     moves = ["small", ENTER, DOWN, ENTER, "big big", ENTER, "1", ENTER, CTRL_U, "1,2", ENTER, ENTER, ENTER]
-    recipe = keys(answers_to("vanilla_distillation"), *moves, *DATA, ENTER * 9)
+    recipe = keys(answers_to("vanilla_distillation"), TEXT, *moves, *DATA, ENTER * 9)
     assert recipe.teacher.options["weights"] == [1.0, 2.0]
 
 

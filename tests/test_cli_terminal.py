@@ -56,7 +56,7 @@ def test_without_a_terminal_it_names_the_flags(words):
     assert time.monotonic() - began < 10  # a second on an idle machine
 
 
-@pytest.mark.parametrize("before", ["", "4\r", "4\rgpt2\r"])
+@pytest.mark.parametrize("before", ["", "4\r", "4\r\rgpt2\r"])
 def test_ctrl_c_leaves_with_130(tmp_path, before):
     child = spawn(CLI, cwd=tmp_path)
     for line in before.split("\r")[:-1]:
@@ -76,7 +76,7 @@ def test_sigterm_leaves_the_terminal_sane(tmp_path, before):
     child = spawn(CLI, cwd=tmp_path)
     if before:
         child.send(before)
-        child.expect("Student model")
+        child.expect("model for")
     child.kill(signal.SIGTERM)
     child.expect(pexpect.EOF)
     written, sane = child.before, is_sane(child)
@@ -109,8 +109,9 @@ def test_no_color_is_honoured(tmp_path, monkeypatch):
 def test_keys_hit_while_looking_ahead_start_no_run(student_folder, data_file, tmp_path):
     child = spawn(CLI, cwd=tmp_path)
     child.timeout = 240  # torch is loaded on the way
-    answers = [("6", "Student model"), (student_folder, "Training data"), (data_file, "as you mean them"),
-               ("", "Epochs"), ("", "Batch size"), ("", "Learning rate"), ("", "Longest"), ("", "How many"),
+    answers = [("6", "model for"), ("", "Student model"), (student_folder, "Training data"),
+               (data_file, "as you mean them"), ("", "Epochs"),
+               ("", "Batch size"), ("", "Learning rate"), ("", "Longest"), ("", "How many"),
                ("", "other settings"), ("", "Output folder"), ("run", "Looking ahead")]  # fmt: skip
     for answer, expected in answers:
         child.send(f"{answer}\r")
@@ -218,6 +219,8 @@ def test_ctrl_c_between_two_questions_is_not_lost(tmp_path):
 def test_keys_hit_before_a_question_is_drawn_do_not_answer_it(tmp_path):
     child = spawn(CLI, cwd=tmp_path)
     child.send("4\rzzz\rqqq\r")  # all at once: only the first was a question
+    child.expect("model for")
+    child.send("\r")
     child.expect("Student model")
     child.send("gpt2\r")
     child.expect("What teaches")
@@ -233,9 +236,11 @@ def test_going_back_takes_the_answer_off_the_screen(tmp_path):
     child = spawn(CLI, cwd=tmp_path)
     written, seen = child.before + child.after, []
     moves = [
-        ("6\r", "Student model"),
+        ("6\r", "model for"),
+        ("\r", "Student model"),
         ("gpt2\r", "Training data"),
         ("\x1b", "Student model"),
+        ("\x1b", "model for"),
         ("\x1b", "Quit"),
     ]
     for keys, expected in moves:
@@ -246,9 +251,9 @@ def test_going_back_takes_the_answer_off_the_screen(tmp_path):
     child.sendintr()
     child.expect(pexpect.EOF)
     child.close()
-    assert "? What do you want to do?  Full fine-tuning" in seen[1] and "? Student model  gpt2" in seen[1]
-    assert "Full fine-tuning" in seen[2] and "gpt2" not in seen[2]
-    assert "?  Full fine-tuning" not in seen[3] and seen[3].count("What do you want to do?") == 1
+    assert "? What do you want to do?  Full fine-tuning" in seen[2] and "? Student model  gpt2" in seen[2]
+    assert "Full fine-tuning" in seen[3] and "gpt2" not in seen[3]
+    assert "?  Full fine-tuning" not in seen[5] and seen[5].count("What do you want to do?") == 1
 
 
 # ---- what is imported while the questions are answered
@@ -306,7 +311,12 @@ def test_jobs_that_no_run_follows_import_nothing_ahead(job):
 
 def test_a_broken_library_is_told_where_the_run_needs_it(student_folder, data_file, tmp_path):
     child = spawn("-c", BROKEN.format(str(Path(CLI).parent)), cwd=tmp_path)
-    for answer, expected in [("6", "Student model"), (student_folder, "Training data"), (data_file, "error")]:
+    for answer, expected in [
+        ("6", "model for"),
+        ("", "Student model"),
+        (student_folder, "Training data"),
+        (data_file, "error"),
+    ]:
         child.send(f"{answer}\r")
         child.expect(expected)
         assert b"Traceback" not in child.before

@@ -5,7 +5,7 @@ import os
 import shutil
 
 import pytest
-from menu_keys import CTRL_B, CTRL_C, CTRL_D, CTRL_U, DATA, DOWN, ENTER, MODELS, SPACE, answers_to
+from menu_keys import CTRL_B, CTRL_C, CTRL_D, CTRL_U, DATA, DOWN, ENTER, MODELS, SPACE, TEXT, answers_to
 from menu_keys import here, keys  # noqa: F401  fixtures
 
 from llm_finetuner.cli import answers, jobs, prompts, wizard
@@ -43,7 +43,8 @@ def test_answers_of_feature_distillation(keys, here):
 
 @pytest.mark.parametrize("method", ["lora", "qlora", "adalora", "full"])
 def test_fine_tuning_asks_for_no_teacher(keys, here, method):
-    recipe = keys(answers_to(method), "small", ENTER, *DATA, ENTER * 5, ENTER, ENTER)
+    asked = [TEXT] if method == "full" else []  # adapters are for models that write
+    recipe = keys(answers_to(method), *asked, "small", ENTER, *DATA, ENTER * 5, ENTER, ENTER)
     wanted = {"student.name": "small", "data.source": "rows.jsonl", "output": f"outputs/small-{method}"}
     assert recipe == build(method, wanted)
 
@@ -64,7 +65,7 @@ def test_going_back_keeps_what_was_typed_as_default(keys, here):
 
 
 def test_going_back_changes_an_answer(keys, here):
-    recipe = keys(answers_to("full"), "big", ENTER, CTRL_B, "small", ENTER, *DATA, ENTER * 7)
+    recipe = keys(answers_to("full"), TEXT, "big", ENTER, CTRL_B, "small", ENTER, *DATA, ENTER * 7)
     assert recipe.student.name == "small" and recipe.output == "outputs/small-full"
 
 
@@ -82,14 +83,14 @@ def test_wrong_value_is_told_and_kept_for_mending(keys, here):
 def test_a_failing_preview_can_be_left_by_going_back(keys, here, capsys):
     (here / "bad.jsonl").write_text("{}\nno json\n")
     moves = ["bad.jsonl", ENTER, CTRL_B, *DATA]
-    recipe = keys(answers_to("full"), "small", ENTER, *moves, ENTER * 7)
+    recipe = keys(answers_to("full"), TEXT, "small", ENTER, *moves, ENTER * 7)
     assert recipe.data.source == "rows.jsonl" and "error:" in capsys.readouterr().out
 
 
 def test_bad_rows_can_be_left_out(keys, here):
     with open(here / "rows.jsonl", "a") as file:
         file.write("no json\n")
-    recipe = keys(answers_to("full"), "small", ENTER, *DATA, ENTER, ENTER * 7)
+    recipe = keys(answers_to("full"), TEXT, "small", ENTER, *DATA, ENTER, ENTER * 7)
     assert recipe.data.on_bad_row == "skip"
 
 
@@ -101,39 +102,39 @@ def bare(here):
 
 
 def test_a_student_without_weights_starts_from_new_ones(keys, bare):
-    recipe = keys(answers_to("full"), "bare", ENTER, ENTER, *DATA, ENTER * 7)
+    recipe = keys(answers_to("full"), TEXT, "bare", ENTER, ENTER, *DATA, ENTER * 7)
     assert recipe.student.name == "bare" and recipe.student.from_scratch
 
 
 def test_a_student_without_weights_can_be_another_one(keys, bare):
     moves = ["bare", ENTER, DOWN, ENTER, CTRL_U, "small", ENTER]
-    recipe = keys(answers_to("full"), *moves, *DATA, ENTER * 7)
+    recipe = keys(answers_to("full"), TEXT, *moves, *DATA, ENTER * 7)
     assert recipe.student.name == "small" and not recipe.student.from_scratch
 
 
 def test_a_student_that_cannot_be_loaded_is_asked_for_again(keys, here, capsys):
     moves = ["no-such-model", ENTER, "rows.jsonl", ENTER, ENTER, "small", ENTER]
-    recipe = keys(answers_to("full"), *moves, ENTER, ENTER, ENTER * 7)
+    recipe = keys(answers_to("full"), TEXT, *moves, ENTER, ENTER, ENTER * 7)
     assert "cannot load 'no-such-model'" in capsys.readouterr().out
     assert (recipe.student.name, recipe.data.source) == ("small", "rows.jsonl")
 
 
 def test_what_is_typed_stays_as_typed(keys, here):
     recipe = keys(
-        answers_to("full"), "./small", ENTER, "./rows.jsonl", ENTER, ENTER, ENTER * 6, "./out", ENTER
+        answers_to("full"), TEXT, "./small", ENTER, "./rows.jsonl", ENTER, ENTER, ENTER * 6, "./out", ENTER
     )
     assert (recipe.student.name, recipe.data.source, recipe.output) == ("./small", "./rows.jsonl", "./out")
 
 
 def test_columns_can_be_named(keys, here):
     moves = ["rows.jsonl", ENTER, DOWN, ENTER, "answer", ENTER, ENTER]
-    recipe = keys(answers_to("full"), "small", ENTER, *moves, ENTER * 7)
+    recipe = keys(answers_to("full"), TEXT, "small", ENTER, *moves, ENTER * 7)
     assert recipe.data.text_columns == ["answer"]
 
 
 def test_output_is_the_next_free_number(keys, here):
     (here / "outputs" / "small-full").mkdir(parents=True)
-    recipe = keys(answers_to("full"), "small", ENTER, *DATA, ENTER * 7)
+    recipe = keys(answers_to("full"), TEXT, "small", ENTER, *DATA, ENTER * 7)
     assert recipe.output == "outputs/small-full-2"
 
 
@@ -141,7 +142,7 @@ def test_output_is_the_next_free_number(keys, here):
 
 
 @pytest.mark.parametrize("key", [CTRL_C, CTRL_D])
-@pytest.mark.parametrize("before", [[], ["small", ENTER]])
+@pytest.mark.parametrize("before", [[], [TEXT, "small", ENTER]])
 def test_ctrl_c_and_ctrl_d_leave(keys, here, key, before):
     with pytest.raises(KeyboardInterrupt):
         keys(answers_to("full"), *before, key)
@@ -178,14 +179,15 @@ def test_saving_the_recipe_only(keys, here, capsys):
 
 def test_back_from_the_confirmation_asks_for_the_output_again(keys, here):
     moves = ["small", ENTER, *DATA, ENTER * 7, CTRL_B, "other", ENTER, DOWN, DOWN, ENTER, ENTER]
-    assert keys(lambda: jobs.distil_or_finetune("full"), *moves) == 0
+    assert keys(lambda: jobs.distil_or_finetune("full"), TEXT, *moves) == 0
     assert load("other.yaml").output == "other"
 
 
 def test_leaving_at_the_confirmation_changes_nothing(keys, here, capsys):
     before = sorted(os.listdir(here))
     assert (
-        keys(lambda: jobs.distil_or_finetune("full"), "small", ENTER, *DATA, ENTER * 7, "\x1b[A", ENTER) == 0
+        keys(lambda: jobs.distil_or_finetune("full"), TEXT, "small", ENTER, *DATA, ENTER * 7, "\x1b[A", ENTER)
+        == 0
     )
     assert sorted(os.listdir(here)) == before and "Nothing was changed" in capsys.readouterr().out
 

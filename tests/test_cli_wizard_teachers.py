@@ -4,7 +4,7 @@
 import shutil
 
 import pytest
-from menu_keys import CTRL_U, DATA, DOWN, ENTER, MODELS, answers_to
+from menu_keys import CTRL_U, DATA, DOWN, ENTER, MODELS, TEXT, answers_to
 from menu_keys import here, keys  # noqa: F401  fixtures
 from prompt_toolkit.application import create_app_session
 from prompt_toolkit.input import create_pipe_input
@@ -25,7 +25,7 @@ def options_asked(count: int) -> str:
 
 def test_several_teachers(keys, here):
     moves = ["small", ENTER, DOWN, ENTER, "big big", ENTER, "0.3,0.7", ENTER, DOWN, ENTER, ENTER]
-    recipe = keys(answers_to("vanilla_distillation"), *moves, *DATA, options_asked(2))
+    recipe = keys(answers_to("vanilla_distillation"), TEXT, *moves, *DATA, options_asked(2))
     assert recipe.teacher.kind == "ensemble" and recipe.teacher.name == ""
     assert recipe.teacher.options == {"members": ["big", "big"], "weights": [0.3, 0.7], "mixture": "logits"}
 
@@ -34,7 +34,7 @@ def test_answers_in_a_cache(keys, here):
     (here / "answers").mkdir()
     (here / "answers" / "manifest.json").write_text("{}")
     moves = ["small", ENTER, DOWN, DOWN, ENTER, "nowhere", ENTER, CTRL_U, "answers", ENTER, ENTER]
-    recipe = keys(answers_to("vanilla_distillation"), *moves, *DATA, options_asked(2))
+    recipe = keys(answers_to("vanilla_distillation"), TEXT, *moves, *DATA, options_asked(2))
     assert (recipe.teacher.kind, recipe.teacher.options) == ("cached", {"path": "answers"})
 
 
@@ -52,13 +52,13 @@ def test_an_endpoint(keys, here):
         ENTER,
         ENTER,
     ]
-    recipe = keys(answers_to("vanilla_distillation"), *moves, *DATA, options_asked(2))
+    recipe = keys(answers_to("vanilla_distillation"), TEXT, *moves, *DATA, options_asked(2))
     assert (recipe.teacher.kind, recipe.teacher.name, recipe.teacher.options["k"]) == ("remote", "served", 20)
 
 
 def test_a_student_cut_from_its_teacher(keys, here):
     moves = ["teacher/0", ENTER, CTRL_U, "teacher/2", ENTER, ENTER, "big", ENTER, ENTER]
-    recipe = keys(answers_to("vanilla_distillation"), *moves, *DATA, options_asked(2))
+    recipe = keys(answers_to("vanilla_distillation"), TEXT, *moves, *DATA, options_asked(2))
     assert (recipe.student.name, recipe.output) == ("teacher/2", "outputs/part-vanilla_distillation")
 
 
@@ -70,10 +70,14 @@ def test_objectives_are_asked_with_an_example(keys, here):
 
 def test_self_distillation_asks_for_no_teacher_and_for_what_matters(keys, here):
     average = ["3", ENTER, ENTER, DOWN, ENTER, "0.9", ENTER]  # temperature, alpha, by, decay; no exits
-    recipe = keys(answers_to("self_distillation"), "small", ENTER, ENTER, *DATA, *average, options_asked(0))
+    recipe = keys(
+        answers_to("self_distillation"), TEXT, "small", ENTER, ENTER, *DATA, *average, options_asked(0)
+    )
     assert recipe.teacher is None and recipe.options["by"] == "average" and recipe.options["decay"] == 0.9
     exits = [ENTER * 3, "0", ENTER]
-    recipe = keys(answers_to("self_distillation"), "small", ENTER, ENTER, *DATA, *exits, options_asked(0))
+    recipe = keys(
+        answers_to("self_distillation"), TEXT, "small", ENTER, ENTER, *DATA, *exits, options_asked(0)
+    )
     assert recipe.options["exits"] == [0]
 
 
@@ -82,8 +86,9 @@ def test_self_distillation_asks_for_no_teacher_and_for_what_matters(keys, here):
 )
 def test_methods_ask_for_the_teachers_that_they_can_hear(keys, here, method, kinds):
     count = len(options_of(resolve(METHODS, method)))
+    asked = [TEXT] if method == "online_distillation" else []  # in the others a model writes
     moves = ["small", ENTER, ENTER * kinds, "big", ENTER, ENTER]
-    recipe = keys(answers_to(method), *moves, *DATA, options_asked(count))
+    recipe = keys(answers_to(method), *asked, *moves, *DATA, options_asked(count))
     wanted = {"student.name": "small", "teacher.name": "big", "data.source": "rows.jsonl"}
     assert recipe == build(method, {**wanted, "output": f"outputs/small-{method}"})
 
@@ -114,7 +119,7 @@ def test_a_stage_without_weights_starts_from_new_ones(keys, bare):
 def test_a_peer_without_weights_starts_from_new_ones(keys, bare):
     moves = ["bare", ENTER, ENTER, ENTER, "bare", ENTER, ENTER, ENTER]
     count = len(options_of(resolve(METHODS, "online_distillation")))
-    recipe = keys(answers_to("online_distillation"), *moves, *DATA, options_asked(count))
+    recipe = keys(answers_to("online_distillation"), TEXT, *moves, *DATA, options_asked(count))
     assert recipe.student.from_scratch and recipe.teacher.name == "bare" and recipe.teacher.from_scratch
 
 

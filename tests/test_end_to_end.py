@@ -20,6 +20,7 @@ ENVIRONMENT = {
     **os.environ, "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1",
 }  # fmt: skip
 BEFORE = [
+    ("What is the model for", ""),
     ("Student model", "./small"),
     ("What teaches", ""),
     ("Teacher model", "./big"),

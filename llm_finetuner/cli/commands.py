@@ -117,15 +117,29 @@ NEXT = (
 
 def preview(given: dict[str, Any], screen) -> Any:
     """preview --data ... --student ...: the shape, and two rows with what is learned in colour."""
-    from llm_finetuner.cli.preview import look
+    from llm_finetuner.cli.preview import labels_in_words, look
+    from llm_finetuner.cli.soft import check_soft, soft_labels
 
-    recipe = build("full", paths_in(given, distil=False))
+    recipe = build("full", paths_in(given, distil=True))
     check_complete(recipe)
+    check_soft(recipe)
     prepare(names_in(recipe), screen.warn)
     sight = look(recipe)
     screen.show(sight.sentence)
     screen.preview(sight.rows)
-    return {"sentence": sight.sentence, "examples": sight.examples, "rows": sight.rows}
+    said = {"sentence": sight.sentence, "examples": sight.examples, "rows": sight.rows}
+    if sight.labels:
+        screen.show(labels_in_words(sight.labels))
+        said["labels"] = sight.labels
+    if recipe.teacher:
+        from llm_finetuner.benchmark.soft_labels import render
+
+        screen.say("Loading the teacher ...", "dim")
+        rows, texts = soft_labels(recipe)
+        screen.heading(f"Soft labels of {recipe.teacher.name}")
+        screen.show(render(rows, texts))
+        said["soft_labels"] = [{"text": text, **row} for text, row in zip(texts, rows, strict=True)]
+    return said
 
 
 def doctor(given: dict[str, Any], screen) -> Any:

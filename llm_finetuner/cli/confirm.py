@@ -59,13 +59,13 @@ def confirm_screen(recipe: Recipe, screen: Screen) -> bool:
 
 
 def method_rows(recipe: Recipe) -> Rows:
-    """What is learned and which weights move, each with its options."""
+    """What is learned and which weights move, each with its options; before them what is learned for."""
     rows = [("method", recipe.method), ("weights that move", recipe.tuning.kind)]
     for index, options in enumerate((recipe.options, recipe.tuning.options)):
         if options:
             told = ", ".join(f"{name} {'auto' if v is None else spelled(v)}" for name, v in options.items())
             rows[index] = (rows[index][0], f"{rows[index][1]}: {told}")
-    return rows
+    return [*([("task", recipe.task)] if recipe.task != Recipe.task else []), *rows]
 
 
 def spelled(value: Any) -> str:

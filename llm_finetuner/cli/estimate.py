@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from llm_finetuner.cli.needed import OWN
+from llm_finetuner.cli.needed import OF_LABELS, OWN
 from llm_finetuner.recipe import Model, Recipe, members_of
 
 FRAMEWORK = 450 * 2**20  # torch, transformers and the interpreter themselves
@@ -95,19 +95,24 @@ def positions(name: str) -> int | None:
     return config.to_dict().get(spelled)
 
 
-def measure(model: Model, recipe: Recipe | None = None) -> Sizes:
-    """Build the model without weights, with the recipe's adapter if one is given, and count. Raises ModelError."""
+def measure(model: Model, recipe: Recipe | None = None, task: str = Recipe.task) -> Sizes:
+    """Build the model without weights, with the recipe's adapter if one is given, and count. Raises ModelError.
+
+    task: of a model that is not the recipe's student.
+    """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    import transformers
 
     from llm_finetuner.models.shrink import choose_blocks, parse_share
     from llm_finetuner.named_models import student_source
-    from llm_finetuner.registry import TUNINGS, resolve
+    from llm_finetuner.registry import TASKS, TUNINGS, resolve
 
+    task = recipe.task if recipe else task
+    auto = resolve(TASKS, task, "task").auto
     divisor = parse_share(model.name) if recipe else None
     name = student_source(recipe) if divisor else model.name
     with reading(name):
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
         text = config.get_text_config()
         if divisor:
             kept = len(choose_blocks(text.num_hidden_layers, divisor, model.keep_blocks))
@@ -115,7 +120,7 @@ def measure(model: Model, recipe: Recipe | None = None) -> Sizes:
                 text.layer_types = text.layer_types[:kept]
             text.num_hidden_layers = kept
         with torch.device("meta"):
-            empty = AutoModelForCausalLM.from_config(config)
+            empty = getattr(transformers, auto).from_config(config)
     # narrower by w: matrices between hidden widths w x w, the embedding w
     head = empty.get_input_embeddings().weight.numel()
     width = model.keep_width if divisor else 1.0
@@ -129,9 +134,8 @@ def measure(model: Model, recipe: Recipe | None = None) -> Sizes:
         )  # the same adapter, unquantised
         resolve(TUNINGS, kind)(empty, 100, **recipe.tuning.options)
         trainable = round(sum(p.numel() for p in empty.parameters() if p.requires_grad) * width)
-    return Sizes(
-        parameters, trainable, round(text.hidden_size * width), text.num_hidden_layers, text.vocab_size
-    )
+    answers = config.num_labels if task in OF_LABELS else text.vocab_size
+    return Sizes(parameters, trainable, round(text.hidden_size * width), text.num_hidden_layers, answers)
 
 
 def matmul_speed() -> float:
@@ -271,7 +275,9 @@ def look_ahead(recipe: Recipe, examples: int, length: float) -> tuple[Sized, Est
     """The sizes and the estimate for this machine. Raises ModelError."""
     teacher = recipe.teacher if recipe.needs_teacher else None
     held = [] if teacher is None or teacher.kind in OWN else members_of(teacher)
-    models = Sized(measure(recipe.student, recipe), [(model, measure(model)) for model in held])
+    models = Sized(
+        measure(recipe.student, recipe), [(model, measure(model, task=recipe.task)) for model in held]
+    )
     return models, estimate(recipe, models, examples, length, on_gpu(), matmul_speed())
 
 

@@ -21,12 +21,13 @@ from llm_finetuner.cli.answers import (
 )
 from llm_finetuner.cli.exits import program
 from llm_finetuner.cli.hub import is_on_hub, models_in
-from llm_finetuner.cli.needed import blocks_kept, compares_blocks, is_part
+from llm_finetuner.cli.needed import OF_ANY_TASK, OF_LABELS, WRITING, blocks_kept, compares_blocks, is_part
 from llm_finetuner.cli.words import words_of
 from llm_finetuner.errors import DataError, FinetunerError, RecipeError
 from llm_finetuner.layer_maps import check_exits, layer_pairs
 from llm_finetuner.ranges import check_shares
 from llm_finetuner.recipe import Model, Recipe, Teacher, Train, members_of
+from llm_finetuner.registry import TASKS, resolve
 from llm_finetuner.teachers.places import check_kept, check_place
 
 DEPTH = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")  # what configurations call it
@@ -41,12 +42,38 @@ def check_fit(recipe: Recipe, trains: bool = True) -> None:
 
     trains: whether the student's weights are read, and not its tokenizer only.
     """
+    check_task(recipe)
     check_data(recipe)
     for model in models_in(recipe):
         model_name(model.name)
         if trains or model is not recipe.student:
             check_weights(recipe, model)
     check_models(recipe)
+
+
+def check_task(recipe: Recipe) -> None:
+    """Raise RecipeError for what a model of this task cannot do or be, in the words of the run itself."""
+    if recipe.task in WRITING or recipe.task not in TASKS:
+        return
+    scheme, teacher = recipe.scheme, recipe.teacher
+    if scheme.writing or scheme.on_policy:
+        raise RecipeError(
+            f"{recipe.method} has a model write texts, and a model for {recipe.task} writes none",
+            "take vanilla_distillation, feature_distillation or relation_distillation",
+        )
+    if recipe.task in OF_LABELS and recipe.tuning.kind != "full":
+        raise RecipeError(
+            f"adapters for {recipe.task} are not there yet, and {recipe.tuning.kind} is one",
+            "tuning.kind=full",
+        )
+    if teacher and recipe.needs_teacher and teacher.kind not in OF_ANY_TASK:
+        raise RecipeError(
+            f"a {teacher.kind} teacher answers models that write texts, and this one does not",
+            "teacher.kind=live",
+        )
+    if recipe.train.packing:
+        imports.wait()
+        resolve(TASKS, recipe.task)().check_packing(None)  # raises, whatever the model is
 
 
 def check_weights(recipe: Recipe, model: Model) -> None:

@@ -12,6 +12,7 @@ NOT_READ = ("data.hard_share", "teacher.from_scratch")  # by what only asks a te
 MODES = ("top_k", "sampled", "fp16", "fp32")  # of a cache
 
 SECTIONS = {  # of the recipe, and what help calls them
+    "task": "what the model is for",
     "student": "student",
     "teacher": "teacher",
     "options": "method: what is learned, and how",
@@ -180,9 +181,12 @@ def _quickstart(child: argparse.ArgumentParser) -> None:
 
 
 def _preview(child: argparse.ArgumentParser) -> None:
-    wanted = [s for s in settings(distil=False) if s.path.startswith("data.") or s.path == "student.name"]
+    named = ("task", "student.name")
+    wanted = [s for s in settings(distil=False) if s.path.startswith("data.") or s.path in named]
     for setting in wanted:
         add_setting(child, [setting])
+    told = "with --task classification: show the soft labels that this model gives a few rows, at T = 1, 2, 5, 10"
+    child.add_argument("--teacher", dest="--teacher", metavar="TEXT", help=told)
 
 
 def _doctor(child: argparse.ArgumentParser) -> None:

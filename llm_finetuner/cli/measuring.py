@@ -6,8 +6,9 @@ from typing import Any
 
 from llm_finetuner.cli.exits import program
 from llm_finetuner.cli.hub import prepare
+from llm_finetuner.cli.needed import WRITING
 from llm_finetuner.cli.training import comparison, recipe_in
-from llm_finetuner.errors import CheckpointError, DataError
+from llm_finetuner.errors import CheckpointError, DataError, RecipeError
 
 
 def compare(given: dict[str, Any], screen) -> Any:
@@ -23,6 +24,7 @@ def compare(given: dict[str, Any], screen) -> Any:
 
 def benchmark(given: dict[str, Any], screen) -> Any:
     """benchmark MODEL --prompts FILE [--references FILE]."""
+    check_writes(given["model"])
     prompts = read_lines(given["prompts"], "prompt")
     references = read_lines(given["references"], "reference") if "references" in given else None
     if references is not None and len(references) != len(prompts):
@@ -44,6 +46,15 @@ def benchmark(given: dict[str, Any], screen) -> Any:
     figures = {name: 0.0 if value == ROUGE_FLOOR else value for name, value in figures.items()}
     screen.scores(figures, tuner.benchmarked_against)
     return {**figures, "scored_against": tuner.benchmarked_against}
+
+
+def check_writes(model: str) -> None:
+    """Raise RecipeError for a run whose model completes no prompts."""
+    if (Path(model) / "recipe.yaml").exists() and recipe_in(model).task not in WRITING:
+        raise RecipeError(
+            f"{model} is a model for {recipe_in(model).task}, which completes no prompts",
+            f"its figures on held-out rows: {program()} compare {model}",
+        )
 
 
 def read_lines(path: str, key: str) -> list[str]:

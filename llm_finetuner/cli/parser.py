@@ -34,6 +34,7 @@ EXAMPLES = {
   {0} distill --student gpt2 --cache outputs/cache --data train.jsonl
   {0} distill --student gpt2 --teacher big --url http://localhost:8000/v1 --data train.jsonl
   {0} distill --method self_distillation --student gpt2 --data train.jsonl --exits 5
+  {0} distill --task classification --student ./small --teacher ./big --data reviews.csv
 """,
     "run": """  {0} run recipe.yaml
   {0} run recipe.yaml train.steps=50 temperature=4 output=outputs/hot
@@ -60,6 +61,7 @@ EXAMPLES = {
   {0} quickstart --steps 100 --seed 1
 """,
     "preview": """  {0} preview --data train.jsonl --student gpt2
+  {0} preview --task classification --data reviews.csv --student ./small --teacher ./big
 """,
     "doctor": """  {0} doctor --online
 """,

@@ -1,34 +1,37 @@
 """How the rows of a recipe will be read: their shape in a sentence, two of them, how many and how long they are."""
 
+import dataclasses
 import functools
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from llm_finetuner.recipe import Recipe
-
-SAMPLE = 200  # rows that are tokenised to learn their length
+from llm_finetuner.cli.task_rows import SAMPLE, SHOWN, read, seen
+from llm_finetuner.recipe import Data, Recipe
+from llm_finetuner.registry import TASKS, resolve
 
 
 @dataclass(frozen=True)
 class Sight:
-    """rows: [(text, counted)] a row. examples and length (tokens, on average) are what training will see."""
+    """rows: [(text, counted)] a row. examples and length (tokens, on average) are what training will see.
+
+    labels: how often each label is given, for texts to classify.
+    """
 
     sentence: str
     rows: list[list[tuple[str, bool]]]
     examples: int
     length: float
+    labels: dict[str, int] = field(default_factory=dict)
 
 
 def look(recipe: Recipe) -> Sight:
     """Read the data of a recipe, with the tokenizer of its student. Raises FinetunerError."""
-    data = recipe.data
-    lists = tuple(tuple(x) if isinstance(x, list) else x for x in (data.files, data.text_columns))
     from llm_finetuner.named_models import student_source
 
-    return _look(
-        student_source(recipe), data.source, data.config, data.split, data.samples, data.max_length,
-        data.loss_on, data.on_bad_row, *lists, tuple(data.only.items()), stamp(data.source),
-    )  # fmt: skip
+    data = json.dumps(dataclasses.asdict(recipe.data))
+    return _look(recipe.task, student_source(recipe), data, stamp(recipe.data.source))
 
 
 def stamp(source: str) -> tuple:
@@ -38,51 +41,48 @@ def stamp(source: str) -> tuple:
 
 
 @functools.lru_cache(maxsize=4)
-def _look(
-    student, source, config, split, samples, max_length, loss_on, on_bad_row, files, columns, wanted, _stamp
-) -> Sight:
-    from llm_finetuner.assembly import only
+def _look(task_name: str, student: str, spelled: str, _stamp: tuple) -> Sight:
     from llm_finetuner.cli.estimate import positions
     from llm_finetuner.cli.progress import quiet_libraries
-    from llm_finetuner.data import shapes, sources, text
     from llm_finetuner.models.loading import load_tokenizer
 
     quiet_libraries()
+    data, task = Data(**json.loads(spelled)), resolve(TASKS, task_name, "task")()
     tokenizer = load_tokenizer(student)
-    read = sources.read(
-        source,
-        config=config,
-        split=split,
-        files=files,
-        samples=samples,
-        text_columns=columns,
-        on_bad_row=on_bad_row,
-    )
-    dataset = only(read.dataset, dict(wanted), source)
-    limit = min(max_length, positions(student) or max_length)  # what training will cut at
-    options = {
-        "text_columns": columns,
-        "max_length": limit,
-        "loss_on": loss_on,
-        "on_bad_row": on_bad_row,
-    }
-    rows = len(dataset)
-    head = dataset.select(range(min(SAMPLE, rows)))
-    shown = text.preview(head, tokenizer, n=2, **options)
-    stats = text.prepare(head, tokenizer, **options).stats
-    examples = max(1, round(rows * stats["examples"] / len(head)))
-    cut = cut_in_words(int(stats["truncated"]), len(head), rows, limit)
-    sentence = f"{rows:,} rows, {shapes.describe(read.shape)}" if read.shape else f"{rows:,} prepared rows"
-    skipped = f", {read.skipped} bad rows left out" if read.skipped else ""
-    return Sight(
-        f"{sentence}{skipped}, {stats['mean_length']:.0f} tokens on average{cut}",
-        shown,
-        examples,
-        stats["mean_length"],
-    )
+    found, dataset = read(data, task)
+    limit = min(data.max_length, positions(student) or data.max_length)  # what training will cut at
+    data, labels = dataclasses.replace(data, max_length=limit), {}
+    if task.shapes_of_text:
+        said, rows, stats = _text(found.shape, dataset, tokenizer, data)
+    else:
+        said, rows, stats, labels = seen(task_name, task, dataset, tokenizer, data, student)
+    count, sampled = len(dataset), min(SAMPLE, len(dataset))
+    examples = max(1, round(count * stats["examples"] / sampled))
+    cut = cut_in_words(int(stats["truncated"]), sampled, count, limit)
+    sentence = f"{count:,} rows, {said}" if said else f"{count:,} prepared rows"
+    skipped = f", {found.skipped} bad rows left out" if found.skipped else ""
+    sentence = f"{sentence}{skipped}, {stats['mean_length']:.0f} tokens on average{cut}"
+    return Sight(sentence, rows, examples, stats["mean_length"], labels)
+
+
+def _text(shape: Any, dataset: Any, tokenizer: Any, data: Data) -> tuple[str, list, dict[str, float]]:
+    """Rows whose text is written on: (the layout in words, rows to show, figures of the first rows)."""
+    from llm_finetuner.data import shapes, text
+
+    options = {name: vars(data)[name] for name in ("text_columns", "max_length", "loss_on", "on_bad_row")}
+    head = dataset.select(range(min(SAMPLE, len(dataset))))
+    shown = text.preview(head, tokenizer, n=SHOWN, **options)
+    return shapes.describe(shape) if shape else "", shown, text.prepare(head, tokenizer, **options).stats
 
 
 def cut_in_words(cut: int, seen: int, rows: int, limit: int) -> str:
     """How many rows are longer than the limit, for the end of the sentence."""
     among = "" if seen == rows else f" of the first {seen}"
     return f"; {cut}{among} rows are longer than {limit} tokens and will be cut" if cut else ""
+
+
+def labels_in_words(labels: dict[str, int], most: int = 20) -> str:
+    """ "labels: bad 12, good 14", the most frequent ones first where there are many."""
+    often = sorted(labels, key=lambda name: -labels[name])[:most] if len(labels) > most else list(labels)
+    more = f", {len(labels) - most} more" if len(labels) > most else ""
+    return f"labels: {', '.join(f'{name} {labels[name]:,}' for name in often)}{more}"

@@ -32,6 +32,7 @@ from llm_finetuner.cli.hub import is_on_hub
 from llm_finetuner.cli.needed import compares_blocks, fitting_kinds, is_part
 from llm_finetuner.cli.plain import first_line
 from llm_finetuner.cli.prompts import BACK, Ask, Mark, Pick
+from llm_finetuner.cli.purpose import example, kinds_for, pick_task, pointless, takes_adapters, task_of
 from llm_finetuner.cli.settings import MEMBERS, Setting, fields_of, options_in
 from llm_finetuner.errors import RecipeError
 from llm_finetuner.recipe import Data, Model, Recipe, Teacher, Train
@@ -61,7 +62,7 @@ def questions(answers: Answers) -> Steps:
 def training(answers: Answers) -> Steps:
     """A run of one method."""
     method, _ = method_of(answers)
-    steps = [*student(answers), *teacher(answers)]
+    steps = [plain("task", pick_task), *student(answers), *teacher(answers)]
     if method != "fine_tuning":
         steps.append(plain("tuning.kind", pick_tuning))
         options = options_in(METHODS, method, "options")
@@ -126,7 +127,7 @@ def student(answers: Answers) -> Steps:
     told = f"{why} Or {spoken.FROM_TEACHER}" if "live" in kinds and method != "online_distillation" else why
     named = Question(
         "student.name",
-        lambda a: Ask(spoken.EXAMPLE_STUDENT, partial(student_name, bool(kinds)), is_path=True),
+        lambda a: Ask(example(a)[0], partial(student_name, bool(kinds)), is_path=True),
     )
     return [(named, told), plain("student.from_scratch", partial(pick_scratch, "student.name"))]
 
@@ -134,7 +135,7 @@ def student(answers: Answers) -> Steps:
 def teacher(answers: Answers) -> Steps:
     """What teaches, with the questions that its kind brings."""
     method, _ = method_of(answers)
-    kinds = [kind for kind in fitting_kinds(scheme_of(method)) if kind != "average"]
+    kinds = kinds_for(task_of(answers), fitting_kinds(scheme_of(method)))
     if not kinds:
         return []
     peers = method == "online_distillation"
@@ -145,9 +146,7 @@ def teacher(answers: Answers) -> Steps:
     if kind not in NAMELESS or is_part(answers.get("student.name", "")) and kind != "ensemble":
         named = Question(
             "teacher.name",
-            lambda a: Ask(
-                spoken.EXAMPLE_TEACHER, fitted(teacher_of(kind, peers), "teacher.name", a), is_path=True
-            ),
+            lambda a: Ask(example(a)[1], fitted(teacher_of(kind, peers), "teacher.name", a), is_path=True),
         )
         steps.append((named, spoken.PEER if peers else named.why()))
         if peers:
@@ -208,7 +207,7 @@ def further(answers: Answers) -> list[Setting]:
     ]  # fmt: skip
     models = ("student", "teacher")
     fresh = [f"{who}.from_scratch" for who in models if lacks_weights(answers, f"{who}.name")]
-    asked = (*ASKED, *ELSEWHERE, *fresh)
+    asked = (*ASKED, *ELSEWHERE, *fresh, *pointless(task_of(answers)))
     return [s for s in settings if s.path not in asked]
 
 
@@ -263,7 +262,9 @@ def pick_scratch(key: str, answers: Answers) -> Pick | None:
     return Pick([yes, no], True) if lacks_weights(answers, key) else None
 
 
-def pick_tuning(answers: Answers) -> Pick:
+def pick_tuning(answers: Answers) -> Pick | None:
+    if not takes_adapters(task_of(answers)):
+        return None
     described = [(name, name, first_line(resolve(TUNINGS, name)), None) for name in TUNINGS]
     return Pick(described, menu_entry(answers["method"])[2])
 

@@ -166,10 +166,10 @@ def settings(distil: bool) -> tuple[Setting, ...]:
     options = [s for name in methods for s in options_in(METHODS, name, "options")]
     adapters = [s for name in TUNINGS for s in options_in(TUNINGS, name, "tuning.options")]
     tuning = Setting("tuning.kind", str, None)
-    output = Setting("output", str, Recipe.output)
+    task, output = Setting("task", str, Recipe.task), Setting("output", str, Recipe.output)
     student = [s for s in fields_of(Model, "student") if distil or not s.name.startswith("keep_")]
     models = [*student, *(teacher_settings() if distil else []), *options, tuning, *adapters]
-    return (*models, *fields_of(Data, "data"), *fields_of(Train, "train"), output)
+    return (task, *models, *fields_of(Data, "data"), *fields_of(Train, "train"), output)
 
 
 def teacher_settings() -> list[Setting]:

@@ -1,7 +1,24 @@
 """What the menu says: titles, explanations for someone who sees a question for the first time, choices in words."""
 
 EXAMPLE_STUDENT, EXAMPLE_TEACHER = "gpt2", "gpt2-medium"
+EXAMPLES = {  # task -> (student, teacher)
+    "causal_lm": (EXAMPLE_STUDENT, EXAMPLE_TEACHER),
+    "classification": ("distilbert/distilbert-base-uncased", "textattack/bert-base-uncased-SST-2"),
+    "multi_label_classification": ("distilbert/distilroberta-base", "SamLowe/roberta-base-go_emotions"),
+    "token_classification": ("distilbert/distilbert-base-cased", "dslim/bert-base-NER"),
+    "masked_lm": ("distilbert/distilbert-base-uncased", "google-bert/bert-base-uncased"),
+    "seq2seq_lm": ("google-t5/t5-small", "google-t5/t5-base"),
+}
+TASKS = {  # task -> (title, what it means)
+    "causal_lm": ("Write text", "Goes on with what it is given: chat, answers, stories (GPT, Llama)"),
+    "classification": ("Classify texts", "One label for a text or a pair of texts (BERT)"),
+    "multi_label_classification": ("Classify texts, several labels each", "Any number of labels for a text"),
+    "token_classification": ("Tag words", "A label for each word, such as names of people (BERT)"),
+    "masked_lm": ("Fill in hidden words", "From the words around them, as BERT itself was trained"),
+    "seq2seq_lm": ("Transform text", "One text into another: summaries, translations (T5, BART)"),
+}
 TITLES = {
+    "task": "What is the model for?",
     "student.name": "Student model",
     "student.from_scratch": "Start from new weights?",
     "teacher.from_scratch": "Start from new weights?",

@@ -10,7 +10,7 @@ from llm_finetuner.cli.exits import program
 from llm_finetuner.cli.fitting import check_fit, check_kept_layers
 from llm_finetuner.cli.folder import OTHER, check_shared
 from llm_finetuner.cli.hub import names_in, prepare
-from llm_finetuner.cli.needed import check_complete, is_part
+from llm_finetuner.cli.needed import WRITING, check_complete, is_part
 from llm_finetuner.cli.settings import build, paths_in
 from llm_finetuner.cli.words import words_of
 from llm_finetuner.errors import RecipeError
@@ -60,6 +60,10 @@ def check_cache(recipe: Recipe, folder: str) -> None:
     """Raise RecipeError where the answers cannot be had, or the folder is somebody else's."""
     check_complete(recipe)
     check_fit(recipe, trains=False)
+    if recipe.task not in WRITING:
+        raise RecipeError(
+            "a cached teacher answers models that write texts, and this one does not", "teacher.kind=live"
+        )
     if recipe.teacher.kind != "live":
         raise RecipeError("only the answers of one live teacher can be cached", "give one --teacher")
     check_shared(replace(recipe, output=folder), CACHE, "--to")  # any of its files: a cache began here

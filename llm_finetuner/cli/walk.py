@@ -140,7 +140,7 @@ class Walk:
 
     def _show(self) -> FinetunerError | None:
         """Print the preview; what went wrong, if something did."""
-        from llm_finetuner.cli.preview import look
+        from llm_finetuner.cli.preview import labels_in_words, look
 
         prompts.note("Reading the data ... (the first time torch is loaded, which takes a while)")
         imports.wait()  # a broken library is no mistake of the data, so it is raised
@@ -152,4 +152,6 @@ class Walk:
             return error
         self.screen.say(clean(sight.sentence))
         self.screen.preview(sight.rows)
+        if sight.labels:
+            self.screen.say(clean(labels_in_words(sight.labels)))
         return None

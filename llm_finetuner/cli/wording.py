@@ -3,7 +3,7 @@
 from llm_finetuner.methods.feature import FEATURE_LOSSES
 from llm_finetuner.methods.on_policy import DIVERGENCES
 from llm_finetuner.methods.relation import RELATIONS
-from llm_finetuner.registry import OPTIMIZERS, SCHEDULES, TEACHERS, TUNINGS
+from llm_finetuner.registry import OPTIMIZERS, SCHEDULES, TASKS, TEACHERS, TUNINGS
 
 FLAGS = {  # where the flag is not simply the field's name
     "student.name": "--student",
@@ -29,6 +29,7 @@ FLAGS = {  # where the flag is not simply the field's name
     "train.trackers": "--tracker",
 }
 CHOICES = {
+    "task": TASKS,
     "tuning.kind": TUNINGS,
     "teacher.kind": TEACHERS,
     "train.optimizer": OPTIMIZERS,
@@ -59,6 +60,7 @@ NOTHING = {  # the word for None, where it is not "auto"
     "teacher.options.keep_layers": "none",
 }
 HELP = {
+    "task": "write text, classify texts (one label, or several), tag words, fill in hidden words, transform text",
     "student.name": "the model to train: a folder, a name on the hub, or teacher/2: every second block of the teacher",
     "student.load_in_4bit": "hold the student in 4 bits (needs an adapter)",
     "student.load_in_8bit": "hold the student in 8 bits (needs an adapter)",

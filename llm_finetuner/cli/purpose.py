@@ -1,0 +1,42 @@
+"""What a model is for, as the menu asks it: which tasks a method can be run for, and what a task leaves to ask."""
+
+from llm_finetuner.cli import spoken
+from llm_finetuner.cli.needed import OF_ANY_TASK, OF_LABELS, WRITING
+from llm_finetuner.cli.prompts import Pick
+from llm_finetuner.recipe import Recipe
+from llm_finetuner.registry import METHODS, TASKS, menu_entry, resolve
+
+TEXT = Recipe.task
+
+
+def task_of(answers: dict) -> str:
+    """The task that was chosen; writing text, where nothing was asked."""
+    return answers.get("task", TEXT)
+
+
+def pick_task(answers: dict) -> Pick | None:
+    """Not asked where a model has to write, and for adapters, which are for models that write."""
+    _, method, tuning, _ = menu_entry(answers["method"])
+    scheme = resolve(METHODS, method)()
+    if scheme.writing or scheme.on_policy or tuning != "full":
+        return None
+    return Pick([(name, *told, None) for name, told in spoken.TASKS.items() if name in TASKS], TEXT)
+
+
+def kinds_for(task: str, kinds: tuple[str, ...]) -> list[str]:
+    """Of these kinds of teachers, those that are asked for and answer models for the task."""
+    return [kind for kind in kinds if kind != "average" and (task in WRITING or kind in OF_ANY_TASK)]
+
+
+def example(answers: dict) -> tuple[str, str]:
+    """A student and a teacher of the hub that are for the task."""
+    return spoken.EXAMPLES[task_of(answers)]
+
+
+def pointless(task: str) -> tuple[str, ...]:
+    """Settings that are for models that write only."""
+    return () if task in WRITING else ("train.packing", "data.loss_on")
+
+
+def takes_adapters(task: str) -> bool:
+    return task not in OF_LABELS
