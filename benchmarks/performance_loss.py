@@ -47,6 +47,7 @@ class Rows:
     """The task: hands over the hidden states that the batch holds."""
 
     unfit = ()
+    objectives: dict = {}
 
     def width(self, model: Headed) -> int:
         return model.layer.in_features

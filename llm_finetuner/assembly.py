@@ -74,6 +74,7 @@ def load_rows(
         return done.dataset
 
     rows = prepared(data.source, data.split, data.samples)
+    task.fit(student, rows, seed)  # held-out labels get the same numbers
     if data.eval_source or data.eval_split:
         held_out = prepared(data.eval_source or data.source, data.eval_split or data.split, None)
     elif not data.eval_fraction:
@@ -153,7 +154,9 @@ def assemble(recipe: Recipe, parts: Parts, device: torch.device, note: Note, ran
         if rows is not None:
             check_rows(rows, student)
     task.check_rows(train)
-    task.fit(student, train, recipe.train.seed)
+    for rows in (train, held_out):
+        if rows is not None:
+            task.fit(student, rows, recipe.train.seed)
     if fresh:
         student = cut(student, recipe, train)
     if parts.tuned is None:
@@ -169,7 +172,7 @@ def assemble(recipe: Recipe, parts: Parts, device: torch.device, note: Note, ran
             f"{recipe.method} has a model write continuations, and a model for {recipe.task} writes none",
             "take vanilla_distillation, feature_distillation or relation_distillation",
         )
-    if task.labels and recipe.tuning.kind != "full":
+    if not task.adapters and recipe.tuning.kind != "full":
         raise RecipeError(
             f"adapters for {recipe.task} are not there yet, and {recipe.tuning.kind} is one",
             "tuning.kind=full",
@@ -188,6 +191,11 @@ def assemble(recipe: Recipe, parts: Parts, device: torch.device, note: Note, ran
     if scheme.teacher == "peers":
         peers, group = build_peers(recipe, parts.peers, train, context)
     teacher = build_teacher(recipe, parts.teacher, parts.teacher_tokenizer, context) if asks(scheme) else None
+    if held_out is not None:
+        task.check_held_out(held_out)
+        task.fit(
+            student, held_out, recipe.train.seed
+        )  # the student may have its labels from the teacher by now
     learner = Learner(task, student, scheme, teacher or group, peers, tuned.penalty).to(device)
     task.prepare(student, learner.want)
     if teacher is not None:

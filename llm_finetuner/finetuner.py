@@ -265,6 +265,7 @@ class LLMFineTuner(Teaching, Judging):
 
     def _rows(self, dataset, eval_dataset, eval_fraction) -> tuple[Any, Any]:
         train = self._prepare(dataset).dataset
+        self._task.fit(self.model, train, self.recipe.train.seed)  # held-out labels get the same numbers
         held_out = None if eval_dataset is None else self._prepare(eval_dataset).dataset
         if held_out is None and eval_fraction:
             train, held_out = text.split(train, eval_fraction, self.recipe.train.seed)

@@ -12,7 +12,7 @@ from torch import nn
 from llm_finetuner import comparison
 from llm_finetuner.assembly import Parts, fit_length
 from llm_finetuner.benchmark import text as generation
-from llm_finetuner.benchmark.quality import evaluate
+from llm_finetuner.benchmark.quality import eval_mode, evaluate
 from llm_finetuner.checks import check_rows, common_vocabulary
 from llm_finetuner.data import sources
 from llm_finetuner.errors import DataError, ModelError, OrderError, RecipeError
@@ -104,31 +104,26 @@ class Judging:
 
         exit_layer: stop after this block, where self-distillation trained an exit. Raises OrderError, ModelError.
         """
-        self._need_model()
+        self._need_writer()
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         return generation.generate(
             self._stopped(exit_layer), self.tokenizer, prompts, max_new_tokens=max_new_tokens, **options
         )
 
-    def predict(self, texts: str | Sequence[Any], batch_size: int = 32) -> list[list[dict[str, Any]]]:
-        """The labels of each text (or pair of texts), [{"label", "score"}], the most probable first.
+    def predict(self, texts: str | Sequence[Any], batch_size: int = 32) -> list[Any]:
+        """What the model makes of each text; what that is says `predict` of its task in tasks/.
 
-        Raises OrderError, RecipeError for a task without labels.
+        Labels with scores of a classifier, words with tags of a tagger, tokens for masks, or the target text. Raises
+        OrderError; RecipeError for a model that continues texts.
         """
         self._need_model()
-        task = self._task
-        if not task.labels:
-            raise RecipeError(
-                f"a model for {self.recipe.task} has no labels to predict", "generate(...) writes texts"
-            )
         texts = [texts] if isinstance(texts, str) else list(texts)
-        return task.predict(
-            self.model,
-            self.tokenizer,
-            texts,
-            batch_size,
-            fit_length(self.recipe.data, self.model, lambda _: None).max_length,
-        )
+        room = fit_length(self.recipe.data, self.model, lambda _: None).max_length
+        parts = (texts[start : start + batch_size] for start in range(0, len(texts), batch_size))
+        with eval_mode(self.model):
+            return [
+                said for part in parts for said in self._task.predict(self.model, self.tokenizer, part, room)
+            ]
 
     def _stopped(self, exit_layer: int | None) -> nn.Module:
         """The student, or the part of it that ends at an exit."""
@@ -148,7 +143,7 @@ class Judging:
         Scored against the references, or the teacher's greedy continuation, or the second half of each prompt; which
         one is in `.benchmarked_against`.
         """
-        self._need_model()
+        self._need_writer()
         if use_finetuned and self._last is None:
             raise OrderError("nothing has been trained yet", "call train(...) first, or use_finetuned=False")
         model = self.model if use_finetuned or self._last is None else self._load_untouched()
@@ -234,6 +229,14 @@ class Judging:
                 f"no model is loaded: {name} is cut from a live teacher", "call " + TEACHER_THEN_STUDENT
             )
         raise OrderError("no model is loaded", "call load_model(...) first")
+
+    def _need_writer(self) -> None:
+        self._need_model()
+        if not self._task.writes:
+            raise RecipeError(
+                f"a model for {self.recipe.task} does not continue texts",
+                "predict(texts) asks it, evaluate(rows) scores it",
+            )
 
     def _shared(self) -> int | None:
         if not isinstance(self._parts.teacher, nn.Module):

@@ -49,8 +49,8 @@ class Learner(nn.Module):
             terms.check_options(term)
             if term.objective in task.unfit:
                 raise RecipeError(
-                    f"{term.objective} compares numbers, and the targets here are tokens",
-                    "take cross_entropy",
+                    f"{term.objective} does not fit the answers of this task",
+                    "take cross_entropy or forward_kl",
                 )
         self.pairs: list[Pairs] = [self._pairs(term) for term in scheme.terms]
         self.exits = _exits(task, student, scheme)
@@ -72,7 +72,7 @@ class Learner(nn.Module):
         if self.peers:
             total, sums = self._among_peers(batch, student, own, progress)
         else:
-            total, sums = over_rows(student, teacher, self.provider, own)
+            total, sums = over_rows(student, teacher, self.provider, own, self.task.objectives)
         for term, name, pairs in zip(own, names_of(own), self.pairs, strict=True):
             if kind_of(term) != "logits":
                 over = self._over_pairs if pairs else self._over_spans
@@ -101,7 +101,7 @@ class Learner(nn.Module):
             )
         if kind == "embeddings":
             return ((0, 0),)
-        if term.layers == "pooled" and not (self.task.labels and kind in ("features", "hidden")):
+        if term.layers == "pooled" and not (self.task.pooled and kind in ("features", "hidden")):
             raise RecipeError(
                 f"layers: pooled is the vector that a classifier reads a text's label off: {term.objective} has none",
                 "name blocks",
@@ -142,7 +142,7 @@ class Learner(nn.Module):
         """Mean over the layer pairs of the sum over positions; where texts count, of their means over tokens."""
         kind, objective = kind_of(term), resolve(OBJECTIVES, term.objective)
         known = teacher.known
-        groups, parts = _belonging(student, pairs)
+        groups, shares, tokens = _belonging(student, pairs)
         extra = {"examples": _those(groups, known)} if "examples" in reads(term) else {}
         values = []
         for s, t in pairs:
@@ -152,7 +152,8 @@ class Learner(nn.Module):
                 own = projection(own.to(projection.weight.dtype))
             told = _those(_read(teacher, kind, t), known)
             given = {f"student_{kind}": own, f"teacher_{kind}": told, **extra}
-            values.append((objective(**given, **term.options) / _those(parts, known)).sum())
+            loss = objective(**given, **term.options)
+            values.append((loss * _those(shares, known) / _those(tokens, known)).sum())
         return torch.stack(values).mean()
 
     def _over_spans(self, term: Term, _pairs: Pairs, student: Output, teacher: Output) -> Tensor:
@@ -170,7 +171,9 @@ class Learner(nn.Module):
         """The terms of one exit, taught by the end; the weights make it a mean over the exits."""
         listed = [scaled(terms.at(term, progress), 1 / len(self.exits)) for term in self.scheme.exit_terms]
         here = replace(student, rows=_normed(self.exits[block], student.features[int(block)]))
-        loss, seen = over_rows(here, _frozen(student, self.provider), self.provider, listed)
+        loss, seen = over_rows(
+            here, _frozen(student, self.provider), self.provider, listed, self.task.objectives
+        )
         return loss, {
             f"exit_{block}_{name}": value for name, value in seen.items() if name in names_of(listed)
         }
@@ -188,7 +191,7 @@ class Learner(nn.Module):
                 others = [None]  # it learns from the data alone
             for other in others:
                 heard = [scaled(term, 1 / len(others)) for term in listed]
-                loss, seen = over_rows(model, other, self.provider, heard)
+                loss, seen = over_rows(model, other, self.provider, heard, self.task.objectives)
                 total = total + loss
                 for name, value in seen.items():
                     if i == 0 or name in names_of(listed):
@@ -197,17 +200,19 @@ class Learner(nn.Module):
         return total, sums
 
 
-def _belonging(output: Output, pairs: Pairs) -> tuple[Tensor, Tensor]:
-    """Which sequence each compared vector is of, and in how many parts that counts.
+def _belonging(output: Output, pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each compared vector: its sequence, that sequence's positions that count, and its compared vectors.
 
-    One text has one pooled vector, so these are compared within the batch.
+    So a sequence counts as in the other terms, whatever its length. Pooled vectors are compared within the batch.
     """
+    ones = torch.ones_like(output.examples)
     if output.tokens is None:
-        return output.examples, torch.ones_like(output.examples)
+        return output.examples, ones, ones
     if pairs == ((POOLED, POOLED),):
-        return torch.zeros_like(output.examples), torch.ones_like(output.examples)
-    lengths_N = output.tokens.bincount(minlength=len(output.examples))
-    return output.tokens, lengths_N[output.tokens]
+        return torch.zeros_like(output.examples), ones, ones
+    tokens = output.tokens.bincount()
+    shares = output.examples.bincount(minlength=len(tokens))
+    return output.tokens, shares[output.tokens], tokens[output.tokens]
 
 
 def _key(kind: str, block: int) -> str:
@@ -250,7 +255,7 @@ def _exits(task, student: nn.Module, scheme: Scheme) -> nn.ModuleDict:
         return nn.ModuleDict()
     if not task.writes:
         raise RecipeError(
-            "early exits are for models that write texts", "self_distillation by: average fits all"
+            "early exits are for models that continue texts", "self_distillation by: average fits all"
         )
     depth = task.depth(student)
     check_exits(scheme.exits, depth)

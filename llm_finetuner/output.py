@@ -1,7 +1,7 @@
 """What a model says of a batch, in one form for every kind of model.
 
-Shapes: N positions that count, n a slice of them, D hidden width, V vocabulary, H heads, T tokens. Where texts count
-(N = B) what is read of the blocks is that of all their M tokens.
+Shapes: N positions that count, n a slice of them, D hidden width, V vocabulary, H heads, T tokens. Encoders
+are read at all their M tokens, whatever the N positions are.
 """
 
 from collections.abc import Callable
@@ -49,7 +49,7 @@ class Output:
     targets: Tensor | None = None  # [N] token ids; -100 where the right answer is not known
     known: Tensor | None = None  # [N] whether a teacher has an answer here; None: everywhere
     examples: Tensor | None = None  # [N] which sequence of the batch a position belongs to
-    tokens: Tensor | None = None  # [M] which of the N texts each token is of, where texts count
+    tokens: Tensor | None = None  # [M] the sequence of each token, where blocks are read at all
 
 
 def at_least_float32(x: Tensor) -> Tensor:

@@ -56,6 +56,7 @@ TUNINGS = {
 TASKS = {
     "causal_lm": "llm_finetuner.tasks.causal_lm:CausalLM",
     "classification": "llm_finetuner.tasks.classification:Classification",
+    "multi_label_classification": "llm_finetuner.tasks.classification:SeveralLabels",
     "token_classification": "llm_finetuner.tasks.in_place:TokenClassification",
     "masked_lm": "llm_finetuner.tasks.in_place:MaskedLM",
     "seq2seq_lm": "llm_finetuner.tasks.seq2seq:Seq2Seq",

@@ -3,7 +3,8 @@
 Shapes: N positions that count, n a slice of them, b a block of those, V vocabulary, C columns that both models know.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from llm_finetuner.chunks import chunked
 from llm_finetuner.kernels import response as kernel
+from llm_finetuner.objectives.several_labels import binary_cross_entropy
 from llm_finetuner.output import Output, at_least_float32
 from llm_finetuner.ranges import check_number
 from llm_finetuner.registry import OBJECTIVES, resolve
@@ -25,18 +27,22 @@ Sums = dict[str, Tensor]  # of each term over the positions, unweighted and deta
 
 
 def over_rows(
-    own: Output, teacher: Output | None, provider: Provider, listed: Sequence[Term]
+    own: Output,
+    teacher: Output | None,
+    provider: Provider,
+    listed: Sequence[Term],
+    objectives: Mapping[str, Callable] = MappingProxyType({}),
 ) -> tuple[Tensor, Sums]:
     """The weighted loss summed over the N positions, and the unweighted sum of every term that reads logits.
 
     With a teacher whose logits a term reads the second also holds teacher_nll (summed nats) and agreement (positions
-    of equal top token).
+    of equal top token). objectives: what stands for an objective that a term names, where the answers ask for it.
     """
     terms = [
         (term, name) for term, name in zip(listed, names_of(listed), strict=True) if kind_of(term) == "logits"
     ]
     names = [name for _, name in terms]
-    response = _Response(own, teacher, provider, [term for term, _ in terms])
+    response = _Response(own, teacher, provider, [term for term, _ in terms], objectives)
     if response.asks:
         names += ["teacher_nll", "agreement"]
     if not names:
@@ -60,11 +66,23 @@ class _Given(NamedTuple):
 class _Response:
     """Scores chunks of logits: by the kernel where it can, block by block through autograd otherwise."""
 
-    def __init__(self, own: Output, teacher: Output | None, provider: Provider, terms: Sequence[Term]):
+    def __init__(
+        self,
+        own: Output,
+        teacher: Output | None,
+        provider: Provider,
+        terms: Sequence[Term],
+        objectives: Mapping[str, Callable],
+    ):
         self.own, self.teacher, self.provider, self.terms = own, teacher, provider, terms
-        self.calls = [(term, resolve(OBJECTIVES, term.objective), reads_teacher(term)) for term in terms]
+        self.calls = [
+            (term, objectives.get(term.objective) or resolve(OBJECTIVES, term.objective), reads_teacher(term))
+            for term in terms
+        ]
         self.asks = teacher is not None and any(asks for _, _, asks in self.calls)
-        self.for_kernel = own.head.transform is None and all(_in_kernel(term) for term in terms)
+        self.for_kernel = (
+            not objectives and own.head.transform is None and all(_in_kernel(term) for term in terms)
+        )
         self.for_kernel &= len({term.objective for term in terms}) == len(terms)
 
     def score(self, logits_nV: Tensor, piece: slice, learn: bool) -> tuple[Tensor, Tensor]:
@@ -155,8 +173,11 @@ def _in_kernel(term: Term) -> bool:
 
 
 def _measures(shared_bC: Tensor, given: _Given) -> list[Tensor]:
-    """Summed NLL of the targets under the teacher, and how often the two top tokens are the same."""
+    """Summed NLL of the targets under the teacher, and how often the two answer the same."""
     answers_bC, places, known = at_least_float32(given.answers), given.places, given.known
+    if given.targets.dim() == 2:  # each label for itself
+        agree = ((shared_bC > 0) == (answers_bC > 0)).to(answers_bC.dtype).mean(-1)
+        return [binary_cross_entropy(answers_bC, given.targets).sum(), agree.sum()]
     if known is not None:
         places = torch.where(known, places, -100)
     # the student's logit at the teacher's top token is its largest; one argmax less, which is slow on a CPU

@@ -213,8 +213,7 @@ class _Run:
                     self.folder / "checkpoints" / "best", weights, built.tuned.state(), {"step": step}
                 )
         said = {"eval_loss": loss, "eval_perplexity": quality.perplexity}
-        if quality.labels is not None:
-            said["eval_accuracy"] = quality.accuracy
+        said |= {} if quality.labels is None else {"eval_accuracy": quality.accuracy}
         self.say("evaluation", {"step": step, **said, "best": better})
         return said
 

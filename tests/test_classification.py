@@ -1,74 +1,26 @@
 """Text classification: gradients of whole steps against float64 references, labels by name, folders for pipelines."""
 
 import copy
+from dataclasses import replace
 
 import datasets
 import pytest
 import torch
+from classifiers import NAMES, WORDS, build_bert, build_gpt2, build_tokenizer, prepared, row_by_row, save
 from test_gradients import assert_close
-from transformers import (
-    AutoModelForSequenceClassification,
-    BertConfig,
-    BertForSequenceClassification,
-    BertTokenizerFast,
-    GPT2Config,
-    GPT2ForSequenceClassification,
-    pipeline,
-)
+from transformers import AutoModelForSequenceClassification, pipeline
 
 from llm_finetuner.assembly import Parts
-from llm_finetuner.data import label_names
 from llm_finetuner.errors import DataError, ModelError, RecipeError
 from llm_finetuner.finetuner import LLMFineTuner
 from llm_finetuner.models import labels
-from llm_finetuner.recipe import Model, Recipe, Teacher, Train
+from llm_finetuner.recipe import Data, Model, Recipe, Teacher, Train
 from llm_finetuner.trainer import fit
-
-WORDS = "good bad great awful nice poor the a is was very not film cast plot".split()
-NAMES = ["bad", "fine", "good"]
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return BertTokenizerFast(
-        vocab={w: i for i, w in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])}
-    )
-
-
-def build_bert(width=16, layers=2, seed=0, names=NAMES):
-    torch.manual_seed(seed)
-    model = BertForSequenceClassification(
-        BertConfig(
-            vocab_size=20, hidden_size=width, num_hidden_layers=layers, num_attention_heads=2,
-            intermediate_size=2 * width, max_position_embeddings=16, hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0, num_labels=len(names), initializer_range=0.3,
-        )
-    )  # fmt: skip
-    labels.rename(model, names, 0)
-    return model
-
-
-def build_gpt2(names=NAMES, seed=0):
-    torch.manual_seed(seed)
-    none = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-    config = GPT2Config(
-        vocab_size=20, n_embd=16, n_layer=2, n_head=2, n_positions=16, num_labels=len(names), pad_token_id=0,
-        initializer_range=0.3, **none,
-    )  # fmt: skip
-    model = GPT2ForSequenceClassification(config)
-    labels.rename(model, names, 0)
-    return model
-
-
-def prepared(count=8, seed=0, unlabelled=()):
-    torch.manual_seed(seed)
-    rows = []
-    for i in range(count):
-        length = 3 + i % 4
-        ids = [2, *torch.randint(5, 20, (length,)).tolist(), 3]
-        label = -100 if i in unlabelled else int(torch.randint(0, 3, ()))
-        rows.append({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": [label]})
-    return label_names.put(datasets.Dataset.from_list(rows), NAMES)
+    return build_tokenizer()
 
 
 def gradient_of_step(tmp_path, student, teacher, rows, method, batch=4, accumulation=2, **options):
@@ -86,15 +38,6 @@ def gradient_of_step(tmp_path, student, teacher, rows, method, batch=4, accumula
     result = fit(recipe, Parts(student=student, teacher=copy.deepcopy(teacher), train=rows, device="cpu"))
     after = dict(student.named_parameters())
     return {name: before[name] - after[name].detach() for name in before}, result.history[0]
-
-
-def row_by_row(student, teacher, rows):
-    """(own answer, the teacher's, label) of every row, alone and so without padding, with all hidden states."""
-    for row in rows:
-        ids = torch.tensor([row["input_ids"]])
-        with torch.no_grad():
-            told = teacher.eval()(ids, output_hidden_states=True)
-        yield student(ids, output_hidden_states=True), told, row["labels"][0]
 
 
 @pytest.mark.parametrize(("batch", "accumulation"), [(8, 1), (4, 2), (3, 3), (1, 8)])
@@ -256,12 +199,6 @@ def test_a_student_is_cut_from_a_classifier(tmp_path):
     assert torch.equal(student.classifier.weight, teacher.classifier.weight)
 
 
-def save(folder, tokenizer, **models):
-    for name, model in models.items():
-        model.save_pretrained(folder / name)
-        tokenizer.save_pretrained(folder / name)
-
-
 def test_several_teachers_and_peers_teach_by_label(tmp_path, tokenizer, texts):
     """An ensemble of two equal teachers is one of them, whatever the order of its labels."""
     turned, order, names = build_bert(32, 3, seed=1, names=["neg", "pos"]), [1, 0], ["pos", "neg"]
@@ -290,14 +227,54 @@ def test_what_is_kept_or_asked_for_texts_is_refused(tmp_path, tokenizer, texts):
     save(tmp_path, tokenizer, t=build_bert(names=["neg", "pos"]), s=build_bert(names=["neg", "pos"]))
     student = LLMFineTuner(tmp_path / "s", tmp_path / "run", task="classification")
     student.load_model(method="vanilla_distillation")
-    with pytest.raises(RecipeError, match="live_cached teacher answers models that write"):
+    with pytest.raises(RecipeError, match="live_cached teacher answers models that continue"):
         student.load_teacher_model(str(tmp_path / "t"), cache=tmp_path / "c")
     student.load_teacher_model(str(tmp_path / "t"))
-    with pytest.raises(RecipeError, match="cached teacher answers models that write"):
+    with pytest.raises(RecipeError, match="cached teacher answers models that continue"):
         student.cache_teacher(texts, tmp_path / "c")
     student.setup_self_distillation()
-    with pytest.raises(RecipeError, match="early exits are for models that write"):
+    with pytest.raises(RecipeError, match="early exits are for models that continue"):
         student.train(texts, num_epochs=1)
     student.load_model(method="lora")
     with pytest.raises(RecipeError, match="adapters for classification are not there yet"):
         student.train(texts, num_epochs=1)
+
+
+def test_held_out_labels_get_the_numbers_of_the_others(tmp_path, tokenizer):
+    """Held-out rows that lack the first label, and unlabelled rows with a teacher of another order."""
+    save(
+        tmp_path,
+        tokenizer,
+        s=build_bert(names=["LABEL_0", "LABEL_1"]),
+        t=build_bert(names=["c", "a", "b"], seed=1),
+    )
+    rows = [{"text": f"{WORDS[i % 9]} film", "label": "abc"[i % 3]} for i in range(18)]
+    train = datasets.Dataset.from_list(rows)
+    held_out = train.filter(lambda row: row["label"] != "a")
+    hidden = datasets.Dataset.from_list([{"text": row["text"], "label": None} for row in rows])
+    plan = {"num_epochs": 1, "batch_size": 9, "gradient_accumulation_steps": 1, "overwrite": True}
+    for method, data in (("full", train), ("vanilla_distillation", hidden)):
+        tuner = LLMFineTuner(tmp_path / "s", tmp_path / "run", task="classification")
+        tuner.load_model(method=method)
+        if method != "full":
+            tuner.load_teacher_model(str(tmp_path / "t"))
+            tuner.setup_vanilla_distillation(alpha=0.0)
+        said = tuner.train(data, eval_dataset=held_out, **plan).history[-1]
+        assert said["eval_loss"] == pytest.approx(tuner.evaluate(held_out)["loss"], rel=1e-6)
+        assert set(labels.names_of(tuner.model)) == set("abc")
+    path = tmp_path / "rows"
+    path.mkdir()
+    for name, part in (("train.jsonl", hidden), ("held.jsonl", train)):
+        part.to_json(path / name)
+    recipe = Recipe(
+        task="classification", method="vanilla_distillation", options={"alpha": 0.0},
+        student=Model(str(tmp_path / "s")), teacher=Teacher(str(tmp_path / "t")), output=str(tmp_path / "named"),
+        data=Data(source=str(path / "train.jsonl"), eval_source=str(path / "held.jsonl")),
+        train=Train(steps=1, batch_size=9, gradient_accumulation_steps=2),
+    )  # fmt: skip
+    said = fit(recipe).history[-1]
+    again = LLMFineTuner(tmp_path / "named", tmp_path / "x", task="classification")
+    again.load_model(method="full")
+    assert said["eval_loss"] == pytest.approx(again.evaluate(train)["loss"], rel=1e-5)
+    with pytest.raises(DataError, match="no held-out text has a label"):
+        fit(replace(recipe, data=Data(source=str(path / "train.jsonl"))))

@@ -108,10 +108,11 @@ def test_all_terms_give_the_gradient_of_the_definition(tmp_path, case, batch, ac
         with torch.no_grad():
             heard = teacher.eval()(ids, output_hidden_states=True)
         log_s, log_t = (torch.log_softmax(x.logits[0][at] / 2, -1) for x in (said, heard))
-        states = (x.hidden_states[-1][0][at] for x in (said, heard))
+        states = (x.hidden_states[-1][0] for x in (said, heard))
         total = total - 0.5 * torch.log_softmax(said.logits[0], -1)[at, told[at]].sum()
         total = total + 2 * 4 * (log_t.exp() * (log_t - log_s)).sum()
-        total = total + (1 - torch.nn.functional.cosine_similarity(*states, dim=-1)).sum()
+        apart = 1 - torch.nn.functional.cosine_similarity(*states, dim=-1)  # of all tokens, hidden or not
+        total = total + apart.mean() * at.sum()
         count += int(at.sum())
     names, weights = zip(*own.named_parameters(), strict=True)
     assert_close(
@@ -155,3 +156,12 @@ def test_tags_and_hidden_tokens_are_learned_and_the_folders_load(tmp_path):
         assert torch.equal(loaded.eval()(ids).logits, tuner.model.eval()(ids).logits)
         if task == "token_classification":
             assert set(loaded.config.label2id) == set(NAMES) and found["macro_f1"] > 0.8
+        asked = " ".join(words[:2])
+        if task == "token_classification":
+            (said,) = tuner.predict(asked)
+            assert [one["word"] for one in said] == words[:2] and all(one["label"] in NAMES for one in said)
+        else:
+            (said,) = tuner.predict(" ".join([words[0], tokenizer.mask_token, *[words[0]] * 4]))
+            assert len(said) == 1 and said[0]["token"] == words[0]
+        with pytest.raises(RecipeError, match="does not continue texts"):
+            tuner.generate(asked)

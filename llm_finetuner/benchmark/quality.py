@@ -102,7 +102,7 @@ def evaluate_all(
     sides. Raises DataError when no token counts, ModelError when a model's vocabulary is not as wide as the
     teacher's.
     """
-    tallies = {name: Tally(len(rows), task.confusion(model)) for name, model in models.items()}
+    tallies = {name: task.tally(len(rows), model) for name, model in models.items()}
     lengths = [len(row["input_ids"]) for row in rows]
     order = sorted(range(len(rows)), key=lengths.__getitem__, reverse=True)
     view = teacher.view if isinstance(teacher, Provider) else lambda logits_nV: logits_nV
@@ -143,7 +143,7 @@ def _score(
     for start in range(0, len(student.rows), POSITIONS):
         part = slice(start, start + POSITIONS)
         logits_nV = student.head(student.rows[part])[:, :vocabulary]
-        told_n = student.targets[part] >= 0
+        told_n = student.targets[part].reshape(len(logits_nV), -1).amax(1) >= 0
         tally.add(logits_nV[told_n], student.targets[part][told_n], examples[part][told_n.cpu()])
         if teacher is not None:
             teacher_nC = teacher.head(teacher.rows[part])[:, :vocabulary].to(logits_nV.device)

@@ -5,14 +5,16 @@ share rows. A batch is padded [B, T] for everybody; only the forward pass of a m
 other rows, and what is picked from it is the same N positions in the same order.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from llm_finetuner.benchmark.quality import Tally
 from llm_finetuner.data import columns, text
 from llm_finetuner.data.layout import share_rows
-from llm_finetuner.errors import DataError
+from llm_finetuner.errors import DataError, RecipeError
 from llm_finetuner.models.anatomy import Enough, capture, expose_attention
 from llm_finetuner.models.loading import blocks_of, check_head, head_of
 from llm_finetuner.models.packing import check_packable, packable
@@ -27,8 +29,11 @@ class CausalLM:
 
     auto = "AutoModelForCausalLM"  # of transformers
     unfit = ("mse", "huber")  # objectives whose targets are numbers, not tokens
+    objectives: dict[str, Callable] = {}  # what stands here for objectives that methods name
     labels = False  # whether the answers are labels with names, and not tokens
     writes = True  # whether the models continue texts
+    adapters = True  # whether LoRA and its kin fit
+    pooled = False  # whether an answer is read off one vector of a text
     shapes_of_text = True  # whether rows are texts that a model continues (data/shapes.py)
 
     def prepare_rows(self, rows: Any, tokenizer: Any, data: Data, model: nn.Module | None) -> text.Prepared:
@@ -37,16 +42,24 @@ class CausalLM:
             rows, tokenizer, text_columns=data.text_columns, max_length=data.max_length, loss_on=data.loss_on
         )
 
-    def fit(self, model: nn.Module, rows: Any, seed: int) -> None:
+    def fit(self, model: nn.Module | None, rows: Any, seed: int) -> None:
         """Tokens are what they are."""
+
+    def check_held_out(self, rows: Any) -> None:
+        """Rows that were checked with the others."""
 
     def check_rows(self, rows: Any) -> None:
         """Raise DataError where there is nothing to learn."""
         if not any((labels != IGNORE).any() for labels in columns.flat(rows, "labels")):
             raise DataError("no token of the data counts", "labels must hold more than -100")
 
-    def confusion(self, model: nn.Module) -> None:
-        """A table of all pairs of tokens is too large to count in."""
+    def predict(self, model: nn.Module, tokenizer: Any, texts: list[str], max_length: int) -> list[str]:
+        """Raises RecipeError: such a model writes."""
+        raise RecipeError("a model for causal_lm continues texts", "generate(prompts) has it write")
+
+    def tally(self, examples: int, model: nn.Module) -> Tally:
+        """What sums up an evaluation."""
+        return Tally(examples)
 
     def check_model(self, model: nn.Module, name: str) -> None:
         """Raise ModelError where the head does what this version does not know."""

@@ -4,22 +4,24 @@ Shapes: B texts, T tokens, D width of what the scoring layer reads, C labels; M 
 The positions that count (N) are the texts: N = B. What is read of the blocks belongs to the M tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from llm_finetuner.benchmark.classes import Confusion
-from llm_finetuner.benchmark.quality import eval_mode
-from llm_finetuner.data import label_names, labelled
+from llm_finetuner.benchmark.label_tally import LabelTally
+from llm_finetuner.benchmark.quality import Tally
+from llm_finetuner.data import columns, label_names, labelled
 from llm_finetuner.data.examples import IGNORED
 from llm_finetuner.data.text import Prepared
-from llm_finetuner.errors import RecipeError
+from llm_finetuner.errors import DataError, RecipeError
 from llm_finetuner.layer_maps import POOLED
 from llm_finetuner.models import labels
 from llm_finetuner.models.anatomy import Enough, capture, expose_attention
 from llm_finetuner.models.loading import blocks_of
+from llm_finetuner.objectives.several_labels import binary_cross_entropy, binary_kl
 from llm_finetuner.output import Head, Output, Want
 from llm_finetuner.recipe import Data
 
@@ -31,8 +33,12 @@ class Classification:
 
     auto = "AutoModelForSequenceClassification"
     unfit = ("mse", "huber")
+    objectives: dict[str, Callable] = {}
     labels = True
     writes = False
+    adapters = False
+    pooled = True
+    kind = "single"
     shapes_of_text = False
 
     def width(self, model: nn.Module) -> int:
@@ -55,16 +61,25 @@ class Classification:
             known = labelled.names(rows, labelled.recognise(rows, data.text_columns)) or known
         done = labelled.prepare(
             rows, tokenizer, labels=known, text_columns=data.text_columns, max_length=data.max_length,
-            on_bad_row=data.on_bad_row,
+            on_bad_row=data.on_bad_row, kind=self.kind,
         )  # fmt: skip
         return Prepared(label_names.put(done.dataset, known), done.shape, done.columns, done.stats)
 
     def fit(self, model: nn.Module, rows: Any, seed: int) -> None:
         """Give a model the labels that the rows are numbered by. Raises DataError where it has other ones."""
         labels.fit(model, label_names.of(rows), seed)
+        model.config.problem_type = f"{self.kind}_label_classification"
 
     def check_rows(self, rows: Any) -> None:
         """Texts without a label are no mistake: a teacher can label them."""
+
+    def check_held_out(self, rows: Any) -> None:
+        """Raise DataError where no held-out text has a label to be judged by."""
+        if not any((found >= 0).any() for found in columns.flat(rows, "labels")):
+            raise DataError(
+                "no held-out text has a label, so nothing can be judged by them",
+                "give labelled rows to evaluate on (eval_source, eval_dataset), or eval_fraction: 0",
+            )
 
     def collate(self, examples: list[dict], counted: bool = True, packed: bool = False) -> dict[str, Tensor]:
         """Pad on the right to the longest: {input_ids, attention_mask, ...} [B, T], labels [B].
@@ -77,9 +92,13 @@ class Classification:
             for name in INPUTS
             if name in examples[0]
         }
-        batch["labels"] = torch.tensor([example["labels"][0] for example in examples])
+        batch["labels"] = self.targets(examples)
         batch["counts"] = torch.full((len(examples),), counted)
         return batch
+
+    def targets(self, examples: list[dict]) -> Tensor:
+        """Class numbers: [B]."""
+        return torch.tensor([example["labels"][0] for example in examples])
 
     def count(self, batch: dict[str, Tensor]) -> int:
         """Texts, with a label or without."""
@@ -91,29 +110,24 @@ class Classification:
 
     @torch.no_grad()
     def predict(
-        self,
-        model: nn.Module,
-        tokenizer: Any,
-        texts: Sequence[str | Sequence[str]],
-        batch_size: int,
-        max_length: int,
+        self, model: nn.Module, tokenizer: Any, texts: Sequence[str | Sequence[str]], max_length: int
     ) -> list[list[dict[str, Any]]]:
         """[{"label", "score"}] of each text or pair of texts, the most probable label first."""
-        said = []
-        with eval_mode(model):
-            for start in range(0, len(texts), batch_size):
-                parts = [
-                    [text] if isinstance(text, str) else text for text in texts[start : start + batch_size]
-                ]
-                coded = [tokenizer(*part, truncation=True, max_length=max_length) for part in parts]
-                batch = self.collate([{**one, "labels": [IGNORED]} for one in coded])
-                output = self.run(model, {name: x.to(model.device) for name, x in batch.items()}, Want())
-                said += output.head(output.rows).float().softmax(-1).tolist()
+        parts = [[text] if isinstance(text, str) else text for text in texts]
+        coded = [tokenizer(*part, truncation=True, max_length=max_length) for part in parts]
+        unknown = [IGNORED] * self.vocabulary(model)
+        batch = self.collate([{**one, "labels": unknown} for one in coded])
+        output = self.run(model, {name: x.to(model.device) for name, x in batch.items()}, Want())
+        said = self.probabilities(output.head(output.rows).float()).tolist()
         named = [zip(labels.names_of(model), row, strict=True) for row in said]
         return [
             sorted(({"label": name, "score": score} for name, score in row), key=lambda one: -one["score"])
             for row in named
         ]
+
+    def probabilities(self, logits_BC: Tensor) -> Tensor:
+        """Of one label for each text: [B, C]."""
+        return logits_BC.softmax(-1)
 
     # ---- models
 
@@ -124,9 +138,9 @@ class Classification:
             "train.max_tokens fills batches to an equal number of tokens",
         )
 
-    def confusion(self, model: nn.Module) -> Confusion:
-        """Counts answers by label."""
-        return Confusion(self.vocabulary(model))
+    def tally(self, examples: int, model: nn.Module) -> Tally:
+        """What sums up an evaluation."""
+        return Tally(examples, Confusion(self.vocabulary(model)))
 
     def check_model(self, model: nn.Module, name: str) -> None:
         """Raise ModelError where no layer scores the labels."""
@@ -181,6 +195,29 @@ class Classification:
             examples=torch.arange(len(targets_N), device=targets_N.device),
             tokens=numbers_B[inside_BT.nonzero()[:, 0]],
         )
+
+
+class SeveralLabels(Classification):
+    """Any number of labels for a text, each true or false for itself; targets are [B, C] of 0 and 1."""
+
+    kind = "multi"
+    objectives = {"cross_entropy": binary_cross_entropy, "forward_kl": binary_kl}
+    unfit = (
+        "mse", "huber", "reverse_kl", "adaptive_kl", "alpha_beta", "total_variation", "jsd", "skew_forward_kl",
+        "skew_reverse_kl", "uld",
+    )  # fmt: skip
+
+    def targets(self, examples: list[dict]) -> Tensor:
+        """Labels of 0 and 1, -100 where they are not known: [B, C]."""
+        return torch.tensor([example["labels"] for example in examples])
+
+    def probabilities(self, logits_BC: Tensor) -> Tensor:
+        """Of each label for itself: [B, C]."""
+        return logits_BC.sigmoid()
+
+    def tally(self, examples: int, model: nn.Module) -> LabelTally:
+        """What sums up an evaluation."""
+        return LabelTally(examples, self.vocabulary(model))
 
 
 def _inputs(model: nn.Module, batch: Any) -> dict[str, Tensor]:

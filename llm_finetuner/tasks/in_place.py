@@ -1,15 +1,17 @@
 """Encoders whose answers stand at the tokens that they are of: tags of words, and tokens that were hidden.
 
 Shapes: B texts, T tokens, N positions that count (labels that are not -100, where they stand), D width of what the head
-reads, V labels or tokens, H heads.
+reads, V labels or tokens; M tokens of all texts of the batch, to which belongs what is read of the blocks.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from llm_finetuner.benchmark.classes import Confusion
+from llm_finetuner.benchmark.quality import Tally
 from llm_finetuner.data import columns, label_names, masked, tagged
 from llm_finetuner.data.examples import IGNORED
 from llm_finetuner.data.text import Prepared
@@ -27,7 +29,10 @@ class InPlace:
     """What both tasks have in common."""
 
     unfit = ("mse", "huber")
+    objectives: dict[str, Callable] = {}
     writes = False
+    adapters = False
+    pooled = False
     shapes_of_text = False
 
     def width(self, model: nn.Module) -> int:
@@ -45,6 +50,10 @@ class InPlace:
         """Raise DataError where there is nothing to learn."""
         if not any((found != IGNORED).any() for found in columns.flat(rows, "labels")):
             raise DataError("no token of the data counts", "labels must hold more than -100")
+
+    def check_held_out(self, rows: Any) -> None:
+        """Raise DataError where nothing can be judged by them."""
+        self.check_rows(rows)
 
     def collate(self, examples: list[dict], counted: bool = True, packed: bool = False) -> dict[str, Tensor]:
         """Pad on the right to the longest: {input_ids, attention_mask, labels}, each [B, T].
@@ -102,6 +111,14 @@ class InPlace:
                 "please report the model; distilling it would train on the wrong probabilities",
             )
 
+    def _best(self, model: nn.Module, coded: Any, asked: list[bool]) -> list[tuple[int, float]]:
+        """(number, probability) of the best answer at each place that is asked about."""
+        wanted = [0 if ask else IGNORED for ask in asked]
+        batch = self.collate([{**coded, "labels": wanted}])
+        output = self.run(model, {name: x.to(model.device) for name, x in batch.items()}, Want())
+        found = output.head(output.rows).float().softmax(-1).max(-1)
+        return list(zip(found.indices.tolist(), found.values.tolist(), strict=True))
+
     def run(self, model: nn.Module, batch: dict[str, Tensor], want: Want) -> Output:
         """One forward pass, which ends before the head: the caller runs it, position by position."""
         layer, read = self.head(model), []
@@ -119,7 +136,7 @@ class InPlace:
         finally:
             for hook in hooks:
                 hook.remove()
-        counted_BT = batch["labels"] != IGNORED
+        counted_BT, inside_BT = batch["labels"] != IGNORED, batch["attention_mask"].bool()
         targets_N = batch["labels"][counted_BT]
 
         def of(kind: str, pick) -> dict[int, Any]:
@@ -128,12 +145,13 @@ class InPlace:
         return Output(
             rows=read[0][counted_BT] if read else targets_N.new_empty(len(targets_N), 0),
             head=Head(layer),
-            features=of("features", lambda x: x[counted_BT]),
-            attention=of("attention", lambda maps: maps.transpose(1, 2)[counted_BT]),
-            states=of("states", lambda roles: {role: x[counted_BT] for role, x in roles.items()}),
-            embeddings=kept["embeddings", 0][counted_BT] if want.embeddings else None,
+            features=of("features", lambda x: x[inside_BT]),
+            attention=of("attention", lambda maps: maps.transpose(1, 2)[inside_BT]),
+            states=of("states", lambda roles: {role: x[inside_BT] for role, x in roles.items()}),
+            embeddings=kept["embeddings", 0][inside_BT] if want.embeddings else None,
             targets=targets_N,
             examples=counted_BT.nonzero()[:, 0],
+            tokens=inside_BT.nonzero()[:, 0],
         )
 
 
@@ -158,13 +176,35 @@ class TokenClassification(InPlace):
         )  # fmt: skip
         return Prepared(label_names.put(done.dataset, known), done.shape, done.columns, done.stats)
 
+    @torch.no_grad()
+    def predict(
+        self, model: nn.Module, tokenizer: Any, texts: Sequence[str | Sequence[str]], max_length: int
+    ) -> list[list[dict[str, Any]]]:
+        """[{"word", "label", "score"}] of the words of each text, cut at blanks where it is not a list of words."""
+        said = []
+        for text in texts:
+            words = text.split() if isinstance(text, str) else list(text)
+            coded = tokenizer(words, is_split_into_words=True, truncation=True, max_length=max_length)
+            numbers = coded.word_ids()
+            first = [n is not None and n not in numbers[:i] for i, n in enumerate(numbers)]
+            best = self._best(model, coded, first)
+            told = [n for n, starts in zip(numbers, first, strict=True) if starts]
+            named = labels.names_of(model)
+            said.append(
+                [
+                    {"word": words[n], "label": named[i], "score": p}
+                    for n, (i, p) in zip(told, best, strict=True)
+                ]
+            )
+        return said
+
     def fit(self, model: nn.Module, rows: Any, seed: int) -> None:
         """Give a model the labels that the rows are numbered by. Raises DataError where it has other ones."""
         labels.fit(model, label_names.of(rows), seed)
 
-    def confusion(self, model: nn.Module) -> Confusion:
-        """Counts answers by label."""
-        return Confusion(self.vocabulary(model))
+    def tally(self, examples: int, model: nn.Module) -> Tally:
+        """What sums up an evaluation."""
+        return Tally(examples, Confusion(self.vocabulary(model)))
 
 
 class MaskedLM(InPlace):
@@ -183,8 +223,21 @@ class MaskedLM(InPlace):
             rows, tokenizer, text_columns=data.text_columns, max_length=data.max_length, on_bad_row=data.on_bad_row,
         )  # fmt: skip
 
+    @torch.no_grad()
+    def predict(
+        self, model: nn.Module, tokenizer: Any, texts: Sequence[str], max_length: int
+    ) -> list[list[dict[str, Any]]]:
+        """[{"token", "score"}] of what fills each mask of each text best."""
+        said = []
+        for text in texts:
+            coded = tokenizer(text, truncation=True, max_length=max_length)
+            best = self._best(model, coded, [i == tokenizer.mask_token_id for i in coded["input_ids"]])
+            said.append([{"token": tokenizer.decode([i]).strip(), "score": p} for i, p in best])
+        return said
+
     def fit(self, model: nn.Module, rows: Any, seed: int) -> None:
         """Tokens are what they are."""
 
-    def confusion(self, model: nn.Module) -> None:
-        """A table of all pairs of tokens is too large to count in."""
+    def tally(self, examples: int, model: nn.Module) -> Tally:
+        """What sums up an evaluation."""
+        return Tally(examples)

@@ -32,6 +32,8 @@ class Seq2Seq:
     objectives: dict[str, Callable] = {}
     labels = False
     writes = False  # they write texts, but none that goes on with what it was given
+    adapters = True
+    pooled = False
     shapes_of_text = False
 
     def width(self, model: nn.Module) -> int:
@@ -75,6 +77,10 @@ class Seq2Seq:
         if not any((labels != IGNORED).any() for labels in columns.flat(rows, "labels")):
             raise DataError("no token of the targets counts", "labels must hold more than -100")
 
+    def check_held_out(self, rows: Any) -> None:
+        """Raise DataError where nothing can be judged by them."""
+        self.check_rows(rows)
+
     def collate(self, examples: list[dict], counted: bool = True, packed: bool = False) -> dict[str, Tensor]:
         """Pad on the right to the longest source and target: {input_ids, attention_mask} [B, T], labels [B, S].
 
@@ -114,8 +120,18 @@ class Seq2Seq:
             "train.max_tokens fills batches to an equal number of tokens of their sources",
         )
 
-    def confusion(self, model: nn.Module) -> None:
-        """A table of all pairs of tokens is too large to count in."""
+    @torch.no_grad()
+    def predict(self, model: nn.Module, tokenizer: Any, texts: list[str], max_length: int) -> list[str]:
+        """The target of each text, greedily."""
+        said = []
+        for text in texts:
+            coded = tokenizer(text, truncation=True, max_length=max_length, return_tensors="pt").to(
+                model.device
+            )
+            given = {name: coded[name] for name in ("input_ids", "attention_mask")}
+            ids = model.generate(**given, do_sample=False, num_beams=1, max_new_tokens=max_length)[0]
+            said.append(tokenizer.decode(ids, skip_special_tokens=True))
+        return said
 
     def tally(self, examples: int, model: nn.Module) -> Tally:
         """What sums up an evaluation."""

@@ -122,5 +122,5 @@ def check_writes(task: Any, kind: str) -> None:
     """Raise RecipeError for answers that only models which write give in this form."""
     if not task.writes:
         raise RecipeError(
-            f"a {kind} teacher answers models that write texts, and this one does not", "teacher.kind=live"
+            f"a {kind} teacher answers models that continue texts, and this one does not", "teacher.kind=live"
         )

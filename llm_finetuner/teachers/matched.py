@@ -19,7 +19,7 @@ def live_teacher(model: nn.Module, tokenizer: Any, name: str, context: Context) 
     task = context.task
     task.check_model(model, name)
     if (
-        not task.labels
+        task.writes
         and None not in (tokenizer, context.tokenizer)
         and not loading.same_vocabulary(context.tokenizer, tokenizer)[0]
     ):
