@@ -1,7 +1,7 @@
 """What a model is for, as the menu asks it: which tasks a method can be run for, and what a task leaves to ask."""
 
 from llm_finetuner.cli import spoken
-from llm_finetuner.cli.needed import OF_ANY_TASK, OF_LABELS, WRITING
+from llm_finetuner.cli.needed import ADAPTED, OF_ANY_TASK, WRITING
 from llm_finetuner.cli.prompts import Pick
 from llm_finetuner.recipe import Recipe
 from llm_finetuner.registry import METHODS, TASKS, menu_entry, resolve
@@ -39,4 +39,4 @@ def pointless(task: str) -> tuple[str, ...]:
 
 
 def takes_adapters(task: str) -> bool:
-    return task not in OF_LABELS
+    return task in ADAPTED

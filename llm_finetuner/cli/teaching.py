@@ -62,7 +62,7 @@ def check_cache(recipe: Recipe, folder: str) -> None:
     check_fit(recipe, trains=False)
     if recipe.task not in WRITING:
         raise RecipeError(
-            "a cached teacher answers models that write texts, and this one does not", "teacher.kind=live"
+            "a cached teacher answers models that continue texts, and this one does not", "teacher.kind=live"
         )
     if recipe.teacher.kind != "live":
         raise RecipeError("only the answers of one live teacher can be cached", "give one --teacher")
