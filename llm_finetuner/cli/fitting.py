@@ -21,7 +21,7 @@ from llm_finetuner.cli.answers import (
 )
 from llm_finetuner.cli.exits import program
 from llm_finetuner.cli.hub import is_on_hub, models_in
-from llm_finetuner.cli.needed import OF_ANY_TASK, ADAPTED, WRITING, blocks_kept, compares_blocks, is_part
+from llm_finetuner.cli.needed import ADAPTED, OF_ANY_TASK, WRITING, blocks_kept, compares_blocks, is_part
 from llm_finetuner.cli.words import words_of
 from llm_finetuner.errors import DataError, FinetunerError, RecipeError
 from llm_finetuner.layer_maps import check_exits, layer_pairs
