@@ -141,6 +141,8 @@ def distil(words: list[str]) -> dict[str, float]:
         program = Terminal(words, folder)
         program.until(LAST_LINE)
         program.send(b"4\r")
+        program.until(rb"model for")
+        program.send(b"\r")  # write text
         program.until(rb"Student model")
         late = sorted(type_slowly(program))
         waits = 0.0

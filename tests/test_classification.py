@@ -1,10 +1,12 @@
 """Text classification: gradients of whole steps against float64 references, labels by name, folders for pipelines."""
 
 import copy
+import functools
 from dataclasses import replace
 
 import datasets
 import pytest
+import task_steps
 import torch
 from classifiers import NAMES, WORDS, build_bert, build_gpt2, build_tokenizer, prepared, row_by_row, save
 from test_gradients import assert_close
@@ -23,21 +25,7 @@ def tokenizer():
     return build_tokenizer()
 
 
-def gradient_of_step(tmp_path, student, teacher, rows, method, batch=4, accumulation=2, **options):
-    """Minus the change of every weight in one step of plain gradient descent at rate 1, and the step's record."""
-    student = copy.deepcopy(student)
-    before = {name: p.detach().clone() for name, p in student.named_parameters()}
-    recipe = Recipe(
-        task="classification", method=method, options=options, student=Model("s"), teacher=Teacher("t"),
-        output=str(tmp_path / f"run{len(list(tmp_path.iterdir()))}"),
-        train=Train(
-            steps=1, batch_size=batch, gradient_accumulation_steps=accumulation, learning_rate=1.0, warmup=0,
-            schedule="constant", max_grad_norm=0, optimizer="test_gradients:sgd", precision="fp32", save_every=0,
-        ),
-    )  # fmt: skip
-    result = fit(recipe, Parts(student=student, teacher=copy.deepcopy(teacher), train=rows, device="cpu"))
-    after = dict(student.named_parameters())
-    return {name: before[name] - after[name].detach() for name in before}, result.history[0]
+gradient_of_step = functools.partial(task_steps.gradient_of_step, "classification")
 
 
 @pytest.mark.parametrize(("batch", "accumulation"), [(8, 1), (4, 2), (3, 3), (1, 8)])

@@ -1,11 +1,14 @@
 """Source to target: gradients of whole steps against float64 references, the decoder's shift, folders, refusals."""
 
 import copy
+import functools
 import random
 
 import datasets
 import pytest
+import task_steps
 import torch
+from task_steps import gradient_of
 from test_gradients import assert_close
 from transformers import (
     AutoModelForSeq2SeqLM,
@@ -25,7 +28,7 @@ from llm_finetuner.errors import DataError, ModelError, RecipeError
 from llm_finetuner.finetuner import LLMFineTuner
 from llm_finetuner.models import activations
 from llm_finetuner.output import Want
-from llm_finetuner.recipe import Model, Recipe, Teacher, Train
+from llm_finetuner.recipe import Model, Recipe, Train
 from llm_finetuner.tasks.seq2seq import Seq2Seq
 from llm_finetuner.trainer import fit
 
@@ -77,21 +80,7 @@ def prepared(count=8, seed=0, masked=False):
     return datasets.Dataset.from_list(rows)
 
 
-def gradient_of_step(tmp_path, student, teacher, rows, method, batch=4, accumulation=2, **options):
-    """Minus the change of every weight in one step of plain gradient descent at rate 1, and the step's record."""
-    student = copy.deepcopy(student)
-    before = {name: p.detach().clone() for name, p in student.named_parameters()}
-    recipe = Recipe(
-        task="seq2seq_lm", method=method, options=options, student=Model("s"), teacher=Teacher("t"),
-        output=str(tmp_path / f"run{len(list(tmp_path.iterdir()))}"),
-        train=Train(
-            steps=1, batch_size=batch, gradient_accumulation_steps=accumulation, learning_rate=1.0, warmup=0,
-            schedule="constant", max_grad_norm=0, optimizer="test_gradients:sgd", precision="fp32", save_every=0,
-        ),
-    )  # fmt: skip
-    result = fit(recipe, Parts(student=student, teacher=copy.deepcopy(teacher), train=rows, device="cpu"))
-    after = dict(student.named_parameters())
-    return {name: before[name] - after[name].detach() for name in before}, result.history[0]
+gradient_of_step = functools.partial(task_steps.gradient_of_step, "seq2seq_lm")
 
 
 def row_by_row(student, teacher, rows):
@@ -101,11 +90,6 @@ def row_by_row(student, teacher, rows):
         with torch.no_grad():
             told = teacher.eval()(ids, labels=labels, output_hidden_states=True)
         yield student(ids, labels=labels, output_hidden_states=True), told, labels[0], labels[0] != -100
-
-
-def gradient_of(loss, model):
-    names, weights = zip(*model.named_parameters(), strict=True)
-    return dict(zip(names, torch.autograd.grad(loss, weights, allow_unused=True), strict=True))
 
 
 @pytest.mark.parametrize(("batch", "accumulation"), [(8, 1), (4, 2), (1, 8)])

@@ -17,6 +17,8 @@ METRICS = (  # key of a model's figures, label, how it is spelled
     ("rouge1", "ROUGE-1", "{:.3f}".format),
     ("rouge2", "ROUGE-2", "{:.3f}".format),
     ("rougeL", "ROUGE-L", "{:.3f}".format),
+    ("accuracy", "accuracy", "{:.1%}".format),
+    ("macro_f1", "macro-F1", "{:.3f}".format),
     ("agreement", "agreement", "{:.1%}".format),
     ("calibration_error", "calibration error", "{:.3f}".format),
     ("parameters", "parameters", count),

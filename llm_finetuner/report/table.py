@@ -75,6 +75,8 @@ MEASURES = {
         Measure("loss", "loss, nats a token", decimals(3), "low"),
         Measure("retained", "performance retained", lambda value: f"{value:.1f} %", "high"),
         Measure("accuracy", "top-1 accuracy", percent, "high"),
+        Measure("macro_f1", "macro-F1", decimals(3), "high"),
+        Measure("mcc", "Matthews' correlation", decimals(3), "high"),
         Measure("agreement", "agreement with the teacher", percent, "high"),
         Measure("kl_to_teacher", "KL to the teacher, nats a token", decimals(3), "low"),
         Measure("calibration_error", "calibration error", decimals(3), "low"),
@@ -109,12 +111,12 @@ def groups(models: list[dict[str, Any]]) -> list[tuple[str, list[tuple[str, list
 
 
 def _cells(measure: Measure, models: list[dict[str, Any]]) -> list[Cell]:
-    best = _best(measure, [model[measure.key] for model in models])
+    best = _best(measure, [model.get(measure.key) for model in models])
     return [_cell(measure, model, index in best) for index, model in enumerate(models)]
 
 
 def _cell(measure: Measure, model: dict[str, Any], best: bool) -> Cell:
-    value = model[measure.key]
+    value = model.get(measure.key)  # some are of labels alone
     if value is None:
         return Cell(DASH)
     below = ""
