@@ -191,8 +191,10 @@ def assemble(recipe: Recipe, parts: Parts, device: torch.device, note: Note, ran
     if scheme.teacher == "peers":
         peers, group = build_peers(recipe, parts.peers, train, context)
     teacher = build_teacher(recipe, parts.teacher, parts.teacher_tokenizer, context) if asks(scheme) else None
+    if not asks(scheme):
+        task.check_labelled(train)
     if held_out is not None:
-        task.check_held_out(held_out)
+        task.check_labelled(held_out)
         task.fit(
             student, held_out, recipe.train.seed
         )  # the student may have its labels from the teacher by now

@@ -9,14 +9,14 @@ from llm_finetuner.errors import DataError, ModelError
 from llm_finetuner.models import labels, loading
 
 
-def common_vocabulary(task, student, teacher, tokenizer, teacher_tokenizer) -> int | None:
+def common_vocabulary(task, student, teacher, tokenizer, teacher_tokenizer, seed: int = 0) -> int | None:
     """Columns of the logits that name a token of both; None when all do. Raises ModelError when the tokens differ.
 
     Checkpoints pad their vocabulary to different widths; the padding names no token and is masked on both sides. Where
-    the answers are labels, both models are brought to one order of them.
+    the answers are labels, both models are brought to one order of them; the seed draws what a student lacks.
     """
     if task.labels:
-        return _common_labels(student, teacher, tokenizer, teacher_tokenizer)
+        return _common_labels(student, teacher, tokenizer, teacher_tokenizer, seed)
     ours, theirs = task.vocabulary(student), task.vocabulary(teacher)
     if tokenizer is None or teacher_tokenizer is None:
         if ours != theirs:
@@ -35,8 +35,8 @@ def common_vocabulary(task, student, teacher, tokenizer, teacher_tokenizer) -> i
     return None if ours == theirs <= tokens else min(tokens, ours, theirs)
 
 
-def _common_labels(student, teacher, tokenizer, teacher_tokenizer) -> None:
-    labels.match(student, teacher)
+def _common_labels(student, teacher, tokenizer, teacher_tokenizer, seed: int) -> None:
+    labels.match(student, teacher, seed)
     if None not in (tokenizer, teacher_tokenizer):
         same, why = loading.same_vocabulary(tokenizer, teacher_tokenizer)
         if not same:
@@ -44,6 +44,16 @@ def _common_labels(student, teacher, tokenizer, teacher_tokenizer) -> None:
                 f"student and teacher have different tokenizers: {why}",
                 "take a teacher with the student's tokenizer",
             )
+
+
+def check_numbers(rows: Any, count: int) -> None:
+    """Raise DataError for labels of prepared rows that are none of `count`."""
+    highest = max((int(found.max()) for found in columns.flat(rows, "labels") if len(found)), default=-1)
+    if highest >= count:
+        raise DataError(
+            f"the rows hold label {highest}, the model has labels 0 to {count - 1}",
+            "prepare the rows from their texts with this model, or load one with as many labels",
+        )
 
 
 def check_rows(rows: Any, model: nn.Module) -> None:

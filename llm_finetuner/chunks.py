@@ -59,7 +59,8 @@ class _Chunked(torch.autograd.Function):
 @functools.lru_cache(maxsize=1)
 def _room(count: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Where logits [count, columns] stand, kept from step to step: fresh memory costs as much as what is done in it."""
-    return torch.empty(count, columns, dtype=dtype, device=device)
+    with torch.inference_mode(False):  # what is made inside could not be trained on later
+        return torch.empty(count, columns, dtype=dtype, device=device)
 
 
 def _zeros(like: Tensor) -> Tensor:

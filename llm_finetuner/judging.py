@@ -65,6 +65,7 @@ class Judging:
         also agreement and KL. Raises OrderError, DataError."""
         self._need_model()
         rows = self._prepare(dataset).dataset
+        self._task.check_names(self.model, rows)
         check_rows(rows, self.model)
         teacher = self._parts.teacher
         if isinstance(teacher, Provider):
@@ -173,6 +174,8 @@ class Judging:
                 "compare without baseline, or train in one phase",
             )
         rows = self._prepare(dataset).dataset
+        self._task.check_names(self.model, rows)
+        self._shared()  # another student may have put the teacher's labels in its own order
         taught = [recipe for recipe, _ in self._phases if recipe.needs_teacher]
         subject = comparison.Subject(
             recipe=taught[-1] if taught else self._phases[-1][0], parts=self._parts, tokenizer=self.tokenizer,

@@ -22,7 +22,7 @@ from llm_finetuner.registry import TEACHERS, resolve
 from llm_finetuner.scheme import Writing
 from llm_finetuner.teachers.ensemble import Ensemble
 from llm_finetuner.teachers.filling import fill
-from llm_finetuner.teachers.kinds import check_writes
+from llm_finetuner.teachers.kinds import check_mixture, check_writes
 from llm_finetuner.teachers.matched import live_teacher
 from llm_finetuner.teachers.provider import Context, Provider
 from llm_finetuner.trainer import OnEvent
@@ -106,7 +106,7 @@ class Teaching(Judging):
             if None not in (ours, tokenizer) and not loading.same_vocabulary(ours, tokenizer)[0]:
                 self._parts.teacher = self._provider(recipe, members)  # the same tokens under other numbers
             elif self.model is not None:
-                common_vocabulary(self._task, self.model, model, ours, tokenizer)
+                common_vocabulary(self._task, self.model, model, ours, tokenizer, recipe.train.seed)
         else:
             self._parts.teacher = self._provider(recipe, members)
             self._parts.teacher_tokenizer = None
@@ -123,6 +123,7 @@ class Teaching(Judging):
         if spec.kind == "live":
             return live_teacher(*members[0], spec.name, context)
         if spec.kind == "ensemble":
+            check_mixture(self._task, spec.options["weights"], spec.options["mixture"])
             built = [live_teacher(model, t, model.name_or_path, context) for model, t in members]
             return Ensemble(built, spec.options["weights"], spec.options["mixture"])
         if members:

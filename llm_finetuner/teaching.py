@@ -94,7 +94,9 @@ def build_peers(
             peers.append(peer)
     shared = []
     for peer, tokenizer in zip(peers, tokenizers, strict=True):
-        shared.append(common_vocabulary(task, context.student, peer, context.tokenizer, tokenizer))
+        shared.append(
+            common_vocabulary(task, context.student, peer, context.tokenizer, tokenizer, context.seed)
+        )
         task.check_model(peer, "the peer")
         if loading.is_quantised(peer):
             raise RecipeError("a peer is trained, and weights in 4 or 8 bits cannot be", "load it in full")

@@ -14,7 +14,7 @@ import torch
 from llm_finetuner import checkpoint, recipe_file
 from llm_finetuner.assembly import Assembly, Parts, assemble
 from llm_finetuner.benchmark.quality import evaluate
-from llm_finetuner.data import columns
+from llm_finetuner.data import columns, label_names
 from llm_finetuner.data.order import Order
 from llm_finetuner.engine import Engine
 from llm_finetuner.errors import CheckpointError, RecipeError, TrainingError
@@ -235,9 +235,9 @@ class _Run:
             )
         weights, state, about = found
         for name, now in self._order().items():
-            if about["order"][name] != now:
+            if about["order"].get(name) != now:
                 raise CheckpointError(
-                    f"the run was started with {name} {about['order'][name]}, now it is {now}",
+                    f"the run was started with {name} {about['order'].get(name)}, now it is {now}",
                     "resume with the settings and the data of that run: they decide which examples a step sees",
                 )
         checkpoint.restore(self.built.learner, weights)
@@ -272,11 +272,11 @@ class _Run:
         """What else changes from step to step: a teacher that follows the student, a buffer of its own samples."""
         return [part for part in (self.built.teacher, self.built.rollout) if part is not None]
 
-    def _order(self) -> dict[str, int]:
-        """What decides which examples a step sees."""
-        plan = self.recipe.train
-        names = ("batch_size", "gradient_accumulation_steps", "seed")
-        return {**{name: getattr(plan, name) for name in names}, "number of examples": len(self.built.train)}
+    def _order(self) -> dict[str, Any]:
+        """What decides which examples a step sees, and what their labels mean."""
+        names, rows = ("batch_size", "gradient_accumulation_steps", "seed"), self.built.train
+        chosen = {name: getattr(self.recipe.train, name) for name in names}
+        return {**chosen, "number of examples": len(rows), "labels": label_names.of(rows)}
 
     def _finish(self, step: int, seconds: float) -> TrainResult:
         """Put the best weights back, write the model as a plain Hugging Face folder, and sum up."""

@@ -264,5 +264,5 @@ def test_held_out_labels_get_the_numbers_of_the_others(tmp_path, tokenizer):
     again = LLMFineTuner(tmp_path / "named", tmp_path / "x", task="classification")
     again.load_model(method="full")
     assert said["eval_loss"] == pytest.approx(again.evaluate(train)["loss"], rel=1e-5)
-    with pytest.raises(DataError, match="no held-out text has a label"):
+    with pytest.raises(DataError, match="no text has a label"):
         fit(replace(recipe, data=Data(source=str(path / "train.jsonl"))))

@@ -13,7 +13,10 @@ from llm_finetuner.objectives.several_labels import binary_cross_entropy, binary
 
 
 class LabelTally:
-    """As quality.Tally; a text is answered right where all its labels are, and models agree label by label."""
+    """As quality.Tally; a text is answered right where all its labels are, and models agree label by label.
+
+    A label that is given as a probability counts as true from 0.5 on.
+    """
 
     def __init__(self, examples: int, labels: int):
         self.nll = torch.zeros(examples, dtype=torch.float64)
@@ -22,7 +25,9 @@ class LabelTally:
         self.heard, self.agreed, self.kl = 0, 0.0, 0.0
 
     def add(self, logits_nC: Tensor, targets_nC: Tensor, examples_n: Tensor) -> None:
-        self.counts.add(logits_nC, targets_nC)
+        self.counts.add(
+            logits_nC, torch.where(targets_nC < 0, targets_nC, (targets_nC >= 0.5).to(targets_nC.dtype))
+        )
         self.nll.index_add_(0, examples_n, binary_cross_entropy(logits_nC, targets_nC).double().cpu())
         self.texts.index_add_(0, examples_n, torch.ones_like(examples_n))
 

@@ -4,6 +4,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from llm_finetuner.errors import DataError
+
 
 def put(rows: Any, names: Sequence[str]) -> Any:
     """The same rows with the names in the order of the class numbers."""
@@ -15,4 +17,12 @@ def put(rows: Any, names: Sequence[str]) -> Any:
 def of(rows: Any) -> list[str] | None:
     """The names that `put` left; None for rows that came from elsewhere."""
     said = rows.info.description
-    return json.loads(said)["labels"] if said.startswith('{"labels"') else None
+    if not said.startswith('{"labels"'):
+        return None
+    try:
+        return json.loads(said)["labels"]
+    except json.JSONDecodeError as error:  # datasets puts the descriptions of joined rows one after the other
+        raise DataError(
+            "rows that were prepared for different labels were joined",
+            "join their texts, and prepare them together",
+        ) from error

@@ -59,33 +59,51 @@ def rename(model: nn.Module, names: Sequence[str], seed: int) -> None:
     model.config.label2id = {name: number for number, name in enumerate(names)}
 
 
+def check(model: nn.Module, names: Sequence[str] | None) -> None:
+    """Raise DataError where rows are numbered by other labels than the model's. None: they do not say."""
+    known = names_of(model)
+    if names is None or list(names) == known or generic(names) or (generic(known) and _counted(names, known)):
+        return
+    raise DataError(
+        f"the rows were prepared for the labels {', '.join(names)}, the model has {', '.join(known)}",
+        "prepare the rows with this model",
+    )
+
+
 def fit(model: nn.Module, names: Sequence[str] | None, seed: int) -> None:
     """Give a model the labels that rows are numbered by, where they say. Raises DataError where it has others."""
-    known = names_of(model)
-    if names is None or list(names) == known or generic(names):
+    if names is None or generic(names):
         return
-    if not generic(known):
-        raise DataError(
-            f"the rows were prepared for the labels {', '.join(names)}, the model has {', '.join(known)}",
-            "prepare the rows with this model",
-        )
+    if not generic(names_of(model)):
+        return check(model, names)
     rename(model, names, seed)
 
 
+def _counted(names: Sequence[str], unnamed: Sequence[str]) -> bool:
+    """Whether the names are the numbers of labels that have no names: "0", "1" for LABEL_0, LABEL_1."""
+    return list(names) == [str(number) for number in range(len(unnamed))]
+
+
 @torch.no_grad()
-def match(student: nn.Module, teacher: nn.Module) -> None:
+def match(student: nn.Module, teacher: nn.Module, seed: int) -> None:
     """Bring both to one order of labels, compared by name. Raises ModelError where they have other labels.
 
-    A student whose labels nobody has named takes the teacher's. Otherwise the teacher's scoring layer is put in the
-    student's order; where the teacher's have no names and are as many they are taken to agree.
+    A student whose labels nobody has named takes the teacher's; a new scoring layer is drawn from the seed. Otherwise
+    the teacher's scoring layer is put in the student's order. Labels without names of a teacher agree with numbers alone:
+    which name is LABEL_0 nobody can know.
     """
     ours, theirs = names_of(student), names_of(teacher)
     if ours == theirs:
         return
     if generic(ours):
-        return rename(student, theirs, 0)
-    if generic(theirs) and len(ours) == len(theirs):
-        return rename(teacher, ours, 0)
+        return rename(student, theirs, seed)
+    if generic(theirs):
+        if _counted(ours, theirs):
+            return rename(teacher, ours, seed)
+        raise ModelError(
+            f"the student's labels are {', '.join(ours)}, and the teacher's {len(theirs)} have no names",
+            "write id2label into the teacher's config.json: nobody else knows which of them is LABEL_0",
+        )
     places = {name.casefold(): number for number, name in enumerate(theirs)}
     if sorted(places) != sorted(name.casefold() for name in ours):
         raise ModelError(
@@ -96,4 +114,4 @@ def match(student: nn.Module, teacher: nn.Module) -> None:
     scorer = scorer_of(teacher)
     for weight in scorer.parameters():
         weight.copy_(weight[order].clone())
-    rename(teacher, ours, 0)
+    rename(teacher, ours, seed)

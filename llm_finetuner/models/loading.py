@@ -28,7 +28,7 @@ def load_pretrained(
 ) -> nn.Module:
     """Load a model for `device` by a class of transformers. Raises ModelError.
 
-    from_scratch draws its weights from `seed`.
+    from_scratch draws its weights from `seed`, from which also comes what the checkpoint lacks.
     device "auto" spreads a frozen model over the accelerators and offloads what does not fit to the CPU.
     dtype "auto" is the checkpoint's own on an accelerator; on a CPU it is float32, for half precision is slower there,
     but a frozen model stays in bfloat16 where the CPU has matrix units for it.
@@ -69,7 +69,9 @@ def load_pretrained(
         options["device_map"] = {"": device}
     if spread:
         options["device_map"] = "auto"
-    model = _load(lambda auto: auto.from_pretrained(name, **options), auto, name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # what the checkpoint lacks, such as a new head, is drawn
+        model = _load(lambda auto: auto.from_pretrained(name, **options), auto, name)
     if "device_map" not in options:
         return model.to(device)
     if load_in_4bit and device.type == "cpu":
@@ -217,7 +219,16 @@ def positions_of(model: nn.Module) -> int | None:
     name = config.attribute_map.get(
         "max_position_embeddings", "max_position_embeddings"
     )  # GPT-2: n_positions
-    return config.to_dict().get(name)
+    count = config.to_dict().get(name)
+    words = model.get_input_embeddings()
+    tables = (
+        m
+        for m in model.modules()
+        if isinstance(m, nn.Embedding) and m.num_embeddings == count and m is not words
+    )
+    # RoBERTa counts from behind the number of its padding token
+    begun = next((m.padding_idx + 1 for m in tables if m.padding_idx is not None), 0)
+    return count and count - begun
 
 
 def start_head_bias(model: nn.Module, counts: np.ndarray) -> None:

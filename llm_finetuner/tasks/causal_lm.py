@@ -45,8 +45,11 @@ class CausalLM:
     def fit(self, model: nn.Module | None, rows: Any, seed: int) -> None:
         """Tokens are what they are."""
 
-    def check_held_out(self, rows: Any) -> None:
-        """Rows that were checked with the others."""
+    def check_names(self, model: nn.Module, rows: Any) -> None:
+        """Tokens have no names of their own."""
+
+    def check_labelled(self, rows: Any) -> None:
+        """Texts tell by themselves what is right."""
 
     def check_rows(self, rows: Any) -> None:
         """Raise DataError where there is nothing to learn."""

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from llm_finetuner.benchmark.classes import Confusion
 from llm_finetuner.benchmark.label_tally import LabelTally
-from llm_finetuner.benchmark.quality import Tally
+from llm_finetuner.benchmark.quality import Tally, eval_mode
+from llm_finetuner.checks import check_numbers
 from llm_finetuner.data import columns, label_names, labelled
 from llm_finetuner.data.examples import IGNORED
 from llm_finetuner.data.text import Prepared
@@ -20,7 +21,7 @@ from llm_finetuner.errors import DataError, RecipeError
 from llm_finetuner.layer_maps import POOLED
 from llm_finetuner.models import labels
 from llm_finetuner.models.anatomy import Enough, capture, expose_attention
-from llm_finetuner.models.loading import blocks_of
+from llm_finetuner.models.loading import blocks_of, check_logits
 from llm_finetuner.objectives.several_labels import binary_cross_entropy, binary_kl
 from llm_finetuner.output import Head, Output, Want
 from llm_finetuner.recipe import Data
@@ -63,22 +64,30 @@ class Classification:
             rows, tokenizer, labels=known, text_columns=data.text_columns, max_length=data.max_length,
             on_bad_row=data.on_bad_row, kind=self.kind,
         )  # fmt: skip
+        if model is not None and model.config.pad_token_id is None:  # or transformers takes no batches
+            model.config.pad_token_id = tokenizer and tokenizer.pad_token_id
         return Prepared(label_names.put(done.dataset, known), done.shape, done.columns, done.stats)
 
     def fit(self, model: nn.Module, rows: Any, seed: int) -> None:
         """Give a model the labels that the rows are numbered by. Raises DataError where it has other ones."""
         labels.fit(model, label_names.of(rows), seed)
         model.config.problem_type = f"{self.kind}_label_classification"
+        if self.kind == "single":
+            check_numbers(rows, model.config.num_labels)
 
     def check_rows(self, rows: Any) -> None:
         """Texts without a label are no mistake: a teacher can label them."""
 
-    def check_held_out(self, rows: Any) -> None:
-        """Raise DataError where no held-out text has a label to be judged by."""
+    def check_names(self, model: nn.Module, rows: Any) -> None:
+        """Raise DataError where rows are numbered by other labels than the model's."""
+        labels.check(model, label_names.of(rows))
+
+    def check_labelled(self, rows: Any) -> None:
+        """Raise DataError where no text has a label: nothing can be learned without a teacher, or judged, by them."""
         if not any((found >= 0).any() for found in columns.flat(rows, "labels")):
             raise DataError(
-                "no held-out text has a label, so nothing can be judged by them",
-                "give labelled rows to evaluate on (eval_source, eval_dataset), or eval_fraction: 0",
+                "no text has a label, so there is nothing to learn without a teacher and nothing to judge by",
+                "give labelled rows; for evaluations name some (eval_source, eval_dataset), or eval_fraction: 0",
             )
 
     def collate(self, examples: list[dict], counted: bool = True, packed: bool = False) -> dict[str, Tensor]:
@@ -142,9 +151,17 @@ class Classification:
         """What sums up an evaluation."""
         return Tally(examples, Confusion(self.vocabulary(model)))
 
+    @torch.no_grad()
     def check_model(self, model: nn.Module, name: str) -> None:
-        """Raise ModelError where no layer scores the labels."""
-        labels.scorer_of(model)
+        """Hold that the scoring layer is all that follows what it reads. Raises ModelError."""
+        ids_1T = torch.arange(1, 5, device=model.device)[None] % model.get_input_embeddings().num_embeddings
+        one = torch.ones_like(ids_1T)
+        batch = {"input_ids": ids_1T, "attention_mask": one, "labels": one[:, 0], "counts": one[:, 0].bool()}
+        with eval_mode(model):
+            output = self.run(model, batch, Want())
+            check_logits(
+                output.head(output.rows), model(input_ids=ids_1T, attention_mask=one).logits, model, name
+            )
 
     def prepare(self, model: nn.Module, want: Want) -> None:
         """Make a model ready to be asked for `want`."""

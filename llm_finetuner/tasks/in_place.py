@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from llm_finetuner.benchmark.classes import Confusion
 from llm_finetuner.benchmark.quality import Tally
+from llm_finetuner.checks import check_numbers
 from llm_finetuner.data import columns, label_names, masked, tagged
 from llm_finetuner.data.examples import IGNORED
 from llm_finetuner.data.text import Prepared
@@ -51,9 +52,13 @@ class InPlace:
         if not any((found != IGNORED).any() for found in columns.flat(rows, "labels")):
             raise DataError("no token of the data counts", "labels must hold more than -100")
 
-    def check_held_out(self, rows: Any) -> None:
-        """Raise DataError where nothing can be judged by them."""
-        self.check_rows(rows)
+    def check_names(self, model: nn.Module, rows: Any) -> None:
+        """Raise DataError where rows are numbered by other labels than the model's."""
+        if self.labels:
+            labels.check(model, label_names.of(rows))
+
+    def check_labelled(self, rows: Any) -> None:
+        """All rows tell what is right."""
 
     def collate(self, examples: list[dict], counted: bool = True, packed: bool = False) -> dict[str, Tensor]:
         """Pad on the right to the longest: {input_ids, attention_mask, labels}, each [B, T].
@@ -201,6 +206,7 @@ class TokenClassification(InPlace):
     def fit(self, model: nn.Module, rows: Any, seed: int) -> None:
         """Give a model the labels that the rows are numbered by. Raises DataError where it has other ones."""
         labels.fit(model, label_names.of(rows), seed)
+        check_numbers(rows, model.config.num_labels)
 
     def tally(self, examples: int, model: nn.Module) -> Tally:
         """What sums up an evaluation."""

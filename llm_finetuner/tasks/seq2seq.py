@@ -77,9 +77,11 @@ class Seq2Seq:
         if not any((labels != IGNORED).any() for labels in columns.flat(rows, "labels")):
             raise DataError("no token of the targets counts", "labels must hold more than -100")
 
-    def check_held_out(self, rows: Any) -> None:
-        """Raise DataError where nothing can be judged by them."""
-        self.check_rows(rows)
+    def check_names(self, model: nn.Module, rows: Any) -> None:
+        """Tokens have no names of their own."""
+
+    def check_labelled(self, rows: Any) -> None:
+        """Targets tell what is right."""
 
     def collate(self, examples: list[dict], counted: bool = True, packed: bool = False) -> dict[str, Tensor]:
         """Pad on the right to the longest source and target: {input_ids, attention_mask} [B, T], labels [B, S].

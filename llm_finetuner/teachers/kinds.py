@@ -37,6 +37,7 @@ def ensemble(
     from llm_finetuner.teachers.ensemble import Ensemble
     from llm_finetuner.teachers.shuffled import Shuffled
 
+    check_mixture(context.task, weights, mixture)
     built = []
     for member in members_of(spec):
         kind = resolve(TEACHERS, member.kind, "kind of teacher")
@@ -123,4 +124,13 @@ def check_writes(task: Any, kind: str) -> None:
     if not task.writes:
         raise RecipeError(
             f"a {kind} teacher answers models that continue texts, and this one does not", "teacher.kind=live"
+        )
+
+
+def check_mixture(task: Any, weights: list[float] | str | None, mixture: str) -> None:
+    """Raise RecipeError for ways to mix that take the answers of a text to exclude each other where they do not."""
+    if task.objectives and (mixture != "logits" or weights == "loss"):
+        raise RecipeError(
+            "several labels a text are no one distribution, so teachers are mixed by their logits and given weights",
+            "mixture: logits, and weights as numbers or none",
         )

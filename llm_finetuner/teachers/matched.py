@@ -24,5 +24,5 @@ def live_teacher(model: nn.Module, tokenizer: Any, name: str, context: Context) 
         and not loading.same_vocabulary(context.tokenizer, tokenizer)[0]
     ):
         return aligned_teacher(model, tokenizer, name, context)
-    columns = common_vocabulary(task, context.student, model, context.tokenizer, tokenizer)
+    columns = common_vocabulary(task, context.student, model, context.tokenizer, tokenizer, context.seed)
     return Live(task, model, columns)
