@@ -89,8 +89,8 @@ def match(student: nn.Module, teacher: nn.Module, seed: int) -> None:
     """Bring both to one order of labels, compared by name. Raises ModelError where they have other labels.
 
     A student whose labels nobody has named takes the teacher's; a new scoring layer is drawn from the seed. Otherwise
-    the teacher's scoring layer is put in the student's order. Labels without names of a teacher agree with numbers alone:
-    which name is LABEL_0 nobody can know.
+    the teacher's scoring layer is put in the student's order. Labels without names of a teacher agree with numbers
+    alone: which name is LABEL_0 nobody can know.
     """
     ours, theirs = names_of(student), names_of(teacher)
     if ours == theirs:
