@@ -28,6 +28,8 @@ WIDTH, TEACHER_WIDTH = 512, 768
 class Headed(nn.Module):
     """A language model of which only the head is there: its hidden states come with the batch."""
 
+    is_gradient_checkpointing = False
+
     def __init__(self, width: int, vocabulary: int, rows: str):
         super().__init__()
         self.layer, self.rows = nn.Linear(width, vocabulary, bias=False), rows

@@ -42,14 +42,13 @@ class Learner(nn.Module):
         super().__init__()
         self.task, self.student, self.scheme, self.penalty = task, student, scheme, penalty
         self.peers = nn.ModuleList(peers)
-        for model in (student, *peers):
-            activations.fuse(model)
+        self.fused = activations.Fused(student, *peers)
         self.provider = provider or Provider()
         for term in (*scheme.terms, *scheme.exit_terms, *scheme.peer_terms):
             terms.check_options(term)
             if term.objective in task.unfit:
                 raise RecipeError(
-                    f"{term.objective} does not fit the answers of this task",
+                    f"{term.objective} does not fit: the targets here are tokens, or labels",
                     "take cross_entropy or forward_kl",
                 )
         self.pairs: list[Pairs] = [self._pairs(term) for term in scheme.terms]
@@ -67,6 +66,12 @@ class Learner(nn.Module):
         progress: how far the run is, 0 to 1, for weights and temperatures that change. With a teacher the second also
         holds teacher_nll (summed nats) and agreement (positions of equal top-1).
         """
+        with self.fused:
+            return self._forward(batch, teacher, progress)
+
+    def _forward(
+        self, batch: dict[str, Tensor], teacher: Output | None, progress: float
+    ) -> tuple[Tensor, Sums]:
         student = self.task.run(self.student, batch, self.want)
         own = [terms.at(term, progress) for term in self.scheme.terms]
         if self.peers:

@@ -24,7 +24,7 @@ class Live(Provider):
     def __init__(self, task, model: nn.Module, columns: Columns = None):
         self.task, self.columns = task, columns
         self.model = model.eval().requires_grad_(False)
-        activations.fuse(model)
+        self.fused = activations.Fused(model)
         self.device = entry_device(model)
         self.width, self.depth = task.width(model), task.depth(model)
         self.parameters = model.num_parameters()
@@ -37,7 +37,7 @@ class Live(Provider):
     def __call__(self, batch: dict[str, Tensor], want: Want) -> Output:
         home = batch["input_ids"].device
         self.model.eval()
-        with torch.autocast(self.device.type, enabled=False):
+        with torch.autocast(self.device.type, enabled=False), self.fused:
             said = self.task.run(self.model, moved(batch, self.device), want)
 
         def head(rows_nD: Tensor) -> Tensor:
