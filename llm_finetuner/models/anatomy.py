@@ -5,7 +5,9 @@ Shapes: B sequences, T tokens, D width, H heads.
 
 import copy
 import operator
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -135,6 +137,42 @@ def capture(model: nn.Module, want: Want) -> tuple[dict, list]:
         last = max((*want.layers, *want.attention, *want.states, 0))
         hooks.append(blocks[last].register_forward_hook(_stop))  # after those that keep its output
     return kept, hooks
+
+
+def read_before(model: nn.Module, layer: nn.Module, inputs: dict, want: Want) -> tuple[Tensor | None, dict]:
+    """One forward pass that ends before `layer`: (what it would read, what else `want` names, as `capture` keeps it).
+
+    The first is None where no answers are wanted and the pass ended earlier.
+    """
+    read: list[Tensor] = []
+
+    def stop(_module, args):
+        read.append(args[0])
+        raise Enough
+
+    kept, hooks = capture(model, want)
+    hooks.append(layer.register_forward_pre_hook(stop))
+    try:
+        model(**inputs)
+    except Enough:
+        pass
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return (read[0] if read else None), kept
+
+
+def sort_out(
+    kept: dict, pick: Callable[[Tensor], Tensor], pick_maps: Callable[[Tensor], Tensor]
+) -> dict[str, Any]:
+    """The fields of an Output that are read of blocks, of what `capture` kept: maps by `pick_maps`, the rest by `pick`."""
+    of: dict[str, dict] = {kind: {} for kind in ("features", "attention", "states", "embeddings")}
+    for (kind, block), value in kept.items():
+        if isinstance(value, dict):
+            of[kind][block] = {role: pick(x) for role, x in value.items()}
+        else:
+            of[kind][block] = (pick_maps if kind == "attention" else pick)(value)
+    return {**of, "embeddings": of["embeddings"].get(0)}
 
 
 def _stop(_module, _inputs, _output) -> None:

@@ -15,7 +15,7 @@ from llm_finetuner.benchmark.quality import Tally
 from llm_finetuner.data import columns, text
 from llm_finetuner.data.layout import share_rows
 from llm_finetuner.errors import DataError, RecipeError
-from llm_finetuner.models.anatomy import Enough, capture, expose_attention
+from llm_finetuner.models.anatomy import Enough, capture, expose_attention, sort_out
 from llm_finetuner.models.loading import blocks_of, check_head, head_of
 from llm_finetuner.models.packing import check_packable, packable
 from llm_finetuner.output import Output, Want
@@ -138,16 +138,7 @@ class CausalLM:
         return Output(
             rows=rows,
             head=head_of(model),
-            features={block: layout.pick(x) for (kind, block), x in kept.items() if kind == "features"},
-            attention={
-                block: layout.pick_maps(maps) for (kind, block), maps in kept.items() if kind == "attention"
-            },
-            states={
-                block: {role: layout.pick(x) for role, x in roles.items()}
-                for (kind, block), roles in kept.items()
-                if kind == "states"
-            },
-            embeddings=layout.pick(kept["embeddings", 0]) if want.embeddings else None,
+            **sort_out(kept, layout.pick, layout.pick_maps),
             targets=targets,
             examples=layout.example_N,
         )

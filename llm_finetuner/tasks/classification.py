@@ -20,7 +20,7 @@ from llm_finetuner.data.text import Prepared
 from llm_finetuner.errors import DataError, RecipeError
 from llm_finetuner.layer_maps import POOLED
 from llm_finetuner.models import labels
-from llm_finetuner.models.anatomy import Enough, capture, expose_attention
+from llm_finetuner.models.anatomy import expose_attention, read_before, sort_out
 from llm_finetuner.models.loading import blocks_of, check_logits
 from llm_finetuner.objectives.several_labels import binary_cross_entropy, binary_kl
 from llm_finetuner.output import Head, Output, Want
@@ -171,43 +171,18 @@ class Classification:
     def run(self, model: nn.Module, batch: dict[str, Tensor], want: Want) -> Output:
         """One forward pass, which ends before the layer that scores the labels: the caller runs it."""
         counts_B, mask_BT = batch["counts"], batch["attention_mask"].bool()
-        scorer, read = labels.scorer_of(model), []
-
-        def stop(_module, args):
-            read.append(args[0])
-            raise Enough
-
-        kept, hooks = capture(model, want)
-        hooks.append(scorer.register_forward_pre_hook(stop))
-        try:
-            model(**_inputs(model, batch))
-        except Enough:
-            pass
-        finally:
-            for hook in hooks:
-                hook.remove()
-        targets_N = batch["labels"][counts_B]
-        rows_ND = _pooled(read[0], mask_BT)[counts_B] if read else targets_N.new_empty(len(targets_N), 0)
-        inside_BT = mask_BT & counts_B[:, None]
-
-        def of(kind: str) -> dict[int, Any]:
-            return {block: _pick(x, inside_BT) for (what, block), x in kept.items() if what == kind}
-
-        features = of("features")
-        if read:
-            features[POOLED] = rows_ND
+        scorer = labels.scorer_of(model)
+        read, kept = read_before(model, scorer, _inputs(model, batch), want)
+        targets_N, inside_BT = batch["labels"][counts_B], mask_BT & counts_B[:, None]
+        rows_ND = targets_N.new_empty(len(targets_N), 0) if read is None else _pooled(read, mask_BT)[counts_B]
+        found = sort_out(kept, lambda x: x[inside_BT], lambda maps: maps.transpose(1, 2)[inside_BT])
+        if read is not None:
+            found["features"][POOLED] = rows_ND
         numbers_B = counts_B.cumsum(0) - 1
         return Output(
             rows=rows_ND,
             head=Head(scorer),
-            features=features,
-            attention={
-                block: maps.transpose(1, 2)[inside_BT]
-                for (what, block), maps in kept.items()
-                if what == "attention"
-            },
-            states=of("states"),
-            embeddings=_pick(kept["embeddings", 0], inside_BT) if want.embeddings else None,
+            **found,
             targets=targets_N,
             examples=torch.arange(len(targets_N), device=targets_N.device),
             tokens=numbers_B[inside_BT.nonzero()[:, 0]],
@@ -249,8 +224,3 @@ def _pooled(read: Tensor, mask_BT: Tensor) -> Tensor:
         return read
     last_B = (mask_BT * torch.arange(mask_BT.shape[1], device=mask_BT.device)).amax(1)
     return read[torch.arange(len(read), device=read.device), last_B]
-
-
-def _pick(x: Any, inside_BT: Tensor) -> Any:
-    """What belongs to tokens, padding left out: [B, T, ...] -> [M, ...]."""
-    return {key: value[inside_BT] for key, value in x.items()} if isinstance(x, dict) else x[inside_BT]

@@ -11,19 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from llm_finetuner.benchmark.classes import Confusion
-from llm_finetuner.benchmark.quality import Tally
+from llm_finetuner.benchmark.quality import Tally, eval_mode
 from llm_finetuner.checks import check_numbers
 from llm_finetuner.data import columns, label_names, masked, tagged
 from llm_finetuner.data.examples import IGNORED
 from llm_finetuner.data.text import Prepared
-from llm_finetuner.errors import DataError, ModelError, RecipeError
+from llm_finetuner.errors import DataError, RecipeError
 from llm_finetuner.models import labels
-from llm_finetuner.models.anatomy import Enough, capture, expose_attention
-from llm_finetuner.models.loading import blocks_of
+from llm_finetuner.models.anatomy import expose_attention, read_before, sort_out
+from llm_finetuner.models.loading import blocks_of, check_logits
 from llm_finetuner.output import Head, Output, Want
 from llm_finetuner.recipe import Data
-
-TOLERANCE = 1e-3  # relative; half precision rounds by up to this
 
 
 class InPlace:
@@ -104,17 +102,9 @@ class InPlace:
         """Hold that the head is all that follows what it reads. Raises ModelError."""
         ids_1T = torch.arange(1, 5, device=model.device)[None] % model.get_input_embeddings().num_embeddings
         batch = {"input_ids": ids_1T, "attention_mask": torch.ones_like(ids_1T), "labels": ids_1T * 0}
-        training = model.training
-        model.eval()
-        wanted = model(input_ids=ids_1T).logits[0].float()
-        output = self.run(model, batch, Want())
-        got = output.head(output.rows).float()
-        model.train(training)
-        if (got - wanted).abs().max() > TOLERANCE * (1 + wanted.abs().max()):
-            raise ModelError(
-                f"{name} ({type(model).__name__}) changes its logits in a way that this version does not know",
-                "please report the model; distilling it would train on the wrong probabilities",
-            )
+        with eval_mode(model):
+            wanted, output = model(input_ids=ids_1T).logits[0], self.run(model, batch, Want())
+            check_logits(output.head(output.rows), wanted, model, name)
 
     def _best(self, model: nn.Module, coded: Any, asked: list[bool]) -> list[tuple[int, float]]:
         """(number, probability) of the best answer at each place that is asked about."""
@@ -126,34 +116,15 @@ class InPlace:
 
     def run(self, model: nn.Module, batch: dict[str, Tensor], want: Want) -> Output:
         """One forward pass, which ends before the head: the caller runs it, position by position."""
-        layer, read = self.head(model), []
-
-        def stop(_module, args):
-            read.append(args[0])
-            raise Enough
-
-        kept, hooks = capture(model, want)
-        hooks.append(layer.register_forward_pre_hook(stop))
-        try:
-            model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
-        except Enough:
-            pass
-        finally:
-            for hook in hooks:
-                hook.remove()
+        layer = self.head(model)
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        read, kept = read_before(model, layer, inputs, want)
         counted_BT, inside_BT = batch["labels"] != IGNORED, batch["attention_mask"].bool()
         targets_N = batch["labels"][counted_BT]
-
-        def of(kind: str, pick) -> dict[int, Any]:
-            return {block: pick(x) for (what, block), x in kept.items() if what == kind}
-
         return Output(
-            rows=read[0][counted_BT] if read else targets_N.new_empty(len(targets_N), 0),
+            rows=targets_N.new_empty(len(targets_N), 0) if read is None else read[counted_BT],
             head=Head(layer),
-            features=of("features", lambda x: x[inside_BT]),
-            attention=of("attention", lambda maps: maps.transpose(1, 2)[inside_BT]),
-            states=of("states", lambda roles: {role: x[inside_BT] for role, x in roles.items()}),
-            embeddings=kept["embeddings", 0][inside_BT] if want.embeddings else None,
+            **sort_out(kept, lambda x: x[inside_BT], lambda maps: maps.transpose(1, 2)[inside_BT]),
             targets=targets_N,
             examples=counted_BT.nonzero()[:, 0],
             tokens=inside_BT.nonzero()[:, 0],

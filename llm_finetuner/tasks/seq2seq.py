@@ -18,7 +18,7 @@ from llm_finetuner.data import columns, transform
 from llm_finetuner.data.examples import IGNORED
 from llm_finetuner.data.text import Prepared
 from llm_finetuner.errors import DataError, ModelError, RecipeError
-from llm_finetuner.models.anatomy import Enough, capture, expose_attention
+from llm_finetuner.models.anatomy import expose_attention, read_before, sort_out
 from llm_finetuner.models.loading import blocks_of, check_logits, entry_device, head_of, positions_of
 from llm_finetuner.output import Output, Want
 from llm_finetuner.recipe import Data
@@ -178,21 +178,10 @@ class Seq2Seq:
         targets_N = batch["labels"][counted_BS]
         read, kept = _pass(model, batch, want)
 
-        def of(kind: str) -> dict[int, Any]:
-            return {block: x for (what, block), x in kept.items() if what == kind}
-
         return Output(
             rows=targets_N.new_empty(len(targets_N), 0) if read is None else read[counted_BS],
             head=head_of(model),
-            features={block: x[counted_BS] for block, x in of("features").items()},
-            attention={
-                block: maps_BHSS.transpose(1, 2)[counted_BS] for block, maps_BHSS in of("attention").items()
-            },
-            states={
-                block: {role: x[counted_BS] for role, x in roles.items()}
-                for block, roles in of("states").items()
-            },
-            embeddings=kept["embeddings", 0][counted_BS] if want.embeddings else None,
+            **sort_out(kept, lambda x: x[counted_BS], lambda maps: maps.transpose(1, 2)[counted_BS]),
             targets=targets_N,
             examples=counted_BS.nonzero()[:, 0],
         )
@@ -204,24 +193,9 @@ def _pass(model: nn.Module, batch: dict[str, Tensor], want: Want) -> tuple[Tenso
     The model shifts the labels itself, which families do differently (mBART begins with the language, which ends its
     labels), and is stopped before it makes logits or a loss of them. T5's scale for tied heads is in what is read.
     """
-    read = []
-
-    def stop(_module, args):
-        read.append(args[0])
-        raise Enough
-
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
     if not (inputs["labels"] != IGNORED).any():  # a stand-in batch, in which mBART finds no language
         inputs["decoder_input_ids"] = torch.zeros_like(inputs.pop("labels"))
     if want.attention:
         inputs["output_attentions"] = True  # T5 of older transformers returns no maps otherwise
-    kept, hooks = capture(model, want)
-    hooks.append(model.get_output_embeddings().register_forward_pre_hook(stop))
-    try:
-        model(**inputs, use_cache=False)
-    except Enough:
-        pass
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return (read[0] if read else None), kept
+    return read_before(model, model.get_output_embeddings(), {**inputs, "use_cache": False}, want)
