@@ -40,6 +40,7 @@ LAYERS = [  # bottom first; a name is a folder, or a file without .py
     },
     {
         "assembly",
+        "task",
         "terms",
         "learner",
         "response",

@@ -165,7 +165,7 @@ def read_before(model: nn.Module, layer: nn.Module, inputs: dict, want: Want) ->
 def sort_out(
     kept: dict, pick: Callable[[Tensor], Tensor], pick_maps: Callable[[Tensor], Tensor]
 ) -> dict[str, Any]:
-    """The fields of an Output that are read of blocks, of what `capture` kept: maps by `pick_maps`, the rest by `pick`."""
+    """The fields of an Output that belong to blocks, of what `capture` kept: attention by `pick_maps`, else `pick`."""
     of: dict[str, dict] = {kind: {} for kind in ("features", "attention", "states", "embeddings")}
     for (kind, block), value in kept.items():
         if isinstance(value, dict):

@@ -5,36 +5,31 @@ share rows. A batch is padded [B, T] for everybody; only the forward pass of a m
 other rows, and what is picked from it is the same N positions in the same order.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from llm_finetuner.benchmark.quality import Tally
-from llm_finetuner.data import columns, text
+from llm_finetuner.data import text
 from llm_finetuner.data.layout import share_rows
 from llm_finetuner.errors import DataError, RecipeError
-from llm_finetuner.models.anatomy import Enough, capture, expose_attention, sort_out
-from llm_finetuner.models.loading import blocks_of, check_head, head_of
+from llm_finetuner.models.anatomy import Enough, capture, sort_out
+from llm_finetuner.models.loading import check_head, head_of
 from llm_finetuner.models.packing import check_packable, packable
 from llm_finetuner.output import Output, Want
 from llm_finetuner.recipe import Data
+from llm_finetuner.task import Task
 
 IGNORE = -100
 
 
-class CausalLM:
+class CausalLM(Task):
     """Decoder language models of transformers."""
 
-    auto = "AutoModelForCausalLM"  # of transformers
-    unfit = ("mse", "huber")  # objectives whose targets are numbers, not tokens
-    objectives: dict[str, Callable] = {}  # what stands here for objectives that methods name
-    labels = False  # whether the answers are labels with names, and not tokens
-    writes = True  # whether the models continue texts
-    adapters = True  # whether LoRA and its kin fit
-    pooled = False  # whether an answer is read off one vector of a text
-    shapes_of_text = True  # whether rows are texts that a model continues (data/shapes.py)
+    auto = "AutoModelForCausalLM"
+    writes = True
+    adapters = True
+    shapes_of_text = True
 
     def prepare_rows(self, rows: Any, tokenizer: Any, data: Data, model: nn.Module | None) -> text.Prepared:
         """Tokenise and mark what is counted. Raises DataError."""
@@ -42,38 +37,13 @@ class CausalLM:
             rows, tokenizer, text_columns=data.text_columns, max_length=data.max_length, loss_on=data.loss_on
         )
 
-    def fit(self, model: nn.Module | None, rows: Any, seed: int) -> None:
-        """Tokens are what they are."""
-
-    def check_names(self, model: nn.Module, rows: Any) -> None:
-        """Tokens have no names of their own."""
-
-    def check_labelled(self, rows: Any) -> None:
-        """Texts tell by themselves what is right."""
-
-    def check_rows(self, rows: Any) -> None:
-        """Raise DataError where there is nothing to learn."""
-        if not any((labels != IGNORE).any() for labels in columns.flat(rows, "labels")):
-            raise DataError("no token of the data counts", "labels must hold more than -100")
-
     def predict(self, model: nn.Module, tokenizer: Any, texts: list[str], max_length: int) -> list[str]:
         """Raises RecipeError: such a model writes."""
         raise RecipeError("a model for causal_lm continues texts", "generate(prompts) has it write")
 
-    def tally(self, examples: int, model: nn.Module) -> Tally:
-        """What sums up an evaluation."""
-        return Tally(examples)
-
     def check_model(self, model: nn.Module, name: str) -> None:
         """Raise ModelError where the head does what this version does not know."""
         check_head(model, name)
-
-    def width(self, model: nn.Module) -> int:
-        """Width of what the blocks put out: D."""
-        return model.config.get_text_config().hidden_size
-
-    def depth(self, model: nn.Module) -> int:
-        return len(blocks_of(model))
 
     def vocabulary(self, model: nn.Module) -> int:
         """Width of the logits: V."""
@@ -85,22 +55,11 @@ class CausalLM:
         counted=False masks every label: the stand-in batch of a process that has no example left in a step.
         packed=True says where every example stands when they share rows: packed [B, 2], row and first place.
         """
-        length = max(len(example["input_ids"]) for example in examples)
-
-        def pad(key: str, value: int) -> Tensor:
-            return torch.tensor([list(e[key]) + [value] * (length - len(e[key])) for e in examples])
-
-        batch = {
-            "input_ids": pad("input_ids", 0),
-            "attention_mask": pad("attention_mask", 0),
-            "labels": pad("labels", IGNORE),
-        }
+        batch = super().collate(examples, counted)
         if any(example.get("sampled") for example in examples):
             batch["sampled"] = torch.tensor([bool(example.get("sampled")) for example in examples])
         if packed:
             batch["packed"] = torch.tensor(_places(examples))
-        if not counted:
-            batch["labels"].fill_(IGNORE)
         return batch
 
     def count(self, batch: dict[str, Tensor]) -> int:
@@ -115,11 +74,6 @@ class CausalLM:
     def check_packing(self, model: nn.Module) -> None:
         """Raise RecipeError for a student whose examples cannot share rows. Other models are then given padded ones."""
         check_packable(model)
-
-    def prepare(self, model: nn.Module, want: Want) -> None:
-        """Make a model ready to be asked for `want`."""
-        if want.attention:
-            expose_attention(model)
 
     def run(self, model: nn.Module, batch: dict[str, Tensor], want: Want) -> Output:
         """One forward pass of the trunk; the head is left to the caller, position by position."""

@@ -4,7 +4,7 @@ Shapes: B texts, T tokens, D width of what the scoring layer reads, C labels; M 
 The positions that count (N) are the texts: N = B. What is read of the blocks belongs to the M tokens.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,34 +20,23 @@ from llm_finetuner.data.text import Prepared
 from llm_finetuner.errors import DataError, RecipeError
 from llm_finetuner.layer_maps import POOLED
 from llm_finetuner.models import labels
-from llm_finetuner.models.anatomy import expose_attention, read_before, sort_out
-from llm_finetuner.models.loading import blocks_of, check_logits
+from llm_finetuner.models.anatomy import read_before, sort_out
+from llm_finetuner.models.loading import check_logits
 from llm_finetuner.objectives.several_labels import binary_cross_entropy, binary_kl
 from llm_finetuner.output import Head, Output, Want
 from llm_finetuner.recipe import Data
+from llm_finetuner.task import Task, padded
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
-class Classification:
+class Classification(Task):
     """Models that transformers loads with AutoModelForSequenceClassification."""
 
     auto = "AutoModelForSequenceClassification"
-    unfit = ("mse", "huber")
-    objectives: dict[str, Callable] = {}
     labels = True
-    writes = False
-    adapters = False
     pooled = True
-    kind = "single"
-    shapes_of_text = False
-
-    def width(self, model: nn.Module) -> int:
-        """Width of what the blocks put out: D."""
-        return model.config.get_text_config().hidden_size
-
-    def depth(self, model: nn.Module) -> int:
-        return len(blocks_of(model))
+    kind = "single"  # or "multi"
 
     def vocabulary(self, model: nn.Module) -> int:
         """Number of labels: C."""
@@ -95,12 +84,7 @@ class Classification:
 
         counted=False marks the stand-in batch of a process that has no example left in a step: no text of it counts.
         """
-        length = max(len(example["input_ids"]) for example in examples)
-        batch = {
-            name: torch.tensor([list(e[name]) + [0] * (length - len(e[name])) for e in examples])
-            for name in INPUTS
-            if name in examples[0]
-        }
+        batch = {name: padded(examples, name) for name in INPUTS if name in examples[0]}
         batch["labels"] = self.targets(examples)
         batch["counts"] = torch.full((len(examples),), counted)
         return batch
@@ -112,10 +96,6 @@ class Classification:
     def count(self, batch: dict[str, Tensor]) -> int:
         """Texts, with a label or without."""
         return int(batch["counts"].sum())
-
-    def cost(self, batch: dict[str, Tensor]) -> tuple[int, int]:
-        """(tokens that a forward pass reads, places that it computes, which padding is the rest of)."""
-        return int(batch["attention_mask"].sum()), batch["attention_mask"].numel()
 
     @torch.no_grad()
     def predict(
@@ -162,11 +142,6 @@ class Classification:
             check_logits(
                 output.head(output.rows), model(input_ids=ids_1T, attention_mask=one).logits, model, name
             )
-
-    def prepare(self, model: nn.Module, want: Want) -> None:
-        """Make a model ready to be asked for `want`."""
-        if want.attention:
-            expose_attention(model)
 
     def run(self, model: nn.Module, batch: dict[str, Tensor], want: Want) -> Output:
         """One forward pass, which ends before the layer that scores the labels: the caller runs it."""

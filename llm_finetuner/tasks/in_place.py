@@ -4,7 +4,7 @@ Shapes: B texts, T tokens, N positions that count (labels that are not -100, whe
 reads, V labels or tokens; M tokens of all texts of the batch, to which belongs what is read of the blocks.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,77 +13,24 @@ from torch import Tensor, nn
 from llm_finetuner.benchmark.classes import Confusion
 from llm_finetuner.benchmark.quality import Tally, eval_mode
 from llm_finetuner.checks import check_numbers
-from llm_finetuner.data import columns, label_names, masked, tagged
+from llm_finetuner.data import label_names, masked, tagged
 from llm_finetuner.data.examples import IGNORED
 from llm_finetuner.data.text import Prepared
-from llm_finetuner.errors import DataError, RecipeError
+from llm_finetuner.errors import RecipeError
 from llm_finetuner.models import labels
-from llm_finetuner.models.anatomy import expose_attention, read_before, sort_out
-from llm_finetuner.models.loading import blocks_of, check_logits
+from llm_finetuner.models.anatomy import read_before, sort_out
+from llm_finetuner.models.loading import check_logits
 from llm_finetuner.output import Head, Output, Want
 from llm_finetuner.recipe import Data
+from llm_finetuner.task import Task
 
 
-class InPlace:
+class InPlace(Task):
     """What both tasks have in common."""
-
-    unfit = ("mse", "huber")
-    objectives: dict[str, Callable] = {}
-    writes = False
-    adapters = False
-    pooled = False
-    shapes_of_text = False
-
-    def width(self, model: nn.Module) -> int:
-        """Width of what the blocks put out: D."""
-        return model.config.get_text_config().hidden_size
-
-    def depth(self, model: nn.Module) -> int:
-        return len(blocks_of(model))
 
     def vocabulary(self, model: nn.Module) -> int:
         """Width of the logits: V."""
         return self.head(model).out_features
-
-    def check_rows(self, rows: Any) -> None:
-        """Raise DataError where there is nothing to learn."""
-        if not any((found != IGNORED).any() for found in columns.flat(rows, "labels")):
-            raise DataError("no token of the data counts", "labels must hold more than -100")
-
-    def check_names(self, model: nn.Module, rows: Any) -> None:
-        """Raise DataError where rows are numbered by other labels than the model's."""
-        if self.labels:
-            labels.check(model, label_names.of(rows))
-
-    def check_labelled(self, rows: Any) -> None:
-        """All rows tell what is right."""
-
-    def collate(self, examples: list[dict], counted: bool = True, packed: bool = False) -> dict[str, Tensor]:
-        """Pad on the right to the longest: {input_ids, attention_mask, labels}, each [B, T].
-
-        counted=False masks every label: the stand-in batch of a process that has no example left in a step.
-        """
-        length = max(len(example["input_ids"]) for example in examples)
-
-        def pad(key: str, value: int) -> Tensor:
-            return torch.tensor([list(e[key]) + [value] * (length - len(e[key])) for e in examples])
-
-        batch = {
-            "input_ids": pad("input_ids", 0),
-            "attention_mask": pad("attention_mask", 0),
-            "labels": pad("labels", IGNORED),
-        }
-        if not counted:
-            batch["labels"].fill_(IGNORED)
-        return batch
-
-    def count(self, batch: dict[str, Tensor]) -> int:
-        """Positions that count."""
-        return int((batch["labels"] != IGNORED).sum())
-
-    def cost(self, batch: dict[str, Tensor]) -> tuple[int, int]:
-        """(tokens that a forward pass reads, places that it computes, which padding is the rest of)."""
-        return int(batch["attention_mask"].sum()), batch["attention_mask"].numel()
 
     def check_packing(self, model: nn.Module) -> None:
         """Raises RecipeError: each token looks at all others of its row."""
@@ -91,11 +38,6 @@ class InPlace:
             "train.packing is for language models that write, not for encoders",
             "train.max_tokens fills batches to an equal number of tokens",
         )
-
-    def prepare(self, model: nn.Module, want: Want) -> None:
-        """Make a model ready to be asked for `want`."""
-        if want.attention:
-            expose_attention(model)
 
     @torch.no_grad()
     def check_model(self, model: nn.Module, name: str) -> None:
@@ -179,6 +121,10 @@ class TokenClassification(InPlace):
         labels.fit(model, label_names.of(rows), seed)
         check_numbers(rows, model.config.num_labels)
 
+    def check_names(self, model: nn.Module, rows: Any) -> None:
+        """Raise DataError where rows are numbered by other labels than the model's."""
+        labels.check(model, label_names.of(rows))
+
     def tally(self, examples: int, model: nn.Module) -> Tally:
         """What sums up an evaluation."""
         return Tally(examples, Confusion(self.vocabulary(model)))
@@ -188,7 +134,6 @@ class MaskedLM(InPlace):
     """Hidden tokens to be filled in: models that transformers loads with AutoModelForMaskedLM."""
 
     auto = "AutoModelForMaskedLM"
-    labels = False
 
     def head(self, model: nn.Module) -> nn.Module:
         """The layer whose output is the logits."""
@@ -211,10 +156,3 @@ class MaskedLM(InPlace):
             best = self._best(model, coded, [i == tokenizer.mask_token_id for i in coded["input_ids"]])
             said.append([{"token": tokenizer.decode([i]).strip(), "score": p} for i, p in best])
         return said
-
-    def fit(self, model: nn.Module, rows: Any, seed: int) -> None:
-        """Tokens are what they are."""
-
-    def tally(self, examples: int, model: nn.Module) -> Tally:
-        """What sums up an evaluation."""
-        return Tally(examples)

@@ -7,42 +7,28 @@ shifted. What is read of blocks is the decoder's, at the N positions; attention 
 Data order, train.max_tokens and tokens_per_second go by the source alone: targets of one batch may differ in length.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from llm_finetuner.benchmark.quality import Tally, eval_mode
+from llm_finetuner.benchmark.quality import eval_mode
 from llm_finetuner.data import columns, transform
 from llm_finetuner.data.examples import IGNORED
 from llm_finetuner.data.text import Prepared
 from llm_finetuner.errors import DataError, ModelError, RecipeError
-from llm_finetuner.models.anatomy import expose_attention, read_before, sort_out
-from llm_finetuner.models.loading import blocks_of, check_logits, entry_device, head_of, positions_of
+from llm_finetuner.models.anatomy import read_before, sort_out
+from llm_finetuner.models.loading import check_logits, entry_device, head_of, positions_of
 from llm_finetuner.output import Output, Want
 from llm_finetuner.recipe import Data
+from llm_finetuner.task import Task
 
 
-class Seq2Seq:
+class Seq2Seq(Task):
     """Models that transformers loads with AutoModelForSeq2SeqLM."""
 
     auto = "AutoModelForSeq2SeqLM"
-    unfit = ("mse", "huber")
-    objectives: dict[str, Callable] = {}
-    labels = False
-    writes = False  # they write texts, but none that goes on with what it was given
-    adapters = True
-    pooled = False
-    shapes_of_text = False
-
-    def width(self, model: nn.Module) -> int:
-        """Width of what the blocks put out: D."""
-        return model.config.get_text_config().hidden_size
-
-    def depth(self, model: nn.Module) -> int:
-        """Blocks of the decoder."""
-        return len(blocks_of(model))
+    adapters = True  # writes is False: they write texts, but none that goes on with what it was given
 
     def vocabulary(self, model: nn.Module) -> int:
         """Width of the logits: V."""
@@ -77,35 +63,6 @@ class Seq2Seq:
         if not any((labels != IGNORED).any() for labels in columns.flat(rows, "labels")):
             raise DataError("no token of the targets counts", "labels must hold more than -100")
 
-    def check_names(self, model: nn.Module, rows: Any) -> None:
-        """Tokens have no names of their own."""
-
-    def check_labelled(self, rows: Any) -> None:
-        """Targets tell what is right."""
-
-    def collate(self, examples: list[dict], counted: bool = True, packed: bool = False) -> dict[str, Tensor]:
-        """Pad on the right to the longest source and target: {input_ids, attention_mask} [B, T], labels [B, S].
-
-        counted=False masks every label: the stand-in batch of a process that has no example left in a step.
-        """
-
-        def pad(key: str, value: int) -> Tensor:
-            longest = max(len(example[key]) for example in examples)
-            return torch.tensor([list(e[key]) + [value] * (longest - len(e[key])) for e in examples])
-
-        batch = {
-            "input_ids": pad("input_ids", 0),
-            "attention_mask": pad("attention_mask", 0),
-            "labels": pad("labels", IGNORED),
-        }
-        if not counted:
-            batch["labels"].fill_(IGNORED)
-        return batch
-
-    def count(self, batch: dict[str, Tensor]) -> int:
-        """Target tokens that count, the first one too."""
-        return int((batch["labels"] != IGNORED).sum())
-
     def cost(self, batch: dict[str, Tensor]) -> tuple[int, int]:
         """(tokens that a forward pass reads, places that it computes, which padding is the rest of): of both stacks."""
         mask_BT, labels_BS = batch["attention_mask"], batch["labels"]
@@ -135,10 +92,6 @@ class Seq2Seq:
             said.append(tokenizer.decode(ids, skip_special_tokens=True))
         return said
 
-    def tally(self, examples: int, model: nn.Module) -> Tally:
-        """What sums up an evaluation."""
-        return Tally(examples)
-
     @torch.no_grad()
     def check_model(self, model: nn.Module, name: str) -> None:
         """Hold that the head on what it reads is what the model itself answers. Raises ModelError."""
@@ -166,11 +119,6 @@ class Seq2Seq:
                 )
             wanted = model(**batch, use_cache=False).logits
         check_logits(head_of(model)(read), wanted, model, name)
-
-    def prepare(self, model: nn.Module, want: Want) -> None:
-        """Make a model ready to be asked for `want`."""
-        if want.attention:
-            expose_attention(model)
 
     def run(self, model: nn.Module, batch: dict[str, Tensor], want: Want) -> Output:
         """One forward pass, which ends before the output layer: the caller runs it, position by position."""
