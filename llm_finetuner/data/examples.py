@@ -13,6 +13,10 @@ IGNORED = -100  # the label of a position that is not counted
 class Builder:
     """Collects examples in Arrow, batch by batch (a Python int takes nine times the room), and counts."""
 
+    first = 1  # the first label that counts: nothing predicts the one before
+    uncounted = "rows without a counted token"
+    hint = "is the completion empty, or max_length too small? loss_on='all' counts prompts too"
+
     def __init__(self) -> None:
         self.batches: list[Any] = []
         self.waiting: list[tuple[list[int], list[int], list[int]]] = []
@@ -32,7 +36,7 @@ class Builder:
 
     def add_labels(self, ids: list[int], mask: list[int], labels: list[int]) -> None:
         """One example as it is, or one more dropped if no position is counted."""
-        learned = sum(label != IGNORED for label in labels[1:])
+        learned = sum(label != IGNORED for label in labels[self.first :])
         if not learned:
             self.dropped += 1
             return
@@ -59,8 +63,8 @@ class Builder:
 
         if not self.examples:
             raise DataError(
-                f"nothing to learn: {self.dropped} rows without a counted token, {self.skipped} bad rows left out",
-                "is the completion empty, or max_length too small? loss_on='all' counts prompts too",
+                f"nothing to learn: {self.dropped} {self.uncounted}, {self.skipped} bad rows left out",
+                self.hint,
             )
         return datasets.Dataset(pa.Table.from_batches(self.batches))
 
@@ -76,3 +80,13 @@ class Builder:
             "mean_length": self.tokens / max(1, self.examples),
             "max_length": self.longest,
         }
+
+
+def check_options(dataset: "datasets.Dataset", max_length: int, on_bad_row: str) -> None:
+    """Raise DataError for options out of range and for no rows."""
+    if on_bad_row not in ("stop", "skip"):
+        raise DataError(f"on_bad_row is {on_bad_row!r}", "it is 'stop' or 'skip'")
+    if max_length < 4:
+        raise DataError(f"max_length is {max_length}", "it is 4 tokens or more")
+    if not len(dataset):
+        raise DataError("the dataset has no rows", "check the source of the data")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llm_finetuner.data import rows, shapes
-from llm_finetuner.data.examples import IGNORED
+from llm_finetuner.data.examples import IGNORED, check_options
 from llm_finetuner.data.shapes import Shape
 from llm_finetuner.data.text import Prepared
 from llm_finetuner.errors import DataError
@@ -49,7 +49,7 @@ def prepare(
     are neither chosen nor drawn. Rows that have input_ids and labels are taken as they are. Raises DataError for a
     tokenizer without a mask token, for bad rows (on_bad_row="skip" leaves them out) and if nothing is left.
     """
-    rows.check(dataset, max_length, on_bad_row)
+    check_options(dataset, max_length, on_bad_row)
     if not 0 < share <= 1:
         raise DataError(
             f"share is {share}", "the share of the tokens that are hidden is above 0 and at most 1"

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from llm_finetuner.data import shapes
-from llm_finetuner.data.examples import IGNORED, Builder
+from llm_finetuner.data.examples import Builder
 from llm_finetuner.data.text import BATCH
 from llm_finetuner.errors import DataError
 
@@ -19,24 +19,9 @@ T = TypeVar("T")
 class Unshifted(Builder):
     """A builder that counts every label, the first one too; labels may be longer or shorter than input_ids."""
 
-    def add_labels(self, ids: list[int], mask: list[int], labels: list[int]) -> None:
-        learned = sum(label != IGNORED for label in labels)
-        if not learned:
-            self.dropped += 1
-            return
-        self.waiting.append((ids, mask, labels))
-        self.examples += 1
-        self.tokens += len(ids)
-        self.counted += learned
-        self.longest = max(self.longest, len(ids))
-
-    def dataset(self) -> "datasets.Dataset":
-        if not self.examples:
-            raise DataError(
-                f"nothing to learn: {self.dropped} rows without a counted label, {self.skipped} bad rows left out",
-                "check the columns that were read, and that max_length is not too small",
-            )
-        return super().dataset()
+    first = 0
+    uncounted = "rows without a counted label"
+    hint = "check the columns that were read, and that max_length is not too small"
 
 
 class Frame(NamedTuple):
@@ -75,16 +60,6 @@ def frame(tokenizer: Any, target: bool = False) -> Frame:
         f"the tokenizer makes {inner} of 'x', and {whole} with its special tokens",
         "take a tokenizer that has an unknown token and puts special tokens around a text, not into it",
     )
-
-
-def check(dataset: "datasets.Dataset", max_length: int, on_bad_row: str) -> None:
-    """Raise DataError for options out of range and for no rows."""
-    if on_bad_row not in ("stop", "skip"):
-        raise DataError(f"on_bad_row is {on_bad_row!r}", "it is 'stop' or 'skip'")
-    if max_length < 4:
-        raise DataError(f"max_length is {max_length}", "it is 4 tokens or more")
-    if not len(dataset):
-        raise DataError("the dataset has no rows", "check the source of the data")
 
 
 def sample(dataset: "datasets.Dataset") -> list[dict]:

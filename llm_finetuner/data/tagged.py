@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from llm_finetuner.data import rows
-from llm_finetuner.data.examples import IGNORED
+from llm_finetuner.data.examples import IGNORED, check_options
 from llm_finetuner.data.shapes import Shape
 from llm_finetuner.data.text import Prepared
 from llm_finetuner.errors import DataError
@@ -92,7 +92,7 @@ def prepare(
     Rows that have input_ids and labels are taken as they are. Raises DataError for a tokenizer that cannot say which
     word a token belongs to, for bad rows (on_bad_row="skip" leaves them out) and if nothing is left.
     """
-    rows.check(dataset, max_length, on_bad_row)
+    check_options(dataset, max_length, on_bad_row)
     builder = rows.Unshifted()
     if "input_ids" in dataset.column_names:
         rows.take_ready(dataset, builder, aligned=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llm_finetuner.data import chat, shapes
-from llm_finetuner.data.examples import IGNORED, Builder
+from llm_finetuner.data.examples import IGNORED, Builder, check_options
 from llm_finetuner.data.shapes import Shape
 from llm_finetuner.errors import DataError
 
@@ -53,12 +53,7 @@ def prepare(
     """
     if loss_on not in ("completion", "all"):
         raise DataError(f"loss_on is {loss_on!r}", "it is 'completion' or 'all'")
-    if on_bad_row not in ("stop", "skip"):
-        raise DataError(f"on_bad_row is {on_bad_row!r}", "it is 'stop' or 'skip'")
-    if max_length < 4:
-        raise DataError(f"max_length is {max_length}", "it is 4 tokens or more")
-    if not len(dataset):
-        raise DataError("the dataset has no rows", "check the source of the data")
+    check_options(dataset, max_length, on_bad_row)
     builder = Builder()
     if "input_ids" in dataset.column_names:
         _take_ready(dataset, builder)
