@@ -14,6 +14,8 @@ import pytest
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 WORDS = "the a red blue old new cat dog bird house tree sees likes finds loses near under over by .".split()
 
+QUICK = {"num_epochs": 1, "batch_size": 8, "gradient_accumulation_steps": 1, "learning_rate": 1e-2}
+
 
 def sentences(count: int, seed: int = 0) -> list[str]:
     """Small talk with some regularity, so that a tiny model can learn it."""
@@ -119,3 +121,15 @@ def prepared_rows(count: int = 12, vocabulary: int = 64, seed: int = 0, prompt: 
             "labels": [[-100] * prompt + row[prompt:] for row in ids],
         }
     )
+
+
+@pytest.fixture
+def finetuner(student_folder, tmp_path):
+    from llm_finetuner.finetuner import LLMFineTuner
+
+    return LLMFineTuner(student_folder, tmp_path / "run")
+
+
+@pytest.fixture
+def rows(tokenizer):
+    return prepared_rows(16, len(tokenizer))

@@ -14,7 +14,7 @@ def gradient_of_step(task, tmp_path, student, teacher, rows, method, batch=4, ac
     student = copy.deepcopy(student)
     before = {name: p.detach().clone() for name, p in student.named_parameters()}
     recipe = Recipe(
-        task=task, method=method, options=options, student=Model("s"), teacher=Teacher("t"),
+        task=task, method=method, options=options, student=Model("s"), teacher=Teacher("t") if teacher else None,
         output=str(tmp_path / f"run{len(list(tmp_path.iterdir()))}"),
         train=Train(
             steps=1, batch_size=batch, gradient_accumulation_steps=accumulation, learning_rate=1.0, warmup=0,

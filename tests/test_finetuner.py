@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import build_gpt2, build_llama, build_tokenizer, prepared_rows, save_model
+from conftest import QUICK, build_gpt2, build_llama, build_tokenizer, save_model
 from other_tokenizers import build_other
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -15,18 +15,6 @@ from llm_finetuner import recipe_file
 from llm_finetuner.errors import DataError, ModelError, OrderError, RecipeError
 from llm_finetuner.finetuner import LLMFineTuner
 from llm_finetuner.tuning.lora import find_targets
-
-QUICK = {"num_epochs": 1, "batch_size": 8, "gradient_accumulation_steps": 1, "learning_rate": 1e-2}
-
-
-@pytest.fixture
-def finetuner(student_folder, tmp_path):
-    return LLMFineTuner(student_folder, tmp_path / "run")
-
-
-@pytest.fixture
-def rows(tokenizer):
-    return prepared_rows(16, len(tokenizer))
 
 
 def test_calls_in_a_wrong_order_say_what_to_do(finetuner, rows, teacher_folder):

@@ -5,23 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import prepared_rows
+from conftest import QUICK
 
 from llm_finetuner.errors import OrderError, RecipeError
 from llm_finetuner.finetuner import LLMFineTuner
 from llm_finetuner.recipe import Data
-
-QUICK = {"num_epochs": 1, "batch_size": 8, "gradient_accumulation_steps": 1, "learning_rate": 1e-2}
-
-
-@pytest.fixture
-def finetuner(student_folder, tmp_path):
-    return LLMFineTuner(student_folder, tmp_path / "run")
-
-
-@pytest.fixture
-def rows(tokenizer):
-    return prepared_rows(16, len(tokenizer))
 
 
 def test_a_student_named_as_a_part_waits_for_its_teacher_and_is_cut_from_it(teacher_folder, tmp_path, rows):

@@ -1,15 +1,14 @@
 """Gradients of whole training steps against a float64 reference: one SGD step of `fit` at rate 1 is the gradient."""
 
 import copy
+import functools
 
 import pytest
 import torch
 from conftest import build_gpt2, build_llama, prepared_rows
+from task_steps import gradient_of_step
 
-from llm_finetuner.assembly import Parts
 from llm_finetuner.layer_maps import layer_pairs
-from llm_finetuner.recipe import Model, Recipe, Teacher, Train
-from llm_finetuner.trainer import fit
 
 V = 64
 
@@ -18,23 +17,7 @@ def sgd(parameters, weight_decay, device):
     return torch.optim.SGD(parameters, lr=1.0)
 
 
-def gradient_of_fit(
-    tmp_path, student, teacher, rows, method, batch=4, accumulation=2, projections=None, **options
-):
-    """Minus the change of every weight in one optimizer step over all rows, and the step's record."""
-    student = copy.deepcopy(student)
-    before = {name: p.detach().clone() for name, p in student.named_parameters()}
-    recipe = Recipe(
-        method=method, options=options, student=Model("s"), teacher=Teacher("t") if teacher else None,
-        output=str(tmp_path / f"{method}{batch}{accumulation}{len(list(tmp_path.iterdir()))}"),
-        train=Train(
-            steps=1, batch_size=batch, gradient_accumulation_steps=accumulation, learning_rate=1.0, warmup=0,
-            schedule="constant", max_grad_norm=0, optimizer="test_gradients:sgd", precision="fp32", save_every=0,
-        ),
-    )  # fmt: skip
-    result = fit(recipe, Parts(student=student, teacher=copy.deepcopy(teacher), train=rows, device="cpu"))
-    after = dict(student.named_parameters())
-    return {name: before[name] - after[name].detach() for name in before}, result.history[0]
+gradient_of_fit = functools.partial(gradient_of_step, "causal_lm")
 
 
 def reference(student, teacher, rows, alpha, temperature=1.0, projection=None, pairs=()):
