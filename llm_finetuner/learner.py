@@ -121,7 +121,7 @@ class Learner(nn.Module):
                 blocks[kind_of(term)] |= {pair[side] for pair in pairs}
         hidden = blocks["features"] | blocks["hidden"] | set(layers)
         return Want(
-            layers=tuple(sorted(hidden - {POOLED})), attention=tuple(sorted(blocks["attention"])),
+            layers=tuple(sorted(hidden)), attention=tuple(sorted(blocks["attention"])),
             states=tuple(sorted(blocks["states"])), embeddings=bool(blocks["embeddings"]),
             answers=answers or POOLED in hidden,
         )  # fmt: skip

@@ -4,12 +4,13 @@ What is here most have in common. Each has these of its own: vocabulary(model), 
 prepare_rows(rows, tokenizer, data, model) -> text.Prepared; check_packing(model) and check_model(model, name), which
 raise; predict(model, tokenizer, texts, max_length); run(model, batch, want) -> Output.
 
-Shapes: B examples, T tokens, D hidden width.
+Shapes: B examples, T tokens, D hidden width; N positions that count, M tokens of all examples of a batch.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +21,14 @@ from llm_finetuner.errors import DataError
 from llm_finetuner.models.anatomy import expose_attention
 from llm_finetuner.models.loading import blocks_of
 from llm_finetuner.output import Want
+
+
+class Asked(NamedTuple):
+    """What the answers to a row hang on, and which of its positions are asked about."""
+
+    tokens: np.ndarray  # that are read, without padding
+    more: bytes  # what else the answers hang on
+    counted: np.ndarray  # bool, of each position that an answer could be compared at
 
 
 class Task:
@@ -33,6 +42,13 @@ class Task:
     adapters = False  # whether LoRA and its kin fit
     pooled = False  # whether an answer is read off one vector of a text
     shapes_of_text = False  # whether rows are texts that a model continues (data/shapes.py)
+    first = 0  # the first label that an answer is compared with
+    all_tokens = (
+        False  # whether blocks are read at all tokens of an example, whichever of its positions count
+    )
+    exclusive = (
+        True  # whether the answers at a position exclude each other: their scores are one distribution
+    )
 
     def width(self, model: nn.Module) -> int:
         """Width of what the blocks put out: D."""
@@ -72,9 +88,27 @@ class Task:
             batch["labels"].fill_(IGNORED)
         return batch
 
-    def count(self, batch: dict[str, Tensor]) -> int:
+    def count(self, batch: dict[str, Any]) -> int:
         """Positions that count."""
-        return int((batch["labels"] != IGNORED).sum())
+        return int((batch["labels"][:, self.first :] != IGNORED).sum())
+
+    def positions(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Where the positions that count stand: targets [N], examples [N] and tokens [M] of an Output."""
+        counted_BT = batch["labels"] != IGNORED
+        counted_BT[:, : self.first] = False
+        return {
+            "targets": batch["labels"][counted_BT],
+            "examples": counted_BT.nonzero()[:, 0],
+            "tokens": batch["attention_mask"].nonzero()[:, 0] if self.all_tokens else None,
+        }
+
+    def asked(self, row: Mapping[str, Any]) -> Asked:
+        """What the answers to one row hang on, padded or not. Raises DataError where padding counts."""
+        seen, labels = np.asarray(row["attention_mask"]).astype(bool), np.asarray(row["labels"])
+        counted = labels[seen][self.first :] != IGNORED
+        if counted.sum() != (labels[self.first :] != IGNORED).sum():
+            raise DataError("a label counts where attention_mask is 0", "set the labels of padding to -100")
+        return Asked(np.asarray(row["input_ids"])[seen], b"", counted)
 
     def cost(self, batch: dict[str, Tensor]) -> tuple[int, int]:
         """(tokens that a forward pass reads, places that it computes, which padding is the rest of)."""

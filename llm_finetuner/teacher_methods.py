@@ -22,7 +22,7 @@ from llm_finetuner.registry import TEACHERS, resolve
 from llm_finetuner.scheme import Writing
 from llm_finetuner.teachers.ensemble import Ensemble
 from llm_finetuner.teachers.filling import fill
-from llm_finetuner.teachers.kinds import check_mixture, check_writes
+from llm_finetuner.teachers.kinds import check_mixture
 from llm_finetuner.teachers.matched import live_teacher
 from llm_finetuner.teachers.provider import Context, Provider
 from llm_finetuner.trainer import OnEvent
@@ -127,7 +127,6 @@ class Teaching(Judging):
             built = [live_teacher(model, t, model.name_or_path, context) for model, t in members]
             return Ensemble(built, spec.options["weights"], spec.options["mixture"])
         if members:
-            check_writes(self._task, spec.kind)
             return fill(spec, context, **spec.options, given=members[0])
         return resolve(TEACHERS, spec.kind, "kind of teacher")(spec, context, **spec.options)
 
@@ -139,7 +138,7 @@ class Teaching(Judging):
 
     def cache_teacher(
         self, dataset: Any, path: str | Path, k: int = 50, *, mode: str = "top_k", draws: int = 50,
-        layers: Sequence[int] = (), on_event: OnEvent | None = None,
+        layers: Sequence[int | str] = (), on_event: OnEvent | None = None,
     ) -> dict[str, Any]:  # fmt: skip
         """Write down what the teacher answers to the rows: {"bytes_per_token", "mean_kl", "tokens", "top_mass", ...}.
 

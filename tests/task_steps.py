@@ -6,6 +6,7 @@ import torch
 
 from llm_finetuner.assembly import Parts
 from llm_finetuner.recipe import Model, Recipe, Teacher, Train
+from llm_finetuner.teachers.provider import Provider
 from llm_finetuner.trainer import fit
 
 
@@ -21,7 +22,8 @@ def gradient_of_step(task, tmp_path, student, teacher, rows, method, batch=4, ac
             schedule="constant", max_grad_norm=0, optimizer="test_gradients:sgd", precision="fp32", save_every=0,
         ),
     )  # fmt: skip
-    result = fit(recipe, Parts(student=student, teacher=copy.deepcopy(teacher), train=rows, device="cpu"))
+    heard = teacher if isinstance(teacher, Provider) else copy.deepcopy(teacher)
+    result = fit(recipe, Parts(student=student, teacher=heard, train=rows, device="cpu"))
     after = dict(student.named_parameters())
     return {name: before[name] - after[name].detach() for name in before}, result.history[0]
 

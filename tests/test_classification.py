@@ -211,15 +211,14 @@ def test_several_teachers_and_peers_teach_by_label(tmp_path, tokenizer, texts):
     assert "peer_1_forward_kl" in online.train(texts, **plan).history[0]
 
 
-def test_what_is_kept_or_asked_for_texts_is_refused(tmp_path, tokenizer, texts):
+def test_what_is_for_texts_that_are_continued_is_refused(tmp_path, tokenizer, texts):
     save(tmp_path, tokenizer, t=build_bert(names=["neg", "pos"]), s=build_bert(names=["neg", "pos"]))
     student = LLMFineTuner(tmp_path / "s", tmp_path / "run", task="classification")
     student.load_model(method="vanilla_distillation")
-    with pytest.raises(RecipeError, match="live_cached teacher answers models that continue"):
-        student.load_teacher_model(str(tmp_path / "t"), cache=tmp_path / "c")
+    for kind in ("across", "remote"):
+        with pytest.raises(RecipeError, match=f"a {kind} teacher answers models that continue"):
+            student.load_teacher_model(str(tmp_path / "t"), kind=kind)
     student.load_teacher_model(str(tmp_path / "t"))
-    with pytest.raises(RecipeError, match="cached teacher answers models that continue"):
-        student.cache_teacher(texts, tmp_path / "c")
     student.setup_self_distillation()
     with pytest.raises(RecipeError, match="early exits are for models that continue"):
         student.train(texts, num_epochs=1)

@@ -1,6 +1,7 @@
 """Tasks beside writing text at the command line and in the menu: flags, previews, mistakes, a run from a terminal."""
 # ruff: noqa: F811, I001  fixtures are arguments
 
+import contextlib
 import csv
 import json
 import random
@@ -122,10 +123,34 @@ def test_mistakes_are_told_before_anything_is_loaded(desk, capsys, words, said):
     assert said in " ".join(capsys.readouterr().err.split()) and not Path("out").exists()
 
 
-def test_no_cache_of_labels_yet(desk, capsys):
-    words = ["cache", *TAUGHT[1:7], "--to", "answers", "--set", "task=classification"]
-    assert main(words) == 2
-    assert "a cached teacher answers models that continue texts" in capsys.readouterr().err
+def test_answers_to_texts_are_kept_and_learned_from(desk, capsys):
+    words = ["--task", "classification", *TAUGHT[1:7]]
+    assert main(["cache", *words, "--to", "answers", "--keep-layers", "pooled", "3", "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert (figures["rows"], figures["tokens"], figures["bytes_per_token"]) == (18, 18, 8)
+    assert "--task classification" in figures["command"] and "--cache answers" in figures["command"]
+    run = [
+        "distill",
+        "--task",
+        "classification",
+        *words[2:4],
+        *words[6:],
+        "--cache",
+        "answers",
+        "--no-compare",
+    ]
+    plan = ["--epochs", "1", "--batch-size", "6", "--gradient-accumulation-steps", "1"]
+    named = ["--method", "8", "--objectives", "forward_kl=1", "distance=1:layers=pooled"]
+    assert main([*run, *plan, *named, "--output", "out"]) == 0
+    assert json.loads(Path("out/log.jsonl").read_text().splitlines()[0])["distance"] > 0
+    wanted = [*run, "--output", "new", "--method", "8", "--objectives", "hidden_mse=1:layers=1:2"]
+    assert main(wanted) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "keeps only those of pooled, 3" in said and "cache --task classification" in said
+    for kept, why in (("x", "invalid"), ("4", "the teacher big has blocks 0 to 3")):
+        with contextlib.suppress(SystemExit):
+            assert main(["cache", *words, "--to", "other", "--keep-layers", kept]) == 2
+        assert why in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

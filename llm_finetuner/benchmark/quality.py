@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from llm_finetuner.errors import DataError, ModelError
 from llm_finetuner.objectives.divergence import forward_kl
 from llm_finetuner.objectives.supervised import cross_entropy
-from llm_finetuner.output import Output, Want
+from llm_finetuner.output import Output, Want, moved
 from llm_finetuner.teachers.provider import Provider
 
 POSITIONS = 256  # logits of this many positions exist at a time
@@ -122,13 +122,13 @@ def _answer(task: Any, teacher: nn.Module | Provider, batch: dict[str, Tensor], 
     """What the teacher says, on the device of the first model."""
     if isinstance(teacher, Provider):
         device = next(next(iter(models.values())).parameters()).device
-        return teacher({key: value.to(device) for key, value in batch.items()}, Want())
+        return teacher(moved(batch, device), Want())
     return _run(task, teacher, batch)
 
 
 def _run(task: Any, model: nn.Module, batch: dict[str, Tensor]) -> Output:
     device = next(model.parameters()).device
-    return task.run(model, {key: value.to(device) for key, value in batch.items()}, Want())
+    return task.run(model, moved(batch, device), Want())
 
 
 def _score(

@@ -3,6 +3,7 @@
 import argparse
 
 from llm_finetuner.cli.settings import Setting, by_flag, settings
+from llm_finetuner.layer_maps import POOLED_NAME
 from llm_finetuner.registry import MENU
 
 LISTS = (
@@ -102,7 +103,7 @@ def _run(child: argparse.ArgumentParser) -> None:
 
 def _cache(child: argparse.ArgumentParser) -> None:
     child.usage = "%(prog)s --student MODEL --teacher MODEL --data SOURCE --to FOLDER [flags]"
-    _add_named(child, ("student.", "teacher.", "data."), ("train.batch_size", "train.seed"))
+    _add_named(child, ("student.", "teacher.", "data."), ("task", "train.batch_size", "train.seed"))
     child.add_argument("--to", metavar="FOLDER", help="where the cache goes; what it holds already is kept")
     child.add_argument("--k", type=int, metavar="N", help="most probable tokens a position (default: 50)")
     child.add_argument("--mode", choices=MODES, help="what is kept of an answer (default: top_k)")
@@ -111,10 +112,10 @@ def _cache(child: argparse.ArgumentParser) -> None:
     )
     child.add_argument(
         "--keep-layers",
-        type=int,
+        type=lambda word: word if word == POOLED_NAME else int(word),
         nargs="+",
         metavar="N",
-        help="teacher blocks whose hidden states are kept too",
+        help=f"teacher blocks whose hidden states are kept too; {POOLED_NAME}: what a label is read off",
     )
     add_set(child)
 

@@ -17,7 +17,7 @@ WRITING = ("causal_lm",)  # tasks whose models continue texts
 ADAPTED = ("causal_lm", "seq2seq_lm")  # tasks whose models LoRA and its kin fit
 CLASSIFYING = ("classification", "multi_label_classification")  # texts
 OF_LABELS = (*CLASSIFYING, "token_classification")  # tasks whose answers are labels
-OF_ANY_TASK = ("live", "ensemble")  # kinds of teachers that need not write
+OF_ANY_TASK = ("live", "ensemble", "cached", "live_cached")  # kinds of teachers that need not write
 
 
 def is_part(name: str) -> bool:

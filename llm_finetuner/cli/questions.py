@@ -29,7 +29,7 @@ from llm_finetuner.cli.asking import (
 )
 from llm_finetuner.cli.fitting import NO_STATES
 from llm_finetuner.cli.hub import is_on_hub
-from llm_finetuner.cli.needed import compares_blocks, fitting_kinds, is_part
+from llm_finetuner.cli.needed import OF_LABELS, compares_blocks, fitting_kinds, is_part
 from llm_finetuner.cli.plain import first_line
 from llm_finetuner.cli.prompts import BACK, Ask, Mark, Pick
 from llm_finetuner.cli.purpose import example, kinds_for, pick_task, pointless, takes_adapters, task_of
@@ -96,10 +96,11 @@ def chain(answers: Answers) -> Steps:
 
 def caching(answers: Answers) -> Steps:
     """What a teacher's answers are written down for."""
-    k = Question("job.k", lambda a: Ask("50", whole_number))
+    k = Question("job.k", lambda a: None if task_of(a) in OF_LABELS else Ask("50", whole_number))
     return [
+        plain("task", pick_task),
         *student(answers),
-        plain("teacher.name", lambda a: Ask(spoken.EXAMPLE_TEACHER, teacher_name, is_path=True)),
+        plain("teacher.name", lambda a: Ask(example(a)[1], teacher_name, is_path=True)),
         *data(),
         *known("data.max_length", "data.samples"),
         (k, k.why()),

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from llm_finetuner.cli import typed as text_of
 from llm_finetuner.cli.wording import CHOICES, FLAGS, HELP, NOTHING
 from llm_finetuner.errors import RecipeError
+from llm_finetuner.ranges import number_or_text
 from llm_finetuner.recipe import Data, Model, Recipe, Teacher, Train
 from llm_finetuner.registry import METHODS, TEACHERS, TUNINGS, menu_entry, resolve
 
@@ -111,6 +112,8 @@ class Setting:
             return items[0]  # weights: loss
         if text.lower() == "none":
             return []
+        if isinstance(kind[0], types.UnionType):
+            return [number_or_text(item) for item in items]
         wanted = {int: "whole numbers", float: "numbers"}.get(kind[0], "names")
         if not all(_reads(item, kind[0]) for item in items):
             raise RecipeError(f"{self.path} must be {wanted}, got {text!r}")

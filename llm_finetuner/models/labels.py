@@ -84,22 +84,21 @@ def _counted(names: Sequence[str], unnamed: Sequence[str]) -> bool:
     return list(names) == [str(number) for number in range(len(unnamed))]
 
 
-@torch.no_grad()
-def match(student: nn.Module, teacher: nn.Module, seed: int) -> None:
-    """Bring both to one order of labels, compared by name. Raises ModelError where they have other labels.
+def order_of(student: nn.Module, theirs: Sequence[str], seed: int) -> list[int] | None:
+    """Where each of the student's labels stands among a teacher's, compared by name; None where they stand alike.
 
-    A student whose labels nobody has named takes the teacher's; a new scoring layer is drawn from the seed. Otherwise
-    the teacher's scoring layer is put in the student's order. Labels without names of a teacher agree with numbers
-    alone: which name is LABEL_0 nobody can know.
+    A student whose labels nobody has named takes the teacher's; a new scoring layer is drawn from the seed. Labels
+    without names of a teacher agree with numbers alone: which name is LABEL_0 nobody can know. Raises ModelError where
+    the labels are other ones.
     """
-    ours, theirs = names_of(student), names_of(teacher)
+    ours, theirs = names_of(student), list(theirs)
     if ours == theirs:
-        return
+        return None
     if generic(ours):
         return rename(student, theirs, seed)
     if generic(theirs):
         if _counted(ours, theirs):
-            return rename(teacher, ours, seed)
+            return None
         raise ModelError(
             f"the student's labels are {', '.join(ours)}, and the teacher's {len(theirs)} have no names",
             "write id2label into the teacher's config.json: nobody else knows which of them is LABEL_0",
@@ -110,8 +109,15 @@ def match(student: nn.Module, teacher: nn.Module, seed: int) -> None:
             f"student and teacher have other labels: {', '.join(ours)} against {', '.join(theirs)}",
             "take a teacher that was trained on the same labels; they are compared by name",
         )
-    order = [places[name.casefold()] for name in ours]
-    scorer = scorer_of(teacher)
-    for weight in scorer.parameters():
-        weight.copy_(weight[order].clone())
-    rename(teacher, ours, seed)
+    return [places[name.casefold()] for name in ours]
+
+
+@torch.no_grad()
+def match(student: nn.Module, teacher: nn.Module, seed: int) -> None:
+    """Bring both to one order of labels, as `order_of` compares them: the teacher's scoring layer is put in it."""
+    order = order_of(student, names_of(teacher), seed)
+    if order is not None:
+        for weight in scorer_of(teacher).parameters():
+            weight.copy_(weight[order].clone())
+    if names_of(teacher) != names_of(student):
+        rename(teacher, names_of(student), seed)

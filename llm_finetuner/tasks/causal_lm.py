@@ -30,6 +30,7 @@ class CausalLM(Task):
     writes = True
     adapters = True
     shapes_of_text = True
+    first = 1  # nothing predicts the one before
 
     def prepare_rows(self, rows: Any, tokenizer: Any, data: Data, model: nn.Module | None) -> text.Prepared:
         """Tokenise and mark what is counted. Raises DataError."""
@@ -62,9 +63,13 @@ class CausalLM(Task):
             batch["packed"] = torch.tensor(_places(examples))
         return batch
 
-    def count(self, batch: dict[str, Tensor]) -> int:
-        """Positions that count: labels but the first, which nothing predicts."""
-        return int((batch["labels"][:, 1:] != IGNORE).sum())
+    def positions(self, batch: dict[str, Tensor]) -> dict[str, Any]:
+        """Where the positions that count stand; what the student wrote itself is no ground truth."""
+        found = super().positions(batch)
+        if "sampled" in batch:  # [B]
+            wrote_N = batch["sampled"][found["examples"]]
+            found["targets"] = torch.where(wrote_N, IGNORE, found["targets"])
+        return found
 
     def cost(self, batch: dict[str, Tensor]) -> tuple[int, int]:
         """(tokens that a forward pass reads, places that it computes, which padding is the rest of)."""
@@ -82,19 +87,15 @@ class CausalLM(Task):
         try:
             rows = layout.pick(model.base_model(**layout.inputs, use_cache=False).last_hidden_state)
         except Enough:
-            rows = layout.targets_N.new_empty(len(layout.targets_N), 0)
+            rows = layout.example_N.new_empty(len(layout.example_N), 0)
         finally:
             for hook in hooks:
                 hook.remove()
-        targets = layout.targets_N
-        if "sampled" in batch:  # [B]: what the student wrote itself is no ground truth
-            targets = torch.where(batch["sampled"][layout.example_N], IGNORE, targets)
         return Output(
             rows=rows,
             head=head_of(model),
             **sort_out(kept, layout.pick, layout.pick_maps),
-            targets=targets,
-            examples=layout.example_N,
+            **self.positions(batch),
         )
 
 
@@ -108,7 +109,6 @@ class _Layout:
     def __init__(self, batch: dict[str, Tensor], packed: bool):
         ids_BT, labels_BT = batch["input_ids"], batch["labels"]
         self.example_N, label_N = _counted(labels_BT).nonzero(as_tuple=True)
-        self.targets_N = labels_BT[self.example_N, label_N]
         self.tokens, self.first_N = ids_BT.shape[1], None
         self.read_B = _tokens_read(labels_BT)
         self.row_N, self.place_N = self.example_N, label_N - 1  # of [R, L], which is [B, T] where padded

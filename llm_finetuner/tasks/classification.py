@@ -4,9 +4,10 @@ Shapes: B texts, T tokens, D width of what the scoring layer reads, C labels; M 
 The positions that count (N) are the texts: N = B. What is read of the blocks belongs to the M tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,7 +26,7 @@ from llm_finetuner.models.loading import check_logits
 from llm_finetuner.objectives.several_labels import binary_cross_entropy, binary_kl
 from llm_finetuner.output import Head, Output, Want
 from llm_finetuner.recipe import Data
-from llm_finetuner.task import Task, padded
+from llm_finetuner.task import Asked, Task, padded
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
@@ -36,6 +37,7 @@ class Classification(Task):
     auto = "AutoModelForSequenceClassification"
     labels = True
     pooled = True
+    all_tokens = True
     kind = "single"  # or "multi"
 
     def vocabulary(self, model: nn.Module) -> int:
@@ -93,9 +95,28 @@ class Classification(Task):
         """Class numbers: [B]."""
         return torch.tensor([example["labels"][0] for example in examples])
 
-    def count(self, batch: dict[str, Tensor]) -> int:
+    def count(self, batch: dict[str, Any]) -> int:
         """Texts, with a label or without."""
         return int(batch["counts"].sum())
+
+    def positions(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Where the texts stand: targets [N] or [N, C], examples [N] and tokens [M] of an Output."""
+        counts_B, targets = batch["counts"], batch["labels"][batch["counts"]]
+        text_M = _inside(batch).nonzero()[:, 0]
+        return {
+            "targets": targets,
+            "examples": torch.arange(len(targets), device=targets.device),
+            "tokens": (counts_B.cumsum(0) - 1)[text_M],
+        }
+
+    def asked(self, row: Mapping[str, Any]) -> Asked:
+        """What the answer to one row hangs on, padded or not. It is asked for with a label or without."""
+        seen = np.asarray(row["attention_mask"]).astype(bool)
+        segments, more = np.asarray(row.get("token_type_ids", 0), np.uint8), b""
+        if segments.any():  # those of a single text are what they are where there are none
+            more = b"segments" + segments[seen].tobytes()
+        counted = np.array([row.get("counts", True)], bool)
+        return Asked(np.asarray(row["input_ids"])[seen], more, counted)
 
     @torch.no_grad()
     def predict(
@@ -145,29 +166,23 @@ class Classification(Task):
 
     def run(self, model: nn.Module, batch: dict[str, Tensor], want: Want) -> Output:
         """One forward pass, which ends before the layer that scores the labels: the caller runs it."""
-        counts_B, mask_BT = batch["counts"], batch["attention_mask"].bool()
+        counts_B, mask_BT, inside_BT = batch["counts"], batch["attention_mask"].bool(), _inside(batch)
         scorer = labels.scorer_of(model)
         read, kept = read_before(model, scorer, _inputs(model, batch), want)
-        targets_N, inside_BT = batch["labels"][counts_B], mask_BT & counts_B[:, None]
-        rows_ND = targets_N.new_empty(len(targets_N), 0) if read is None else _pooled(read, mask_BT)[counts_B]
+        where = self.positions(batch)
+        none = where["targets"].new_empty(len(where["targets"]), 0)
+        rows_ND = none if read is None else _pooled(read, mask_BT)[counts_B]
         found = sort_out(kept, lambda x: x[inside_BT], lambda maps: maps.transpose(1, 2)[inside_BT])
-        if read is not None:
+        if POOLED in want.layers:
             found["features"][POOLED] = rows_ND
-        numbers_B = counts_B.cumsum(0) - 1
-        return Output(
-            rows=rows_ND,
-            head=Head(scorer),
-            **found,
-            targets=targets_N,
-            examples=torch.arange(len(targets_N), device=targets_N.device),
-            tokens=numbers_B[inside_BT.nonzero()[:, 0]],
-        )
+        return Output(rows=rows_ND, head=Head(scorer), **found, **where)
 
 
 class SeveralLabels(Classification):
     """Any number of labels for a text, each true or false for itself; targets are [B, C] of 0 and 1."""
 
     kind = "multi"
+    exclusive = False
     objectives = {"cross_entropy": binary_cross_entropy, "forward_kl": binary_kl}
     unfit = (
         "mse", "huber", "reverse_kl", "adaptive_kl", "alpha_beta", "total_variation", "jsd", "skew_forward_kl",
@@ -191,6 +206,11 @@ def _inputs(model: nn.Module, batch: Any) -> dict[str, Tensor]:
     """What the model reads of a batch: segments only where it has an embedding for them."""
     segments = model.config.to_dict().get("type_vocab_size", 0) > 1
     return {name: batch[name] for name in INPUTS if name in batch and (segments or name != "token_type_ids")}
+
+
+def _inside(batch: Any) -> Tensor:
+    """Which places hold a token of a text that counts: [B, T]."""
+    return batch["attention_mask"].bool() & batch["counts"][:, None]
 
 
 def _pooled(read: Tensor, mask_BT: Tensor) -> Tensor:

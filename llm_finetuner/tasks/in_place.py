@@ -28,6 +28,8 @@ from llm_finetuner.task import Task
 class InPlace(Task):
     """What both tasks have in common."""
 
+    all_tokens = True
+
     def vocabulary(self, model: nn.Module) -> int:
         """Width of the logits: V."""
         return self.head(model).out_features
@@ -62,14 +64,12 @@ class InPlace(Task):
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
         read, kept = read_before(model, layer, inputs, want)
         counted_BT, inside_BT = batch["labels"] != IGNORED, batch["attention_mask"].bool()
-        targets_N = batch["labels"][counted_BT]
+        found = self.positions(batch)
         return Output(
-            rows=targets_N.new_empty(len(targets_N), 0) if read is None else read[counted_BT],
+            rows=found["targets"].new_empty(len(found["targets"]), 0) if read is None else read[counted_BT],
             head=Head(layer),
             **sort_out(kept, lambda x: x[inside_BT], lambda maps: maps.transpose(1, 2)[inside_BT]),
-            targets=targets_N,
-            examples=counted_BT.nonzero()[:, 0],
-            tokens=inside_BT.nonzero()[:, 0],
+            **found,
         )
 
 

@@ -7,8 +7,10 @@ shifted. What is read of blocks is the decoder's, at the N positions; attention 
 Data order, train.max_tokens and tokens_per_second go by the source alone: targets of one batch may differ in length.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,7 +23,7 @@ from llm_finetuner.models.anatomy import read_before, sort_out
 from llm_finetuner.models.loading import check_logits, entry_device, head_of, positions_of
 from llm_finetuner.output import Output, Want
 from llm_finetuner.recipe import Data
-from llm_finetuner.task import Task
+from llm_finetuner.task import Asked, Task
 
 
 class Seq2Seq(Task):
@@ -69,6 +71,13 @@ class Seq2Seq(Task):
         end_S = torch.arange(1, labels_BS.shape[1] + 1, device=labels_BS.device)
         targets = ((labels_BS != IGNORED) * end_S).amax(1).sum()  # what is masked before the last one is read
         return int(mask_BT.sum() + targets), mask_BT.numel() + labels_BS.numel()
+
+    def asked(self, row: Mapping[str, Any]) -> Asked:
+        """What the answers to one row hang on, padded or not: its source, and its target up to what counts last."""
+        seen, labels = np.asarray(row["attention_mask"]).astype(bool), np.asarray(row["labels"])
+        target = labels[: np.flatnonzero(labels != IGNORED).max(initial=-1) + 1]
+        read = b"target" + target.astype("<i4").tobytes()
+        return Asked(np.asarray(row["input_ids"])[seen], read, target != IGNORED)
 
     # ---- models
 
@@ -122,16 +131,13 @@ class Seq2Seq(Task):
 
     def run(self, model: nn.Module, batch: dict[str, Tensor], want: Want) -> Output:
         """One forward pass, which ends before the output layer: the caller runs it, position by position."""
-        counted_BS = batch["labels"] != IGNORED
-        targets_N = batch["labels"][counted_BS]
+        counted_BS, found = batch["labels"] != IGNORED, self.positions(batch)
         read, kept = _pass(model, batch, want)
-
         return Output(
-            rows=targets_N.new_empty(len(targets_N), 0) if read is None else read[counted_BS],
+            rows=found["targets"].new_empty(len(found["targets"]), 0) if read is None else read[counted_BS],
             head=head_of(model),
             **sort_out(kept, lambda x: x[counted_BS], lambda maps: maps.transpose(1, 2)[counted_BS]),
-            targets=targets_N,
-            examples=counted_BS.nonzero()[:, 0],
+            **found,
         )
 
 
