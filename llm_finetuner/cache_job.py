@@ -63,7 +63,7 @@ def cache_answers(
     for part in rows:
         teacher.check(part)
     name = recipe.teacher.name if recipe.teacher else model.name_or_path
-    about = {**of_answers(name, model, context), **files}
+    about = {**of_answers(name, model, teacher, context), **files}
     width = len(teacher.columns) if isinstance(teacher.columns, Tensor) else teacher.columns
     width = width or task.vocabulary(model)
     return write_cache(

@@ -13,7 +13,7 @@ from llm_finetuner import recipe_file
 from llm_finetuner.assembly import Parts, evenly, load_rows
 from llm_finetuner.benchmark.speed import cost_ratio
 from llm_finetuner.benchmark.verdict import Entry, verdict
-from llm_finetuner.checks import common_vocabulary
+from llm_finetuner.checks import common_vocabulary, read_alike
 from llm_finetuner.engine import default_device
 from llm_finetuner.errors import OrderError
 from llm_finetuner.models import loading
@@ -22,11 +22,16 @@ from llm_finetuner.recipe import Recipe, with_method
 from llm_finetuner.registry import TASKS, resolve
 from llm_finetuner.report.write import write
 from llm_finetuner.run import read_log
-from llm_finetuner.teachers.provider import Provider
+from llm_finetuner.teachers.matched import live_teacher
+from llm_finetuner.teachers.provider import Context, Provider
 from llm_finetuner.trainer import OnEvent, fit
 from llm_finetuner.tuning.tuned import Tuned
 
 SAMPLES = 32  # prompts that completions are generated for
+OWN_TOKENS = (
+    "the teacher cuts the texts into other tokens than the student: tokens a second, and the compute of a step, are "
+    "counted in each model's own"
+)
 
 
 @dataclass
@@ -70,8 +75,12 @@ def compare(
             "compute is compared by the seconds of the steps: writing texts or a cache beforehand is not in them"
         )
     if teacher is not None:
-        where = _folder(recipe.teacher.name) if recipe.teacher else None
-        entries.append(Entry("teacher", "teacher", teacher, subject.tokenizer, where))
+        where, reader = (
+            _folder(recipe.teacher.name) if recipe.teacher else None,
+            _reader(subject, task, teacher),
+        )
+        entries.append(Entry("teacher", "teacher", teacher, subject.tokenizer, where, reader=reader))
+        warnings += [] if reader is None else [OWN_TOKENS]
     elif recipe.distils and recipe.scheme.teacher == "given":
         warnings.append(
             "the teacher is not loaded here (a cache, an endpoint or several models): the table has no line for it"
@@ -98,6 +107,17 @@ def compare(
 def writer(teacher: nn.Module | Provider | None) -> nn.Module | None:
     """The teacher where it is one model, which can write texts and be measured."""
     return teacher if isinstance(teacher, nn.Module) else None
+
+
+def _reader(subject: Subject, task: Any, teacher: nn.Module) -> Provider | None:
+    """What answers the rows with a teacher that has tokens of its own; None where it reads them as they are."""
+    parts, model = subject.parts, subject.parts.tuned.model
+    if read_alike(task, subject.tokenizer, parts.teacher_tokenizer)[0]:
+        return None
+    context = Context(task, model, subject.tokenizer, model.device, lambda text: None)
+    reader = live_teacher(teacher, parts.teacher_tokenizer, "the teacher", context)
+    reader.check(subject.rows)
+    return reader
 
 
 def _cost(subject: Subject, teacher: nn.Module | None, baseline: list[dict]) -> float:
@@ -215,13 +235,21 @@ def compare_run(
     )
     live = recipe.teacher and recipe.teacher.kind == "live" and recipe.scheme.teacher != "peers"
     theirs = loading.load_tokenizer(recipe.teacher.name) if live else None
-    live = live and loading.same_vocabulary(tokenizer, theirs)[0]
+    alike = read_alike(task, tokenizer, theirs)[0]
+    live = live and (alike or task.keeps_texts)
     teacher = load_teacher(recipe.teacher, where, task.auto) if live else None
-    if teacher is not None:
+    if teacher is not None and alike:
         common_vocabulary(task, model, teacher, tokenizer, theirs)
     subject = Subject(
         recipe=recipe,
-        parts=Parts(tuned=Tuned(model), teacher=teacher, train=train, held_out=held_out, device=device),
+        parts=Parts(
+            tuned=Tuned(model),
+            teacher=teacher,
+            teacher_tokenizer=theirs,
+            train=train,
+            held_out=held_out,
+            device=device,
+        ),
         tokenizer=tokenizer,
         untouched=lambda: load_untouched(recipe, where, train),
         rows=held_out if held_out is not None else train,

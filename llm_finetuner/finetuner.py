@@ -100,8 +100,8 @@ class LLMFineTuner(Teaching, Judging):
             self._parts.student = load_student(self.recipe, self.device)
             self.tokenizer  # noqa: B018  a folder without tokenizer should fail now, not after training
         self._parts.tuned, self._last, self._phases = None, None, []
-        if self._members and self._task.labels:
-            self._set_teacher(self.recipe.teacher, self._members)  # their labels are those of the student
+        if self._parts.teacher is not None and self._task.labels:
+            self._set_teacher(self.recipe.teacher, self._members)  # its labels are those of the student
 
     # ---- data
 

@@ -13,7 +13,7 @@ from llm_finetuner import comparison
 from llm_finetuner.assembly import Parts, fit_length
 from llm_finetuner.benchmark import text as generation
 from llm_finetuner.benchmark.quality import eval_mode, evaluate
-from llm_finetuner.checks import check_rows, common_vocabulary
+from llm_finetuner.checks import check_rows, common_vocabulary, read_alike
 from llm_finetuner.data import sources
 from llm_finetuner.errors import DataError, ModelError, OrderError, RecipeError
 from llm_finetuner.export.beside import stop_early
@@ -22,7 +22,8 @@ from llm_finetuner.models import loading
 from llm_finetuner.models.shrink import parse_share
 from llm_finetuner.recipe import Recipe
 from llm_finetuner.registry import TASKS, resolve
-from llm_finetuner.teachers.provider import Provider
+from llm_finetuner.teachers.matched import live_teacher
+from llm_finetuner.teachers.provider import Context, Provider
 from llm_finetuner.trainer import OnEvent, TrainResult
 
 TEACHER_THEN_STUDENT = (
@@ -37,6 +38,7 @@ class Judging:
     device: torch.device
     benchmarked_against: str = ""
     _parts: Parts
+    _given: nn.Module | None
     _untouched: nn.Module | None = None
     _last: TrainResult | None = None
     _phases: list[tuple[Recipe, list[dict]]] = []  # (recipe, history) of each train() since load_model()
@@ -67,20 +69,26 @@ class Judging:
         rows = self._prepare(dataset).dataset
         self._task.check_names(self.model, rows)
         check_rows(rows, self.model)
-        teacher = self._parts.teacher
-        if isinstance(teacher, Provider):
-            teacher = self._fitting(teacher, rows)
-        elif teacher is not None:
-            check_rows(rows, teacher)
         quality = evaluate(
             self._task,
             self._stopped(exit_layer),
             rows,
             batch_size=batch_size,
-            teacher=teacher,
+            teacher=self._heard(rows),
             vocabulary=self._shared(),
         )
         return quality.summary()
+
+    def _heard(self, rows: Any) -> nn.Module | Provider | None:
+        """What answers these rows: the teacher, or what reads them for it; None where it has answers to others only."""
+        teacher, theirs = self._parts.teacher, self._parts.teacher_tokenizer
+        if isinstance(teacher, nn.Module) and not self._alike():
+            teacher = live_teacher(teacher, theirs, "the teacher", self._context())
+        if isinstance(teacher, Provider):
+            return self._fitting(teacher, rows)
+        if teacher is not None:
+            check_rows(rows, teacher)
+        return teacher
 
     def _fitting(self, teacher: Provider, rows: Any) -> Provider | None:
         """The teacher, or None for stored answers that do not hold these rows: the student is scored without it."""
@@ -244,9 +252,25 @@ class Judging:
     def _shared(self) -> int | None:
         if not isinstance(self._parts.teacher, nn.Module):
             return None
-        return common_vocabulary(
-            self._task, self.model, self._parts.teacher, self._parts.tokenizer, self._parts.teacher_tokenizer
-        )
+        tokenizers = self._parts.tokenizer, self._parts.teacher_tokenizer
+        if self._task.keeps_texts and not self._alike():
+            tokenizers = None, None  # each reads the texts itself
+        return common_vocabulary(self._task, self.model, self._parts.teacher, *tokenizers)
+
+    def _alike(self) -> bool:
+        """Whether the teacher reads the student's rows as they are."""
+        return read_alike(self._task, self._parts.tokenizer, self._parts.teacher_tokenizer)[0]
+
+    def _context(self) -> Context:
+        """What a teacher is built for."""
+        return Context(
+            self._task, self.model, self._tokenizer_if_any(), self.device, lambda text: None, self.recipe.train.seed,
+            self.recipe.output,
+        )  # fmt: skip
+
+    def _tokenizer_if_any(self) -> Any:
+        """The student's tokenizer; None for a model that came as an object without one."""
+        return self._parts.tokenizer if self._given is not None else self.tokenizer
 
     def _load_untouched(self) -> nn.Module:
         if self._untouched is not None:

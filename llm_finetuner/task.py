@@ -2,7 +2,8 @@
 
 What is here most have in common. Each has these of its own: vocabulary(model), the width of the logits;
 prepare_rows(rows, tokenizer, data, model) -> text.Prepared; check_packing(model) and check_model(model, name), which
-raise; predict(model, tokenizer, texts, max_length); run(model, batch, want) -> Output.
+raise; predict(model, tokenizer, texts, max_length); run(model, batch, want) -> Output. Where it keeps texts it has also
+read_anew(batch, tokenizer, limit), the batch in other tokens, and check_texts(rows), which raises.
 
 Shapes: B examples, T tokens, D hidden width; N positions that count, M tokens of all examples of a batch.
 """
@@ -43,12 +44,9 @@ class Task:
     pooled = False  # whether an answer is read off one vector of a text
     shapes_of_text = False  # whether rows are texts that a model continues (data/shapes.py)
     first = 0  # the first label that an answer is compared with
-    all_tokens = (
-        False  # whether blocks are read at all tokens of an example, whichever of its positions count
-    )
-    exclusive = (
-        True  # whether the answers at a position exclude each other: their scores are one distribution
-    )
+    all_tokens = False  # whether blocks are read at all tokens of an example, whatever counts of it
+    keeps_texts = False  # whether rows keep their texts, which a teacher can read in tokens of its own
+    exclusive = True  # whether the answers at a position exclude each other: they are one distribution
 
     def width(self, model: nn.Module) -> int:
         """Width of what the blocks put out: D."""
@@ -113,6 +111,13 @@ class Task:
     def cost(self, batch: dict[str, Tensor]) -> tuple[int, int]:
         """(tokens that a forward pass reads, places that it computes, which padding is the rest of)."""
         return int(batch["attention_mask"].sum()), batch["attention_mask"].numel()
+
+    def read_anew(self, batch: dict[str, Any], tokenizer: Any, limit: int | None) -> dict[str, Any]:
+        """A batch in another tokenizer's tokens, at most `limit` a text, on the CPU; where rows keep their texts."""
+        raise NotImplementedError
+
+    def check_texts(self, rows: Any) -> None:
+        """Raise DataError where rows do not hold the texts that `read_anew` reads."""
 
     # ---- models
 

@@ -11,7 +11,7 @@ from llm_finetuner import chain, recipe_file
 from llm_finetuner import sweep as search
 from llm_finetuner.assembly import Parts, hardest
 from llm_finetuner.cache_job import cache_answers
-from llm_finetuner.checks import common_vocabulary
+from llm_finetuner.checks import common_vocabulary, read_alike
 from llm_finetuner.errors import ModelError, OrderError, RecipeError
 from llm_finetuner.judging import TEACHER_THEN_STUDENT, Judging
 from llm_finetuner.models import loading
@@ -24,7 +24,7 @@ from llm_finetuner.teachers.ensemble import Ensemble
 from llm_finetuner.teachers.filling import fill
 from llm_finetuner.teachers.kinds import check_mixture
 from llm_finetuner.teachers.matched import live_teacher
-from llm_finetuner.teachers.provider import Context, Provider
+from llm_finetuner.teachers.provider import Provider
 from llm_finetuner.trainer import OnEvent
 from llm_finetuner.writing import write_rows
 
@@ -34,7 +34,6 @@ Model = str | nn.Module
 class Teaching(Judging):
     """The part of LLMFineTuner that deals with teachers."""
 
-    _given: nn.Module | None
     _members: list[tuple[nn.Module, Any]] = []  # the live teachers with their tokenizers
 
     def load_teacher_model(
@@ -103,8 +102,10 @@ class Teaching(Judging):
             (model, tokenizer), *_ = members
             self._parts.teacher, self._parts.teacher_tokenizer = model, tokenizer
             ours = None if self.model is None else self._tokenizer_if_any()
-            if None not in (ours, tokenizer) and not loading.same_vocabulary(ours, tokenizer)[0]:
-                self._parts.teacher = self._provider(recipe, members)  # the same tokens under other numbers
+            if not read_alike(self._task, ours, tokenizer)[0]:
+                provider = self._provider(recipe, members)  # refuses what cannot be
+                if not self._task.keeps_texts:
+                    self._parts.teacher = provider  # the same tokens under other numbers
             elif self.model is not None:
                 common_vocabulary(self._task, self.model, model, ours, tokenizer, recipe.train.seed)
         else:
@@ -115,11 +116,7 @@ class Teaching(Judging):
     def _provider(self, recipe: Recipe, members: list[tuple[nn.Module, Any]]) -> Provider:
         """What answers in place of a single live model. Raises OrderError, RecipeError, DataError."""
         self._need_model()
-        context = Context(
-            self._task, self.model, self._tokenizer_if_any(), self.device, lambda text: None, recipe.train.seed,
-            recipe.output,
-        )  # fmt: skip
-        spec = recipe.teacher
+        context, spec = self._context(), recipe.teacher
         if spec.kind == "live":
             return live_teacher(*members[0], spec.name, context)
         if spec.kind == "ensemble":
@@ -129,10 +126,6 @@ class Teaching(Judging):
         if members:
             return fill(spec, context, **spec.options, given=members[0])
         return resolve(TEACHERS, spec.kind, "kind of teacher")(spec, context, **spec.options)
-
-    def _tokenizer_if_any(self) -> Any:
-        """The student's tokenizer; None for a model that came as an object without one."""
-        return self._parts.tokenizer if self._given is not None else self.tokenizer
 
     # ---- what teachers leave on disk
 

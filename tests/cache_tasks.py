@@ -69,7 +69,9 @@ def context_of(task, student) -> Context:
 def write(teacher, rows, folder, context, **options):
     live = live_teacher(teacher, None, "t", context)
     options = {"vocabulary": context.task.vocabulary(context.student), **options}
-    return write_cache(live, context.task, rows, folder, about=of_answers("t", teacher, context), **options)
+    return write_cache(
+        live, context.task, rows, folder, about=of_answers("t", teacher, live, context), **options
+    )
 
 
 def read(folder, context):

@@ -246,7 +246,7 @@ def test_tokenizer_without_segments(tokenizer, bert):
         tokenizer_object=tokenizer.backend_tokenizer, model_input_names=["input_ids", "attention_mask"]
     )
     made = prepare([0, 1], plain, ["0", "1"])
-    assert made.dataset.column_names == ["input_ids", "attention_mask", "labels"]
+    assert made.dataset.column_names == ["input_ids", "attention_mask", "texts", "labels"]
     assert plain.decode(made.dataset[0]["input_ids"]) == "the the sees"
 
 

@@ -98,6 +98,7 @@ def evaluate_all(
 ) -> dict[str, Quality]:
     """Score several models on the same rows, with one pass of the teacher for all of them.
 
+    Where the teacher is a Provider that gives the answers of one of the models, that one is scored on what it gives.
     `vocabulary` is the number of tokens that are real: logits of padded columns beyond it are left out on both
     sides. Raises DataError when no token counts, ModelError when a model's vocabulary is not as wide as the
     teacher's.
@@ -105,14 +106,16 @@ def evaluate_all(
     tallies = {name: task.tally(len(rows), model) for name, model in models.items()}
     lengths = [len(row["input_ids"]) for row in rows]
     order = sorted(range(len(rows)), key=lengths.__getitem__, reverse=True)
-    view = teacher.view if isinstance(teacher, Provider) else lambda logits_nV: logits_nV
-    with eval_mode(*models.values(), *([teacher] if isinstance(teacher, nn.Module) else [])):
+    heard = isinstance(teacher, Provider)
+    view = teacher.view if heard else lambda logits_nV: logits_nV
+    answered = teacher.model if heard else teacher
+    with eval_mode(*models.values(), *([] if heard or teacher is None else [teacher])):
         for start in range(0, len(order), batch_size):
             picked = order[start : start + batch_size]
             batch = task.collate([rows[index] for index in picked])
             said = _answer(task, teacher, batch, models) if teacher else None
             for name, model in models.items():
-                output = said if model is teacher else _run(task, model, batch)
+                output = said if model is answered else _run(task, model, batch)
                 numbers = torch.tensor(picked)[output.examples.cpu()]
                 _score(output, said, numbers, tallies[name], vocabulary, view)
     return {name: tally.quality(teacher is not None) for name, tally in tallies.items()}

@@ -31,6 +31,7 @@ from torch import nn
 from llm_finetuner.benchmark import judge, speed, text
 from llm_finetuner.benchmark.quality import RESAMPLES, Quality, evaluate_all, paired_difference
 from llm_finetuner.errors import DataError
+from llm_finetuner.teachers.provider import Provider
 
 SAMPLES = 2
 FORMULAS = {
@@ -57,7 +58,10 @@ FORMULAS = {
 
 @dataclass(frozen=True)
 class Entry:
-    """A model to be compared. steps and seconds are those of its training, None where it was not trained here."""
+    """A model to be compared. steps and seconds are those of its training, None where it was not trained here.
+
+    reader: of a teacher that reads the rows in its own tokens, what answers them with it.
+    """
 
     name: str
     role: Literal["teacher", "untouched", "distilled", "tuned", "baseline_steps", "baseline_compute"]
@@ -66,6 +70,7 @@ class Entry:
     folder: str | Path | None = None
     steps: int | None = None
     seconds: float | None = None
+    reader: Provider | None = None
 
 
 def verdict(
@@ -90,7 +95,8 @@ def verdict(
     models = {entry.name: entry.model for entry in entries}
     if vocabulary is None and len({task.vocabulary(model) for model in models.values()}) > 1:
         vocabulary = len(entries[0].tokenizer)  # heads padded to different widths: the rest names no token
-    options = {"batch_size": batch_size, "teacher": teacher and teacher.model, "vocabulary": vocabulary}
+    heard = teacher and (teacher.reader or teacher.model)
+    options = {"batch_size": batch_size, "teacher": heard, "vocabulary": vocabulary}
     qualities = evaluate_all(task, models, rows, **options)
     differences = _differences(entries, qualities, seed)
     lines = _sizes_and_speeds(entries, rows)

@@ -4,6 +4,7 @@ Shapes: B texts, T tokens, D width of what the scoring layer reads, C labels; M 
 The positions that count (N) are the texts: N = B. What is read of the blocks belongs to the M tokens.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,7 +25,7 @@ from llm_finetuner.models import labels
 from llm_finetuner.models.anatomy import read_before, sort_out
 from llm_finetuner.models.loading import check_logits
 from llm_finetuner.objectives.several_labels import binary_cross_entropy, binary_kl
-from llm_finetuner.output import Head, Output, Want
+from llm_finetuner.output import Head, Output, Want, moved
 from llm_finetuner.recipe import Data
 from llm_finetuner.task import Asked, Task, padded
 
@@ -38,6 +39,7 @@ class Classification(Task):
     labels = True
     pooled = True
     all_tokens = True
+    keeps_texts = True
     kind = "single"  # or "multi"
 
     def vocabulary(self, model: nn.Module) -> int:
@@ -82,14 +84,34 @@ class Classification(Task):
             )
 
     def collate(self, examples: list[dict], counted: bool = True, packed: bool = False) -> dict[str, Tensor]:
-        """Pad on the right to the longest: {input_ids, attention_mask, ...} [B, T], labels [B].
+        """Pad on the right to the longest: {input_ids, attention_mask, ...} [B, T], labels [B]; texts as they are.
 
         counted=False marks the stand-in batch of a process that has no example left in a step: no text of it counts.
         """
-        batch = {name: padded(examples, name) for name in INPUTS if name in examples[0]}
+        batch: dict[str, Any] = {name: padded(examples, name) for name in INPUTS if name in examples[0]}
         batch["labels"] = self.targets(examples)
         batch["counts"] = torch.full((len(examples),), counted)
+        if labelled.TEXTS in examples[0]:
+            batch[labelled.TEXTS] = [example[labelled.TEXTS] for example in examples]
         return batch
+
+    def read_anew(self, batch: dict[str, Any], tokenizer: Any, limit: int | None) -> dict[str, Any]:
+        """The same texts in another tokenizer's tokens, at most `limit` of each, on the CPU."""
+        coded = labelled.tokens_of(batch[labelled.TEXTS], tokenizer, limit)
+        rows = [dict(zip(coded, row, strict=True)) for row in zip(*coded.values(), strict=True)]
+        told = moved({name: batch[name] for name in ("labels", "counts")}, "cpu")
+        return {**{name: padded(rows, name) for name in coded}, **told}
+
+    def check_texts(self, rows: Any) -> None:
+        """Raise DataError where rows do not hold their texts, each one text or each a pair."""
+        there = labelled.TEXTS in rows.column_names
+        held = columns.lengths(rows, labelled.TEXTS) if there else np.zeros(1)  # NaN where there is none
+        if not held[0] or (held != held[0]).any():
+            raise DataError(
+                "the rows hold token ids and not all of the texts that they were made of, which a teacher with another "
+                "tokenizer reads",
+                f"give rows of text, which are tokenised here, or a list of the one or two texts in {labelled.TEXTS!r}",
+            )
 
     def targets(self, examples: list[dict]) -> Tensor:
         """Class numbers: [B]."""
@@ -110,11 +132,16 @@ class Classification(Task):
         }
 
     def asked(self, row: Mapping[str, Any]) -> Asked:
-        """What the answer to one row hangs on, padded or not. It is asked for with a label or without."""
+        """What the answer to one row hangs on, padded or not. It is asked for with a label or without.
+
+        The texts too: a teacher with another tokenizer may tell what the student's tokens do not, such as the case.
+        """
         seen = np.asarray(row["attention_mask"]).astype(bool)
         segments, more = np.asarray(row.get("token_type_ids", 0), np.uint8), b""
         if segments.any():  # those of a single text are what they are where there are none
             more = b"segments" + segments[seen].tobytes()
+        if row.get(labelled.TEXTS) is not None:
+            more += json.dumps(list(row[labelled.TEXTS])).encode()
         counted = np.array([row.get("counts", True)], bool)
         return Asked(np.asarray(row["input_ids"])[seen], more, counted)
 
@@ -127,7 +154,7 @@ class Classification(Task):
         coded = [tokenizer(*part, truncation=True, max_length=max_length) for part in parts]
         unknown = [IGNORED] * self.vocabulary(model)
         batch = self.collate([{**one, "labels": unknown} for one in coded])
-        output = self.run(model, {name: x.to(model.device) for name, x in batch.items()}, Want())
+        output = self.run(model, moved(batch, model.device), Want())
         said = self.probabilities(output.head(output.rows).float()).tolist()
         named = [zip(labels.names_of(model), row, strict=True) for row in said]
         return [

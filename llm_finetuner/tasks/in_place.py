@@ -20,7 +20,7 @@ from llm_finetuner.errors import RecipeError
 from llm_finetuner.models import labels
 from llm_finetuner.models.anatomy import read_before, sort_out
 from llm_finetuner.models.loading import check_logits
-from llm_finetuner.output import Head, Output, Want
+from llm_finetuner.output import Head, Output, Want, moved
 from llm_finetuner.recipe import Data
 from llm_finetuner.task import Task
 
@@ -54,7 +54,7 @@ class InPlace(Task):
         """(number, probability) of the best answer at each place that is asked about."""
         wanted = [0 if ask else IGNORED for ask in asked]
         batch = self.collate([{**coded, "labels": wanted}])
-        output = self.run(model, {name: x.to(model.device) for name, x in batch.items()}, Want())
+        output = self.run(model, moved(batch, model.device), Want())
         found = output.head(output.rows).float().softmax(-1).max(-1)
         return list(zip(found.indices.tolist(), found.values.tolist(), strict=True))
 

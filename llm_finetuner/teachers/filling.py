@@ -73,7 +73,7 @@ def fill(
             loading.load_tokenizer(spec.name),
         )
         teacher = live_teacher(model, tokenizer, spec.name, context)
-        return teacher, of_answers(spec.name, model, context)
+        return teacher, of_answers(spec.name, model, teacher, context)
 
     files = weight_files(spec.name) if given is None else None  # before they are read
     return Filling(Path(path).expanduser(), spec.name, load, context, (mode, k, layers), files)

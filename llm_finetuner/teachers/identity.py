@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from llm_finetuner.data import columns
-from llm_finetuner.models import labels
+from llm_finetuner.models import labels, vocabulary
 
 SIZE = 16  # bytes
 
@@ -64,6 +64,11 @@ def tokenizer_digest(tokenizer: Any) -> str:
     return _of_json([sorted(tokenizer.get_vocab().items()), special])
 
 
+def reading_digest(tokenizer: Any) -> str:
+    """Over its tokens and how it cuts texts into them."""
+    return _of_json([tokenizer_digest(tokenizer), vocabulary.probe(tokenizer)])
+
+
 def template_digest(tokenizer: Any) -> str:
     """Over the chat template, "none" where there is none."""
     template = tokenizer.chat_template
@@ -79,9 +84,9 @@ def of_run(context: Any) -> dict[str, Any]:
     return told
 
 
-def of_answers(name: str, model: nn.Module, context: Any) -> dict[str, Any]:
+def of_answers(name: str, model: nn.Module, teacher: Any, context: Any) -> dict[str, Any]:
     """What a cache notes of its answers: the teacher, the run that they are for, the labels in their order."""
-    told = {"teacher": name, "weights": fingerprint(model), **of_run(context)}
+    told = {"teacher": name, "weights": fingerprint(model), **teacher.noted, **of_run(context)}
     return told | ({"labels": labels.names_of(context.student)} if context.task.labels else {})
 
 
