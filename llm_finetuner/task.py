@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from llm_finetuner.benchmark.measure import Measure, perplexity
 from llm_finetuner.benchmark.quality import Tally
 from llm_finetuner.data import columns
 from llm_finetuner.data.examples import IGNORED
@@ -36,6 +37,7 @@ class Task:
     """A task whose answers are tokens and stand in `labels`, a list as long as it needs to be."""
 
     auto: str  # the class of transformers that loads its models
+    measure: Measure = perplexity("a token", "tokens")  # what its models are judged by
     unfit: tuple[str, ...] = ("mse", "huber")  # objectives whose targets are numbers, not tokens or labels
     objectives: dict[str, Callable] = {}  # what stands here for objectives that methods name
     labels = False  # whether the answers are labels with names, and not tokens

@@ -208,12 +208,10 @@ class _Run:
         if better:
             self.best_loss, self.best_step = loss, step
             if plan.keep_best and self.engine.main:
-                weights = checkpoint.trainable(built.learner)
-                checkpoint.save(
-                    self.folder / "checkpoints" / "best", weights, built.tuned.state(), {"step": step}
-                )
-        said = {"eval_loss": loss, "eval_perplexity": quality.perplexity}
-        said |= {} if quality.labels is None else {"eval_accuracy": quality.accuracy}
+                place, weights = self.folder / "checkpoints" / "best", checkpoint.trainable(built.learner)
+                checkpoint.save(place, weights, built.tuned.state(), {"step": step})
+        measure = built.task.measure
+        said = {"eval_loss": loss, f"eval_{measure.key}": measure.value(quality)}
         self.say("evaluation", {"step": step, **said, "best": better})
         return said
 
@@ -286,15 +284,15 @@ class _Run:
             weights, tuning, _ = checkpoint.load(self.folder / "checkpoints" / "best")
             checkpoint.restore(built.learner, weights)
             built.tuned.load_state(tuning)
-        history = self.log.records
+        history, headline = self.log.records, f"eval_{built.task.measure.key}"
+        kept = next((record for record in history if record["step"] == self.best_step), {})
         metrics = {
             "steps": step,
             "best_step": best,
             "seconds": sum(record["seconds"] for record in history),
             "wall_seconds": seconds,
             "final_loss": history[-1]["loss"] if history else None,
-            "eval_loss": self.best_loss if self.best_step else None,
-            "eval_perplexity": math.exp(min(self.best_loss, 700)) if self.best_step else None,
+            **{name: kept.get(name) for name in ("eval_loss", headline)},
             "parameters": built.learner.student.num_parameters(),
         }
         if self.engine.main:

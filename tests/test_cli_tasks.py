@@ -322,5 +322,5 @@ def test_a_classifier_from_the_menu_to_its_end(desk):
 def test_an_evaluation_of_labels_gives_their_accuracy():
     record = {"step": 5, "eval_loss": 0.5, "eval_perplexity": 1.6, "best": True}
     assert evaluation_line(record) == "evaluation at step 5: loss 0.5000, perplexity 1.600, the best so far"
-    told = evaluation_line({**record, "eval_accuracy": 0.875})
+    told = evaluation_line({"step": 5, "eval_loss": 0.5, "eval_accuracy": 0.875, "best": True})
     assert told == "evaluation at step 5: loss 0.5000, accuracy 87.5%, the best so far"

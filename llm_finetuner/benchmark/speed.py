@@ -24,6 +24,10 @@ MEMORY_IS = {
     "cuda": "weights, plus the most that a forward pass of the batch added",
     "cpu": "weights and buffers alone: what a forward pass adds cannot be measured reliably on a CPU",
 }
+LATENCY_IS = {  # by whether the model writes
+    True: "one more token of one sequence, with the KV cache",
+    False: "one sequence of the fixed batch, read and answered",
+}
 
 
 def speed_batch(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from llm_finetuner.benchmark.classes import Confusion
 from llm_finetuner.benchmark.label_tally import LabelTally
+from llm_finetuner.benchmark.measure import accuracy
 from llm_finetuner.benchmark.quality import Tally, eval_mode
 from llm_finetuner.checks import check_numbers
 from llm_finetuner.data import columns, label_names, labelled
@@ -36,6 +37,7 @@ class Classification(Task):
     """Models that transformers loads with AutoModelForSequenceClassification."""
 
     auto = "AutoModelForSequenceClassification"
+    measure = accuracy("a text", "texts")
     labels = True
     pooled = True
     all_tokens = True
@@ -208,6 +210,13 @@ class Classification(Task):
 class SeveralLabels(Classification):
     """Any number of labels for a text, each true or false for itself; targets are [B, C] of 0 and 1."""
 
+    measure = accuracy(
+        "a text", "texts", ("macro_f1", "micro_f1"), "subset accuracy",
+        accuracy="share of the texts of which all labels are right; its 95 % interval is Wilson's",
+        agreement="share of the labels of all texts of which model and teacher say the same",
+        calibration_error="expected calibration error of the probability that a label is true, 15 bins of equal width",
+        loss="negative log-likelihood of a label being true or false, in nats: the mean over labels and texts",
+    )  # fmt: skip
     kind = "multi"
     exclusive = False
     objectives = {"cross_entropy": binary_cross_entropy, "forward_kl": binary_kl}

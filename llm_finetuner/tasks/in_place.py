@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from llm_finetuner.benchmark.classes import Confusion
+from llm_finetuner.benchmark.measure import accuracy, perplexity
 from llm_finetuner.benchmark.quality import Tally, eval_mode
 from llm_finetuner.checks import check_numbers
 from llm_finetuner.data import label_names, masked, tagged
@@ -77,6 +78,7 @@ class TokenClassification(InPlace):
     """A tag for every word: models that transformers loads with AutoModelForTokenClassification."""
 
     auto = "AutoModelForTokenClassification"
+    measure = accuracy("a tagged word", "tagged words")
     labels = True
 
     def head(self, model: nn.Module) -> nn.Linear:
@@ -134,6 +136,7 @@ class MaskedLM(InPlace):
     """Hidden tokens to be filled in: models that transformers loads with AutoModelForMaskedLM."""
 
     auto = "AutoModelForMaskedLM"
+    measure = perplexity("a hidden token", "hidden tokens", "hidden-token perplexity")
 
     def head(self, model: nn.Module) -> nn.Module:
         """The layer whose output is the logits."""

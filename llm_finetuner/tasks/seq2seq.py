@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from llm_finetuner.benchmark.measure import perplexity
 from llm_finetuner.benchmark.quality import eval_mode
 from llm_finetuner.data import columns, transform
 from llm_finetuner.data.examples import IGNORED
@@ -30,6 +31,7 @@ class Seq2Seq(Task):
     """Models that transformers loads with AutoModelForSeq2SeqLM."""
 
     auto = "AutoModelForSeq2SeqLM"
+    measure = perplexity("a target token", "target tokens")
     adapters = True  # writes is False: they write texts, but none that goes on with what it was given
 
     def vocabulary(self, model: nn.Module) -> int:
