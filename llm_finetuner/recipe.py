@@ -61,6 +61,9 @@ class Model:
     from_scratch: bool = False  # read the configuration only and draw the weights from the seed
     keep_blocks: Literal["uniform", "first-last"] = "uniform"  # of a student named teacher/2, teacher/3, ...
     keep_width: float = 1.0  # share of heads, channels and hidden width that such a student keeps
+    keep_encoder: bool = (
+        False  # such a student of a teacher with encoder and decoder: blocks of the decoder go, alone
+    )
 
     def __post_init__(self):
         if self.load_in_4bit and self.load_in_8bit:

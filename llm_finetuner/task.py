@@ -18,7 +18,7 @@ from llm_finetuner.data import columns
 from llm_finetuner.data.examples import IGNORED
 from llm_finetuner.errors import DataError
 from llm_finetuner.models.anatomy import expose_attention
-from llm_finetuner.models.loading import blocks_of
+from llm_finetuner.models.stacks import blocks_of
 from llm_finetuner.output import Want
 
 

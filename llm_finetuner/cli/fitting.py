@@ -30,7 +30,9 @@ from llm_finetuner.recipe import Model, Recipe, Teacher, Train, members_of
 from llm_finetuner.registry import TASKS, resolve
 from llm_finetuner.teachers.places import check_kept, check_place
 
-DEPTH = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")  # what configurations call it
+DEPTH = (  # what configurations call it, where there are two stacks that of the decoder
+    "num_decoder_layers", "decoder_layers", "num_hidden_layers", "n_layer", "num_layers", "n_layers",
+)  # fmt: skip
 NO_STATES = (
     "ensemble",
     "remote",
@@ -193,8 +195,8 @@ def depth_of(name: str) -> int | None:
             return None
         seen.add(name)
         config = _json_of(name, "config.json")
-    text = config.get("text_config")
-    sections = [text, config] if isinstance(text, dict) else [config]
+    inner = (config.get(name) for name in ("decoder", "text_config"))
+    sections = [*(section for section in inner if isinstance(section, dict)), config]
     found = (section.get(key) for section in sections for key in DEPTH)
     return next((depth for depth in found if isinstance(depth, int)), None)
 

@@ -19,7 +19,8 @@ from llm_finetuner.registry import METHODS, TEACHERS, TUNINGS, menu_entry, resol
 
 LAYERS = ("options.feature_layers", "options.layers")
 MEMBERS = "teacher.options.members"
-NOT_OF_TEACHERS = ("teacher.keep_blocks", "teacher.keep_width")  # of a student that is cut from its teacher
+KEPT = ("keep_blocks", "keep_width", "keep_encoder")  # of a student that is cut from its teacher
+NOT_OF_TEACHERS = tuple(f"teacher.{name}" for name in KEPT)
 FOR_TYPES = {"Context": object, "Provider": object}  # what annotations name without importing it
 
 

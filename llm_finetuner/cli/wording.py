@@ -68,6 +68,7 @@ HELP = {
     "student.from_scratch": "read the configuration only and draw new weights from the seed",
     "student.keep_blocks": "of a student named teacher/2: blocks spread evenly, or the first and the last ones",
     "student.keep_width": "of such a student: share of heads, channels and hidden width it keeps, 0-1",
+    "student.keep_encoder": "of such a student of T5, BART and the like: the encoder stays whole, the decoder is cut",
     "teacher.name": "the model to learn from, a folder or hub name; several together: an ensemble, or peers",
     "teacher.load_in_4bit": "hold the teacher in 4 bits: least memory, slightly worse answers",
     "teacher.load_in_8bit": "hold the teacher in 8 bits: half the memory of 16",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from llm_finetuner.errors import ModelError
-from llm_finetuner.models.loading import blocks_of
+from llm_finetuner.models.stacks import blocks_of
 from llm_finetuner.output import Want
 
 SEPARATE = {
