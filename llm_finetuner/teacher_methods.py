@@ -34,7 +34,6 @@ Model = str | nn.Module
 class Teaching(Judging):
     """The part of LLMFineTuner that deals with teachers."""
 
-    _given: nn.Module | None
     _members: list[tuple[nn.Module, Any]] = []  # the live teachers with their tokenizers
 
     def load_teacher_model(
@@ -130,10 +129,6 @@ class Teaching(Judging):
             check_writes(self._task, spec.kind)
             return fill(spec, context, **spec.options, given=members[0])
         return resolve(TEACHERS, spec.kind, "kind of teacher")(spec, context, **spec.options)
-
-    def _tokenizer_if_any(self) -> Any:
-        """The student's tokenizer; None for a model that came as an object without one."""
-        return self._parts.tokenizer if self._given is not None else self.tokenizer
 
     # ---- what teachers leave on disk
 

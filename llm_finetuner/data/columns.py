@@ -26,3 +26,10 @@ def examples(dataset: Any, numbers: list[int]) -> list[dict[str, Any]]:
     """Some rows, each as a mapping of its columns."""
     picked = dataset[numbers]
     return [dict(zip(picked, values, strict=True)) for values in zip(*picked.values(), strict=True)]
+
+
+def evenly(rows: Any, count: int | None) -> Any:
+    """`count` rows, evenly spaced over all; None takes all."""
+    if count is None or count >= len(rows):
+        return rows
+    return rows.select([i * len(rows) // count for i in range(count)])
