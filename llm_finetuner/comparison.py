@@ -10,10 +10,12 @@ import torch
 from torch import nn
 
 from llm_finetuner import recipe_file
-from llm_finetuner.assembly import Parts, evenly, load_rows
+from llm_finetuner.assembly import Parts, fit_length, load_rows
+from llm_finetuner.benchmark import text
 from llm_finetuner.benchmark.speed import cost_ratio
 from llm_finetuner.benchmark.verdict import Entry, verdict
 from llm_finetuner.checks import common_vocabulary, read_alike
+from llm_finetuner.data.columns import evenly
 from llm_finetuner.engine import default_device
 from llm_finetuner.errors import OrderError
 from llm_finetuner.models import loading
@@ -48,7 +50,7 @@ class Subject:
 
 def compare(
     subject: Subject,
-    prompts: Sequence[str],
+    prompts: Sequence[str] | text.References,
     references: Sequence[str] | None,
     *,
     baseline: bool = False,
@@ -98,7 +100,7 @@ def compare(
     for entry, history in others:
         entries.append(entry)
         histories[entry.name] = history
-    said = verdict(entries, task, subject.rows, list(prompts), references, seed=recipe.train.seed)
+    said = verdict(entries, task, subject.rows, prompts, references, seed=recipe.train.seed)
     said["warnings"] = [*warnings, *said["warnings"]]
     said["report"] = str(write(said, histories, folder, recipe=recipe))
     return said
@@ -182,16 +184,25 @@ def load_untouched(recipe: Recipe, device: torch.device, train_rows: Any) -> nn.
 
 
 def pairs_of(
-    rows: Any,
-    tokenizer: Any,
+    subject: Subject,
     prompts: Sequence[str] | None = None,
     references: Sequence[str] | None = None,
     count: int = SAMPLES,
-) -> tuple[list[str], list[str] | None]:
+) -> tuple[list[str] | text.References, list[str] | None]:
     """Prompts and references: those given, else of evenly spaced prepared rows what does not count and what does.
 
-    Where all of a row counts, its first half is the prompt.
+    Where all of a row counts, its first half is the prompt. Sources are taken with their targets, as tokens, and of
+    more rows, as the task is judged by them. A task whose models write no text has neither. Raises DataError.
     """
+    task, rows, tokenizer = resolve(TASKS, subject.recipe.task)(), subject.rows, subject.tokenizer
+    if not task.generates:
+        return [], None
+    if not task.writes:
+        data = fit_length(subject.recipe.data, subject.parts.tuned.model, lambda note: None)
+        if prompts is None:
+            return text.references_in(task, tokenizer, rows, text.TARGETS, data), None
+        teacher = writer(subject.parts.teacher)
+        return text.choose_references(task, tokenizer, prompts, references, teacher, data=data), None
     if prompts is not None:
         return list(prompts), None if references is None else list(references)
     pairs = [_pair(row, tokenizer) for row in evenly(rows, count).to_list()]
@@ -231,7 +242,7 @@ def compare_run(
         tokenizer,
         recipe.train.seed,
         str(run),
-        lambda text: say("note", {"text": text}),
+        lambda said: say("note", {"text": said}),
     )
     live = recipe.teacher and recipe.teacher.kind == "live" and recipe.scheme.teacher != "peers"
     theirs = loading.load_tokenizer(recipe.teacher.name) if live else None
@@ -258,8 +269,9 @@ def compare_run(
     warnings = (
         [] if held_out is not None else ["nothing was held out: these are rows the student was trained on"]
     )
-    pairs = pairs_of(subject.rows, tokenizer, prompts if task.writes else [])
-    return compare(subject, *pairs, baseline=baseline, on_event=on_event, warnings=warnings)
+    return compare(
+        subject, *pairs_of(subject, prompts), baseline=baseline, on_event=on_event, warnings=warnings
+    )
 
 
 def _folder(name: str) -> Path | None:

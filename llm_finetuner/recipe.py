@@ -61,6 +61,9 @@ class Model:
     from_scratch: bool = False  # read the configuration only and draw the weights from the seed
     keep_blocks: Literal["uniform", "first-last"] = "uniform"  # of a student named teacher/2, teacher/3, ...
     keep_width: float = 1.0  # share of heads, channels and hidden width that such a student keeps
+    keep_encoder: bool = (
+        False  # such a student of a teacher with encoder and decoder: blocks of the decoder go, alone
+    )
 
     def __post_init__(self):
         if self.load_in_4bit and self.load_in_8bit:
@@ -118,6 +121,7 @@ class Data:
     files: str | list[str] | None = None
     samples: int | None = None  # only the first N rows
     text_columns: list[str] | None = None
+    prefix: str | None = None  # of seq2seq_lm: what stands before every source, such as "summarize: "
     only: dict[str, Any] = field(
         default_factory=dict
     )  # rows with these values in these columns: one task of many
@@ -276,6 +280,8 @@ class Recipe:
         if self.distils and not self.needs_teacher and self.teacher is not None and not cut:
             source = self.teacher.name or self.teacher.options.get("path") or self.teacher.kind
             said.append(f"the teacher {source} is not used: {self.method} has the student teach itself")
+        if self.data.prefix and self.task != "seq2seq_lm":
+            said.append(f"data.prefix has no effect: {self.task} has no sources that it could stand before")
         if self.train.patience and self.train.eval_every == 0:
             said.append("patience has no effect: train.eval_every is 0")
         return said

@@ -2,8 +2,11 @@
 
 What is here most have in common. Each has these of its own: vocabulary(model), the width of the logits;
 prepare_rows(rows, tokenizer, data, model) -> text.Prepared; check_packing(model) and check_model(model, name), which
-raise; predict(model, tokenizer, texts, max_length); run(model, batch, want) -> Output. Where it keeps texts it has also
-read_anew(batch, tokenizer, limit), the batch in other tokens, and check_texts(rows), which raises.
+raise; predict(model, tokenizer, texts, data); run(model, batch, want) -> Output. Where it keeps texts it has also
+read_anew(batch, tokenizer, limit), the batch in other tokens, and check_texts(rows), which raises. Those that generate
+also have prompt_ids(texts, tokenizer, data) and answer_ids(texts, tokenizer, data), the tokens of prompts and of
+references; joined(prompt, answer, positions), an example of both; write(model, tokenizer, prompts, max_new_tokens=,
+batch_size=) -> [(tokens, whether the model ended them)], and new_tokens(data), how many by default.
 
 Shapes: B examples, T tokens, D hidden width; N positions that count, M tokens of all examples of a batch.
 """
@@ -21,8 +24,9 @@ from llm_finetuner.data import columns
 from llm_finetuner.data.examples import IGNORED
 from llm_finetuner.errors import DataError
 from llm_finetuner.models.anatomy import expose_attention
-from llm_finetuner.models.loading import blocks_of
+from llm_finetuner.models.stacks import blocks_of
 from llm_finetuner.output import Want
+from llm_finetuner.recipe import Data
 
 
 class Asked(NamedTuple):
@@ -42,6 +46,9 @@ class Task:
     objectives: dict[str, Callable] = {}  # what stands here for objectives that methods name
     labels = False  # whether the answers are labels with names, and not tokens
     writes = False  # whether the models continue texts
+    generates = (
+        False  # whether they write texts at all, continuations or targets, which references are held against
+    )
     adapters = False  # whether LoRA and its kin fit
     pooled = False  # whether an answer is read off one vector of a text
     shapes_of_text = False  # whether rows are texts that a model continues (data/shapes.py)
@@ -126,6 +133,12 @@ class Task:
     def tally(self, examples: int, model: nn.Module) -> Any:
         """What sums up an evaluation."""
         return Tally(examples)
+
+    def sampled_figures(
+        self, model: nn.Module, tokenizer: Any, rows: Any, data: Data, count: int | None, batch_size: int
+    ) -> dict[str, Any]:
+        """Figures that take more than one pass, of `count` evenly spaced rows; None: as many as the task says."""
+        return {}
 
     def prepare(self, model: nn.Module, want: Want) -> None:
         """Make a model ready to be asked for `want`."""

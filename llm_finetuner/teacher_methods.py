@@ -178,12 +178,14 @@ class Teaching(Judging):
         *,
         blocks: str | list[int] = "uniform",
         width: float = 1.0,
+        keep_encoder: bool = False,
         dataset: Any = None,
     ) -> str:
         """Make the student a part of the teacher, and say in one line how much smaller it is.
 
         keep: the share of the blocks (or 2 for half of them). blocks: uniform, first-last, or their numbers. width: the
-        share of heads, channels and hidden width, the important ones as measured on `dataset`. Raises OrderError.
+        share of heads, channels and hidden width, the important ones as measured on `dataset`. keep_encoder: of a
+        teacher with encoder and decoder cut the decoder alone, which numbers are of anyway. Raises OrderError.
         """
         if not self._members:
             raise OrderError(
@@ -195,12 +197,14 @@ class Teaching(Judging):
         seen = None
         if dataset is not None:
             seen = batches(self._prepare(dataset).dataset, model.get_input_embeddings().weight.device)
-        student = shrink(model, keep=keep, blocks=blocks, width=width, activations=seen).float()
+        student = shrink(
+            model, keep=keep, blocks=blocks, width=width, keep_encoder=keep_encoder, activations=seen
+        ).float()
         self._parts.student = self._given = student
         self._parts.tokenizer, self._untouched = tokenizer or self._parts.tokenizer, None
         divisor = round(1 / keep) if isinstance(keep, float) else keep
         named = isinstance(blocks, str) and (isinstance(keep, int) or abs(divisor * keep - 1) < 1e-6)
-        cut = {"keep_blocks": blocks, "keep_width": width} if named else {}
+        cut = {"keep_blocks": blocks, "keep_width": width, "keep_encoder": keep_encoder} if named else {}
         name = f"teacher/{divisor}" if named else ""  # blocks by number can only be given here
         self.recipe = replace(self.recipe, student=replace(self.recipe.student, name=name, **cut))
         self._set_teacher(self.recipe.teacher, self._members)  # it may speak of other columns now
@@ -220,8 +224,9 @@ class Teaching(Judging):
                 "name a model to load it in 4 or 8 bits; from_scratch goes in a recipe: student.from_scratch",
             )
         self.student_from_teacher(
-            parse_share(student.name), blocks=student.keep_blocks, width=student.keep_width
-        )
+            parse_share(student.name), blocks=student.keep_blocks, width=student.keep_width,
+            keep_encoder=student.keep_encoder,
+        )  # fmt: skip
 
     def hard_examples(self, dataset: Any, share: float = 0.2) -> Any:
         """The share of the rows that the student as it is now finds hardest (nats a token), to go on with."""

@@ -81,13 +81,13 @@ def verdict(
     entries: Sequence[Entry],
     task: Any,
     rows: Sequence[dict],
-    prompts: Sequence[str] | None = None,
+    prompts: Sequence[str] | text.References | None = None,
     references: Sequence[str] | None = None,
     *,
     seed: int = 0,
     batch_size: int = 8,
     vocabulary: int | None = None,
-    max_new_tokens: int = 64,
+    max_new_tokens: int | None = None,
 ) -> dict[str, Any]:
     """Measure every entry on the same rows and prompts and judge; the keys are described above.
 
@@ -106,7 +106,12 @@ def verdict(
     lines = _sizes_and_speeds(entries, rows)
     for entry, line in zip(entries, lines, strict=True):
         line |= _quality_columns(entry, qualities, teacher, task.measure, seed)
-    said = _completions(entries, lines, teacher, prompts, references, batch_size, max_new_tokens)
+    if prompts and not isinstance(prompts, text.References):
+        prompts = text.choose_references(
+            task, (teacher or entries[0]).tokenizer, prompts, references, teacher and teacher.model,
+            max_new_tokens=max_new_tokens, batch_size=batch_size,
+        )  # fmt: skip
+    said = _completions(entries, lines, teacher, task, prompts, batch_size)
     examples = int((qualities[entries[0].name].tokens > 0).sum())
     case = judge.Case(lines, differences, examples, task.measure)
     findings = [judge.finding(case, line) for line in _judged(lines)]
@@ -233,31 +238,27 @@ def _completions(
     entries: Sequence[Entry],
     lines: list[dict],
     teacher: Entry | None,
-    prompts: Sequence[str] | None,
-    references: Sequence[str] | None,
+    task: Any,
+    chosen: text.References | None,
     batch_size: int,
-    max_new_tokens: int,
 ) -> dict[str, Any]:
     """Fill in the ROUGE columns; returns the keys references and samples."""
-    if not prompts:
+    if not chosen:
         return {"references": None, "samples": []}
-    options = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
-    tokenizer = (teacher or entries[0]).tokenizer
-    chosen = text.choose_references(tokenizer, prompts, references, teacher and teacher.model, **options)
-    asked = [text.decode(tokenizer, ids) for ids in chosen.prompts]
     completions = {}
     for entry, line in zip(entries, lines, strict=True):
-        found = text.continuations(entry.model, entry.tokenizer, chosen.prompts, **options)
-        completions[entry.name] = [text.decode(entry.tokenizer, tokens) for tokens, _ended in found]
+        said = text.complete(task, entry.model, entry.tokenizer, chosen, batch_size)
+        completions[entry.name] = [words for words, _ in said]
         if entry is not teacher or chosen.against != text.FROM_TEACHER:  # held against itself it says nothing
             line |= text.rouge(completions[entry.name], chosen.texts)
+    tokenizer = (teacher or entries[0]).tokenizer
     samples = [
         {
-            "prompt": asked[index],
+            "prompt": text.decode(tokenizer, chosen.prompts[index]),
             "reference": chosen.texts[index],
             "completions": {name: said[index] for name, said in completions.items()},
         }
-        for index in range(min(SAMPLES, len(asked)))
+        for index in range(min(SAMPLES, len(chosen.prompts)))
     ]
     return {"references": chosen.against, "samples": samples}
 

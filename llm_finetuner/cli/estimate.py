@@ -103,7 +103,8 @@ def measure(model: Model, recipe: Recipe | None = None, task: str = Recipe.task)
     import torch
     import transformers
 
-    from llm_finetuner.models.shrink import choose_blocks, parse_share
+    from llm_finetuner.models.shrink import choose_in_stacks, parse_share
+    from llm_finetuner.models.stacks import depths_of, with_blocks
     from llm_finetuner.named_models import student_source
     from llm_finetuner.registry import TASKS, TUNINGS, resolve
 
@@ -113,12 +114,9 @@ def measure(model: Model, recipe: Recipe | None = None, task: str = Recipe.task)
     name = student_source(recipe) if divisor else model.name
     with reading(name):
         config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
-        text = config.get_text_config()
         if divisor:
-            kept = len(choose_blocks(text.num_hidden_layers, divisor, model.keep_blocks))
-            if "layer_types" in text.to_dict() and text.layer_types is not None:
-                text.layer_types = text.layer_types[:kept]
-            text.num_hidden_layers = kept
+            kept = choose_in_stacks(depths_of(config), divisor, model.keep_blocks, model.keep_encoder)
+            config = with_blocks(config, kept)
         with torch.device("meta"):
             empty = getattr(transformers, auto).from_config(config)
     # narrower by w: matrices between hidden widths w x w, the embedding w
@@ -134,8 +132,9 @@ def measure(model: Model, recipe: Recipe | None = None, task: str = Recipe.task)
         )  # the same adapter, unquantised
         resolve(TUNINGS, kind)(empty, 100, **recipe.tuning.options)
         trainable = round(sum(p.numel() for p in empty.parameters() if p.requires_grad) * width)
+    text = config.get_text_config()
     answers = config.num_labels if task in OF_LABELS else text.vocab_size
-    return Sizes(parameters, trainable, round(text.hidden_size * width), text.num_hidden_layers, answers)
+    return Sizes(parameters, trainable, round(text.hidden_size * width), sum(depths_of(config)), answers)
 
 
 def matmul_speed() -> float:

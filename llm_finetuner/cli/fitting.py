@@ -38,7 +38,9 @@ from llm_finetuner.recipe import Model, Recipe, Teacher, Train, members_of
 from llm_finetuner.registry import TASKS, resolve
 from llm_finetuner.teachers.places import check_place
 
-DEPTH = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")  # what configurations call it
+DEPTH = (  # what configurations call it, where there are two stacks that of the decoder
+    "num_decoder_layers", "decoder_layers", "num_hidden_layers", "n_layer", "num_layers", "n_layers",
+)  # fmt: skip
 NO_STATES = (
     "ensemble",
     "remote",
@@ -190,17 +192,28 @@ def check_kept_layers(recipe: Recipe, blocks: tuple[int, ...], name: str = "--ke
 
 def depth_of(name: str) -> int | None:
     """Blocks of a model by its config.json; None where there is none at hand that says so."""
+    config = _config_of(name)
+    inner = (config.get(name) for name in ("decoder", "text_config"))
+    sections = [*(section for section in inner if isinstance(section, dict)), config]
+    found = (section.get(key) for section in sections for key in DEPTH)
+    return next((depth for depth in found if isinstance(depth, int)), None)
+
+
+def has_two_stacks(name: str) -> bool:
+    """Whether config.json says that a model has an encoder and a decoder."""
+    return _config_of(name).get("is_encoder_decoder") is True
+
+
+def _config_of(name: str) -> dict[str, Any]:
+    """The config.json of a model, of an adapter that of its base; empty where none is at hand."""
     config, seen = _json_of(name, "config.json"), {name}
     while config is None:  # an adapter: its base is asked, which may be an adapter again
         name = (_json_of(name, "adapter_config.json") or {}).get("base_model_name_or_path")
         if not isinstance(name, str) or not name or name in seen:
-            return None
+            return {}
         seen.add(name)
         config = _json_of(name, "config.json")
-    text = config.get("text_config")
-    sections = [text, config] if isinstance(text, dict) else [config]
-    found = (section.get(key) for section in sections for key in DEPTH)
-    return next((depth for depth in found if isinstance(depth, int)), None)
+    return config
 
 
 def student_depth(recipe: Recipe) -> int | None:

@@ -166,6 +166,8 @@ def _benchmark(child: argparse.ArgumentParser) -> None:
     child.add_argument("model", help="folder of a run, or a model")
     child.add_argument("--prompts", metavar="FILE", required=True, help="one prompt a line, or .jsonl")
     child.add_argument("--references", metavar="FILE", help="the wanted completions, in the same order")
+    told = "of T5 and its kin: what stands before every prompt (default: what stood there in training)"
+    child.add_argument("--prefix", metavar="TEXT", help=told)
 
 
 def _resume(child: argparse.ArgumentParser) -> None:

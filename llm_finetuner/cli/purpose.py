@@ -1,12 +1,17 @@
 """What a model is for, as the menu asks it: which tasks a method can be run for, and what a task leaves to ask."""
 
 from llm_finetuner.cli import spoken
-from llm_finetuner.cli.needed import ADAPTED, OF_ANY_TASK, WRITING
+from llm_finetuner.cli.needed import ADAPTED, OF_ANY_TASK, TRANSFORMING, WRITING
 from llm_finetuner.cli.prompts import Pick
 from llm_finetuner.recipe import Recipe
 from llm_finetuner.registry import METHODS, TASKS, menu_entry, resolve
 
 TEXT = Recipe.task
+ONLY_FOR = {  # settings that are for models of these tasks only
+    "train.packing": WRITING,
+    "data.loss_on": WRITING,
+    "student.keep_encoder": TRANSFORMING,
+}
 
 
 def task_of(answers: dict) -> str:
@@ -34,8 +39,8 @@ def example(answers: dict) -> tuple[str, str]:
 
 
 def pointless(task: str) -> tuple[str, ...]:
-    """Settings that are for models that write only."""
-    return () if task in WRITING else ("train.packing", "data.loss_on")
+    """Settings that are for other tasks."""
+    return tuple(path for path, tasks in ONLY_FOR.items() if task not in tasks)
 
 
 def takes_adapters(task: str) -> bool:

@@ -29,7 +29,7 @@ from llm_finetuner.cli.asking import (
 )
 from llm_finetuner.cli.fitting import NO_STATES
 from llm_finetuner.cli.hub import is_on_hub
-from llm_finetuner.cli.needed import OF_LABELS, compares_blocks, fitting_kinds, is_part
+from llm_finetuner.cli.needed import OF_LABELS, TRANSFORMING, compares_blocks, fitting_kinds, is_part
 from llm_finetuner.cli.plain import first_line
 from llm_finetuner.cli.prompts import BACK, Ask, Mark, Pick
 from llm_finetuner.cli.purpose import example, kinds_for, pick_task, pointless, takes_adapters, task_of
@@ -42,6 +42,7 @@ from llm_finetuner.scheme import Scheme
 ASKED = ("train.epochs", "train.batch_size", "train.learning_rate", "data.max_length", "data.samples")
 ELSEWHERE = (  # asked with the models and the data
     "student.name", "teacher.name", "teacher.kind", "data.source", "data.config", "data.split", "data.text_columns",
+    "data.prefix",
 )  # fmt: skip
 FIRST = {  # of a kind of teacher, what is asked at once; the rest on request
     "ensemble": ("members", "weights", "mixture"),
@@ -164,6 +165,7 @@ def data() -> Steps:
         plain("data.source", lambda a: Ask(found_data(), data_source, is_path=True)),
         plain("data.config", pick_config),
         plain("data.split", pick_split),
+        plain("data.prefix", ask_prefix),
         plain("data.look", lambda a: None),
     ]
 
@@ -270,9 +272,18 @@ def pick_tuning(answers: Answers) -> Pick | None:
     return Pick(described, menu_entry(answers["method"])[2])
 
 
+def field_of_data(path: str) -> Ask:
+    """A line for a setting of the data that may be nothing."""
+    setting = next(s for s in fields_of(Data, "data") if s.path == path)
+    return Ask(setting.nothing, setting.parse)
+
+
 def pick_config(answers: Answers) -> Ask | None:
-    setting = next(s for s in fields_of(Data, "data") if s.path == "data.config")
-    return Ask(setting.nothing, setting.parse) if is_on_hub(answers["data.source"]) else None
+    return field_of_data("data.config") if is_on_hub(answers["data.source"]) else None
+
+
+def ask_prefix(answers: Answers) -> Ask | None:
+    return field_of_data("data.prefix") if task_of(answers) in TRANSFORMING else None
 
 
 def pick_split(answers: Answers) -> Ask | None:

@@ -20,7 +20,9 @@ from llm_finetuner.registry import METHODS, TEACHERS, TUNINGS, menu_entry, resol
 
 LAYERS = ("options.feature_layers", "options.layers")
 MEMBERS = "teacher.options.members"
-NOT_OF_TEACHERS = ("teacher.keep_blocks", "teacher.keep_width")  # of a student that is cut from its teacher
+KEPT = ("keep_blocks", "keep_width", "keep_encoder")  # of a student that is cut from its teacher
+VERBATIM = ("data.prefix",)  # blanks at the end are part of it
+NOT_OF_TEACHERS = tuple(f"teacher.{name}" for name in KEPT)
 FOR_TYPES = {"Context": object, "Provider": object}  # what annotations name without importing it
 
 
@@ -82,6 +84,8 @@ class Setting:
         text = ",".join(words).strip()
         if self.optional and text.lower() in ("", self.nothing, "none"):
             return None
+        if self.path in VERBATIM:
+            return typed
         if self.path in LAYERS:
             return text_of.read_layers(text)
         if self.is_mapping:

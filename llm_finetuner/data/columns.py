@@ -30,6 +30,13 @@ def examples(dataset: Any, numbers: list[int]) -> list[dict[str, Any]]:
     return [dict(zip(picked, values, strict=True)) for values in zip(*picked.values(), strict=True)]
 
 
+def evenly(rows: Any, count: int | None) -> Any:
+    """`count` rows, evenly spaced over all; None takes all."""
+    if count is None or count >= len(rows):
+        return rows
+    return rows.select([i * len(rows) // count for i in range(count)])
+
+
 def by_row(rows: Any) -> Iterator[dict[str, Any]]:
     """Each row with its list columns: of numbers as numpy arrays, of texts as lists."""
     for batch in rows.with_format("arrow").iter(batch_size=BATCH):

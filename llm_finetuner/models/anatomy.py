@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from llm_finetuner.errors import ModelError
 from llm_finetuner.layer_maps import POOLED
-from llm_finetuner.models.loading import blocks_of
+from llm_finetuner.models.stacks import blocks_of
 from llm_finetuner.output import Want
 
 SEPARATE = {

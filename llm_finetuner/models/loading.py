@@ -151,24 +151,6 @@ def same_vocabulary(a, b) -> tuple[bool, str]:
     )
 
 
-def blocks_of(model: nn.Module) -> nn.ModuleList:
-    """The stack of blocks of a transformers model, first to last. Raises ModelError where there is none to be found.
-
-    Of a model with encoder and decoder it is the decoder's, whose states the head reads. The config names the depth
-    of the two in many ways, but a decoder's outermost list is that of its blocks.
-    """
-    if model.config.is_encoder_decoder:
-        stack = next((m for m in model.get_decoder().modules() if isinstance(m, nn.ModuleList)), None)
-        if stack is None:
-            raise ModelError(f"{type(model).__name__} has no list of blocks in its decoder")
-        return stack
-    depth = model.config.get_text_config().num_hidden_layers
-    stacks = [m for m in model.base_model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
-    if not stacks:
-        raise ModelError(f"{type(model).__name__} has no list of {depth} blocks to take hidden states from")
-    return stacks[0]
-
-
 @torch.no_grad()
 def check_head(model: nn.Module, name: str) -> None:
     """Hold that `head(trunk(x))` is what the model itself answers. Raises ModelError where the head does more."""

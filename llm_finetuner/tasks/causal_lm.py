@@ -5,11 +5,13 @@ share rows. A batch is padded [B, T] for everybody; only the forward pass of a m
 other rows, and what is picked from it is the same N positions in the same order.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from llm_finetuner.benchmark.text import continuations, encode
 from llm_finetuner.data import text
 from llm_finetuner.data.layout import share_rows
 from llm_finetuner.errors import DataError, RecipeError
@@ -21,13 +23,14 @@ from llm_finetuner.recipe import Data
 from llm_finetuner.task import Task
 
 IGNORE = -100
+NEW_TOKENS = 64  # of a completion that is held against a reference
 
 
 class CausalLM(Task):
     """Decoder language models of transformers."""
 
     auto = "AutoModelForCausalLM"
-    writes = True
+    writes = generates = True
     adapters = True
     shapes_of_text = True
     first = 1  # nothing predicts the one before
@@ -38,9 +41,35 @@ class CausalLM(Task):
             rows, tokenizer, text_columns=data.text_columns, max_length=data.max_length, loss_on=data.loss_on
         )
 
-    def predict(self, model: nn.Module, tokenizer: Any, texts: list[str], max_length: int) -> list[str]:
+    def predict(self, model: nn.Module, tokenizer: Any, texts: list[str], data: Data) -> list[str]:
         """Raises RecipeError: such a model writes."""
         raise RecipeError("a model for causal_lm continues texts", "generate(prompts) has it write")
+
+    # ---- completions
+
+    def new_tokens(self, data: Data) -> int:
+        """Tokens of a completion, at most, where nothing else is said."""
+        return NEW_TOKENS
+
+    def prompt_ids(self, texts: Sequence[str], tokenizer: Any, data: Data) -> list[list[int]]:
+        """Tokens of prompts. Raises DataError."""
+        return [encode(tokenizer, prompt) for prompt in texts]
+
+    def answer_ids(self, texts: Sequence[str], tokenizer: Any, data: Data) -> list[list[int]]:
+        """Tokens of completions that are known."""
+        return [list(tokenizer(said, add_special_tokens=False)["input_ids"]) for said in texts]
+
+    def write(self, model: nn.Module, tokenizer: Any, prompts: Sequence[list[int]], **options: Any) -> list:
+        """(new tokens, whether the model ended the text) for each prompt, greedily."""
+        return continuations(model, tokenizer, prompts, **options)
+
+    def joined(self, prompt: list[int], answer: list[int], positions: int | None) -> dict[str, list[int]]:
+        """The example in which the answer counts."""
+        ids, labels = prompt + answer, [IGNORE] * len(prompt) + answer
+        kept = slice(None if positions is None else -positions, None)
+        return {"input_ids": ids[kept], "attention_mask": [1] * len(ids[kept]), "labels": labels[kept]}
+
+    # ---- models
 
     def check_model(self, model: nn.Module, name: str) -> None:
         """Raise ModelError where the head does what this version does not know."""

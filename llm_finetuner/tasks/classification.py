@@ -149,11 +149,11 @@ class Classification(Task):
 
     @torch.no_grad()
     def predict(
-        self, model: nn.Module, tokenizer: Any, texts: Sequence[str | Sequence[str]], max_length: int
+        self, model: nn.Module, tokenizer: Any, texts: Sequence[str | Sequence[str]], data: Data
     ) -> list[list[dict[str, Any]]]:
         """[{"label", "score"}] of each text or pair of texts, the most probable label first."""
         parts = [[text] if isinstance(text, str) else text for text in texts]
-        coded = [tokenizer(*part, truncation=True, max_length=max_length) for part in parts]
+        coded = [tokenizer(*part, truncation=True, max_length=data.max_length) for part in parts]
         unknown = [IGNORED] * self.vocabulary(model)
         batch = self.collate([{**one, "labels": unknown} for one in coded])
         output = self.run(model, moved(batch, model.device), Want())

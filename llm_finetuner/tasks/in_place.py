@@ -98,13 +98,13 @@ class TokenClassification(InPlace):
 
     @torch.no_grad()
     def predict(
-        self, model: nn.Module, tokenizer: Any, texts: Sequence[str | Sequence[str]], max_length: int
+        self, model: nn.Module, tokenizer: Any, texts: Sequence[str | Sequence[str]], data: Data
     ) -> list[list[dict[str, Any]]]:
         """[{"word", "label", "score"}] of the words of each text, cut at blanks where it is not a list of words."""
         said = []
         for text in texts:
             words = text.split() if isinstance(text, str) else list(text)
-            coded = tokenizer(words, is_split_into_words=True, truncation=True, max_length=max_length)
+            coded = tokenizer(words, is_split_into_words=True, truncation=True, max_length=data.max_length)
             numbers = coded.word_ids()
             first = [n is not None and n not in numbers[:i] for i, n in enumerate(numbers)]
             best = self._best(model, coded, first)
@@ -150,12 +150,12 @@ class MaskedLM(InPlace):
 
     @torch.no_grad()
     def predict(
-        self, model: nn.Module, tokenizer: Any, texts: Sequence[str], max_length: int
+        self, model: nn.Module, tokenizer: Any, texts: Sequence[str], data: Data
     ) -> list[list[dict[str, Any]]]:
         """[{"token", "score"}] of what fills each mask of each text best."""
         said = []
         for text in texts:
-            coded = tokenizer(text, truncation=True, max_length=max_length)
+            coded = tokenizer(text, truncation=True, max_length=data.max_length)
             best = self._best(model, coded, [i == tokenizer.mask_token_id for i in coded["input_ids"]])
             said.append([{"token": tokenizer.decode([i]).strip(), "score": p} for i, p in best])
         return said
