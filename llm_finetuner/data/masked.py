@@ -5,7 +5,7 @@ looks the same in each epoch, and what a teacher said of it can be kept.
 Weakness: for the same reason there is no dynamic masking (RoBERTa), which helps where few rows are met many times.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -78,21 +78,33 @@ def prepare(
     return Prepared(builder.dataset(), shape, list(shape.columns), builder.stats())
 
 
+def plain_tokens(tokenizer: Any) -> np.ndarray:
+    """[V] true for tokens that can be hidden, all but the special ones. Raises DataError where nothing hides them."""
+    if tokenizer.mask_token_id is None:
+        raise DataError(
+            "masked_lm hides tokens behind a mask token, and this tokenizer has none",
+            "take a model that was trained to fill in (BERT, DistilBERT, RoBERTa), or another task: "
+            "causal_lm for models that write on (GPT, Llama), seq2seq_lm for T5 and BART",
+        )
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    vocabulary = set(tokenizer.get_vocab().values())
+    plain = np.zeros(max(vocabulary) + 1, bool)
+    plain[sorted(vocabulary - special - set(tokenizer.all_special_ids))] = True
+    return plain
+
+
+def uncovered(row: Mapping[str, Any]) -> list[int]:
+    """The tokens of a prepared row as they were before some were hidden."""
+    pairs = zip(row["input_ids"], row["labels"], strict=True)
+    return [shown if label == IGNORED else label for shown, label in pairs]
+
+
 class _Mask:
     """Hides tokens of a block; the vocabulary without its special tokens is looked up once."""
 
     def __init__(self, tokenizer: Any, share: float):
-        if tokenizer.mask_token_id is None:
-            raise DataError(
-                "masked_lm hides tokens behind a mask token, and this tokenizer has none",
-                "take a model that was trained to fill in (BERT, DistilBERT, RoBERTa), or another task: "
-                "causal_lm for models that write on (GPT, Llama), seq2seq_lm for T5 and BART",
-            )
-        special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-        vocabulary = set(tokenizer.get_vocab().values())
-        self.pool = np.array(sorted(vocabulary - special - set(tokenizer.all_special_ids)))
-        self.plain = np.zeros(max(vocabulary) + 1, bool)  # [V]
-        self.plain[self.pool] = True
+        self.plain = plain_tokens(tokenizer)
+        self.pool = np.flatnonzero(self.plain)
         self.mask, self.share = tokenizer.mask_token_id, share
 
     def __call__(self, block: list[int], draw: np.random.Generator) -> tuple[list[int], list[int]]:

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from llm_finetuner.benchmark.classes import Confusion
 from llm_finetuner.benchmark.measure import accuracy, perplexity
+from llm_finetuner.benchmark.pseudo import pseudo_perplexity
 from llm_finetuner.benchmark.quality import Tally, eval_mode
 from llm_finetuner.checks import check_numbers
 from llm_finetuner.data import label_names, masked, tagged
+from llm_finetuner.data.columns import evenly
 from llm_finetuner.data.examples import IGNORED
 from llm_finetuner.data.text import Prepared
 from llm_finetuner.errors import RecipeError
@@ -24,6 +26,8 @@ from llm_finetuner.models.loading import check_logits
 from llm_finetuner.output import Head, Output, Want, moved
 from llm_finetuner.recipe import Data
 from llm_finetuner.task import Task
+
+ROWS_IN_TURN = 32  # whose tokens are hidden in turn, for an evaluation
 
 
 class InPlace(Task):
@@ -147,6 +151,14 @@ class MaskedLM(InPlace):
         return masked.prepare(
             rows, tokenizer, text_columns=data.text_columns, max_length=data.max_length, on_bad_row=data.on_bad_row,
         )  # fmt: skip
+
+    def sampled_figures(
+        self, model: nn.Module, tokenizer: Any, rows: Any, data: Data, count: int | None, batch_size: int
+    ) -> dict[str, Any]:
+        """pseudo_perplexity, and pseudo_perplexity_rows, of how many rows it is."""
+        few = evenly(rows, ROWS_IN_TURN if count is None else count).to_list()
+        found = pseudo_perplexity(self, model, tokenizer, few, batch_size=batch_size)
+        return {"pseudo_perplexity": found, "pseudo_perplexity_rows": len(few)}
 
     @torch.no_grad()
     def predict(
