@@ -127,14 +127,16 @@ class LLMFineTuner(Teaching, Judging):
 
     def prepare_dataset(
         self, dataset: Any, text_columns: list[str] | None = None, max_length: int = Data.max_length,
-        *, loss_on: str = Data.loss_on, prefix: str | None = Data.prefix,
+        *, loss_on: str = Data.loss_on, prefix: str | None = Data.prefix, mask: str = Data.mask,
     ) -> tuple[Any, list[str]]:  # fmt: skip
         """Tokenise: (rows of input_ids, attention_mask and labels with -100 where nothing counts, columns used).
 
         loss_on "completion" counts completions only, where the data have them. prefix stands before every source of
-        seq2seq_lm, also of those that `predict` is given. Raises DataError.
+        seq2seq_lm, also of those that `predict` is given. mask "fresh" has `train` hide other tokens of masked_lm in
+        each epoch. Raises DataError, RecipeError.
         """
-        self._set_data(text_columns=text_columns, max_length=max_length, loss_on=loss_on, prefix=prefix)
+        chosen = {"loss_on": loss_on, "prefix": prefix, "mask": mask}
+        self._set_data(text_columns=text_columns, max_length=max_length, **chosen)
         done = self._prepare(dataset)
         return done.dataset, done.columns
 

@@ -1,8 +1,7 @@
 """Text -> token ids with some of them hidden, and what stood there as labels (BERT, arXiv 1810.04805, section 3.1).
 
 What is hidden depends on the seed and the number of the row alone: neither on the batch nor on the process. So a row
-looks the same in each epoch, and what a teacher said of it can be kept.
-Weakness: for the same reason there is no dynamic masking (RoBERTa), which helps where few rows are met many times.
+looks the same in each epoch, and what a teacher said of it can be kept. `Redraw` hides other tokens in each epoch.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +18,8 @@ from llm_finetuner.errors import DataError
 if TYPE_CHECKING:
     import datasets
 
-HIDDEN, SWAPPED = 0.8, 0.1  # of the chosen tokens: become the mask token; another token; the rest stays
+SHARE = 0.15  # of a block's tokens is chosen
+HIDDEN, SWAPPED = 0.8, 0.1  # of those: become the mask token; another token; the rest stays
 
 
 def recognise(dataset: "datasets.Dataset", text_columns: Sequence[str] | str | None = None) -> Shape:
@@ -40,7 +40,7 @@ def prepare(
     text_columns: Sequence[str] | str | None = None,
     max_length: int = 512,
     seed: int = 0,
-    share: float = 0.15,
+    share: float = SHARE,
     on_bad_row: str = "stop",
 ) -> Prepared:
     """Tokenise each row, cut it into blocks of at most `max_length`, and hide `share` of each block's tokens.
@@ -97,6 +97,22 @@ def uncovered(row: Mapping[str, Any]) -> list[int]:
     """The tokens of a prepared row as they were before some were hidden."""
     pairs = zip(row["input_ids"], row["labels"], strict=True)
     return [shown if label == IGNORED else label for shown, label in pairs]
+
+
+class Redraw:
+    """Hides other tokens of a prepared row in each epoch: dynamic masking (RoBERTa, arXiv 1907.11692, section 4.1).
+
+    Which ones depends on the seed, the epoch and the row's number alone, so neither on the batch, the process nor on
+    where a run was interrupted.
+    """
+
+    def __init__(self, tokenizer: Any, seed: int):
+        self.hide, self.seed = _Mask(tokenizer, SHARE), seed
+
+    def __call__(self, row: Mapping[str, Any], epoch: int, number: int) -> dict[str, Any]:
+        draw = np.random.default_rng([self.seed, epoch, number])
+        shown, labels = self.hide(uncovered(row), draw)
+        return {**row, "input_ids": shown, "labels": labels}
 
 
 class _Mask:

@@ -19,7 +19,7 @@ from llm_finetuner.data import label_names, masked, tagged
 from llm_finetuner.data.columns import evenly
 from llm_finetuner.data.examples import IGNORED
 from llm_finetuner.data.text import Prepared
-from llm_finetuner.errors import RecipeError
+from llm_finetuner.errors import ModelError, RecipeError
 from llm_finetuner.models import labels
 from llm_finetuner.models.anatomy import read_before, sort_out
 from llm_finetuner.models.loading import check_logits
@@ -151,6 +151,16 @@ class MaskedLM(InPlace):
         return masked.prepare(
             rows, tokenizer, text_columns=data.text_columns, max_length=data.max_length, on_bad_row=data.on_bad_row,
         )  # fmt: skip
+
+    def redraw(self, data: Data, tokenizer: Any, seed: int) -> masked.Redraw | None:
+        """What hides other tokens in each epoch, where data.mask asks for it. Raises ModelError, DataError."""
+        if data.mask == "fixed":
+            return None
+        if tokenizer is None:
+            raise ModelError(
+                "data.mask=fresh hides tokens anew and needs the tokenizer", "give tokenizer=..."
+            )
+        return masked.Redraw(tokenizer, seed)
 
     def sampled_figures(
         self, model: nn.Module, tokenizer: Any, rows: Any, data: Data, count: int | None, batch_size: int
