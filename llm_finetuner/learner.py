@@ -61,7 +61,7 @@ class Learner(nn.Module):
     def forward(
         self, batch: dict[str, Tensor], teacher: Output | None = None, progress: float = 0.0
     ) -> tuple[Tensor, Sums]:
-        """Return the weighted loss summed over the N positions, and the unweighted detached sum of every term.
+        """Return the weighted loss summed over the N positions, and the unweighted detached sums of every term.
 
         progress: how far the run is, 0 to 1, for weights and temperatures that change. With a teacher the second also
         holds teacher_nll (summed nats) and agreement (positions of equal top-1).
@@ -83,14 +83,15 @@ class Learner(nn.Module):
                 over = self._over_pairs if pairs else self._over_spans
                 value = over(term, pairs, student, teacher)
                 total = total + term.weight * value
-                sums[name] = value.detach()
+                known = None if teacher is None else teacher.known
+                sums[name] = _over(value, len(student.rows) if known is None else known.sum())
         for block in self.exits:
             loss, seen = self._over_exit(block, student, progress)
             total, sums = total + loss, {**sums, **seen}
         if self.penalty is not None:  # a mean per step, as the other terms are after the division
             value = self.penalty() * len(student.rows)
             total = total + value
-            sums["orthogonality"] = value.detach()
+            sums["orthogonality"] = _over(value, len(student.rows))
         return total, sums
 
     # ---- what is read
@@ -218,6 +219,11 @@ def _belonging(output: Output, pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
     tokens = output.tokens.bincount()
     shares = output.examples.bincount(minlength=len(tokens))
     return output.tokens, shares[output.tokens], tokens[output.tokens]
+
+
+def _over(value: Tensor, count: int | Tensor) -> Tensor:
+    """A sum and the positions that it goes over, as in Sums."""
+    return torch.stack([value.detach(), torch.as_tensor(count, dtype=value.dtype, device=value.device)])
 
 
 def _key(kind: str, block: int) -> str:

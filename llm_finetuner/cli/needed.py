@@ -14,7 +14,6 @@ OWN = {
     "remote": ("url", "--url"),
 }  # what a kind of teacher has in place of a model
 WRITING = ("causal_lm",)  # tasks whose models continue texts
-ADAPTED = ("causal_lm", "seq2seq_lm")  # tasks whose models LoRA and its kin fit
 CLASSIFYING = ("classification", "multi_label_classification")  # texts
 OF_LABELS = (*CLASSIFYING, "token_classification")  # tasks whose answers are labels
 OF_ANY_TASK = ("live", "ensemble")  # kinds of teachers that need not write

@@ -28,7 +28,7 @@ class CausalLM(Task):
 
     auto = "AutoModelForCausalLM"
     writes = True
-    adapters = True
+    peft_type = "CAUSAL_LM"
     shapes_of_text = True
 
     def prepare_rows(self, rows: Any, tokenizer: Any, data: Data, model: nn.Module | None) -> text.Prepared:

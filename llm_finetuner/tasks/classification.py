@@ -35,6 +35,7 @@ class Classification(Task):
 
     auto = "AutoModelForSequenceClassification"
     labels = True
+    peft_type = "SEQ_CLS"
     pooled = True
     kind = "single"  # or "multi"
 

@@ -28,7 +28,8 @@ class Seq2Seq(Task):
     """Models that transformers loads with AutoModelForSeq2SeqLM."""
 
     auto = "AutoModelForSeq2SeqLM"
-    adapters = True  # writes is False: they write texts, but none that goes on with what it was given
+    peft_type = "SEQ_2_SEQ_LM"
+    # writes is False: they write texts, but none that goes on with what it was given
 
     def vocabulary(self, model: nn.Module) -> int:
         """Width of the logits: V."""
