@@ -127,13 +127,16 @@ class LLMFineTuner(Teaching, Judging):
 
     def prepare_dataset(
         self, dataset: Any, text_columns: list[str] | None = None, max_length: int = Data.max_length,
-        *, loss_on: str = Data.loss_on,
+        *, loss_on: str = Data.loss_on, label_names: list[str] | None = None,
     ) -> tuple[Any, list[str]]:  # fmt: skip
         """Tokenise: (rows of input_ids, attention_mask and labels with -100 where nothing counts, columns used).
 
-        loss_on "completion" counts completions only, where the data have them. Raises DataError.
+        loss_on "completion" counts completions only, where the data have them. label_names: what the numbers 0, 1, ...
+        of the label, or of tags, are called. Later calls that are given text read it in the same way. Raises DataError.
         """
-        self._set_data(text_columns=text_columns, max_length=max_length, loss_on=loss_on)
+        self._set_data(
+            text_columns=text_columns, max_length=max_length, loss_on=loss_on, label_names=label_names
+        )
         done = self._prepare(dataset)
         return done.dataset, done.columns
 

@@ -98,6 +98,13 @@ class Learner(nn.Module):
 
     def _pairs(self, term: Term) -> Pairs:
         kind = kind_of(term)
+        states = kind in ("features", "hidden")
+        if term.tokens == "first" and not (states and term.layers != "pooled" and self.task.whole_texts):
+            raise RecipeError(
+                f"tokens: first has nothing to pick for {term.objective}: it is for hidden states of blocks, of tasks "
+                "whose models are read at all tokens of a text",
+                "leave tokens out",
+            )
         if kind in ("logits", "spans"):
             return ()
         if not self.provider.depth:
@@ -107,7 +114,7 @@ class Learner(nn.Module):
             )
         if kind == "embeddings":
             return ((0, 0),)
-        if term.layers == "pooled" and not (self.task.pooled and kind in ("features", "hidden")):
+        if term.layers == "pooled" and not (self.task.pooled and states):
             raise RecipeError(
                 f"layers: pooled is the vector that a classifier reads a text's label off: {term.objective} has none",
                 "name blocks",
@@ -148,15 +155,15 @@ class Learner(nn.Module):
         """Mean over the layer pairs of the sum over positions; where texts count, of their means over tokens."""
         kind, objective = kind_of(term), resolve(OBJECTIVES, term.objective)
         known = teacher.known
-        groups, shares, tokens = _belonging(student, pairs)
+        groups, shares, tokens = _belonging(student, pairs, term.tokens)
         extra = {"examples": _those(groups, known)} if "examples" in reads(term) else {}
         values = []
         for s, t in pairs:
-            own = _those(_read(student, kind, s), known)
+            own = _those(_read(student, term, kind, s), known)
             if _key(kind, s) in self.projections and kind in PROJECTED:
                 projection = self.projections[_key(kind, s)]
                 own = projection(own.to(projection.weight.dtype))
-            told = _those(_read(teacher, kind, t), known)
+            told = _those(_read(teacher, term, kind, t), known)
             given = {f"student_{kind}": own, f"teacher_{kind}": told, **extra}
             loss = objective(**given, **term.options)
             values.append((loss * _those(shares, known) / _those(tokens, known)).sum())
@@ -206,10 +213,11 @@ class Learner(nn.Module):
         return total, sums
 
 
-def _belonging(output: Output, pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
+def _belonging(output: Output, pairs: Pairs, which: str) -> tuple[Tensor, Tensor, Tensor]:
     """Of each compared vector: its sequence, that sequence's positions that count, and its compared vectors.
 
-    So a sequence counts as in the other terms, whatever its length. Pooled vectors are compared within the batch.
+    So a sequence counts as in the other terms, whatever its length. Where a text has one vector, pooled or of its
+    first token, these are compared within the batch.
     """
     ones = torch.ones_like(output.examples)
     if output.tokens is None:
@@ -218,6 +226,9 @@ def _belonging(output: Output, pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
         return torch.zeros_like(output.examples), ones, ones
     tokens = output.tokens.bincount()
     shares = output.examples.bincount(minlength=len(tokens))
+    if which == "first":
+        texts = output.tokens[output.first_tokens]
+        return torch.zeros_like(texts), shares[texts], torch.ones_like(texts)
     return output.tokens, shares[output.tokens], tokens[output.tokens]
 
 
@@ -231,11 +242,12 @@ def _key(kind: str, block: int) -> str:
     return kind if kind == "embeddings" else str(block)
 
 
-def _read(output: Output, kind: str, block: int) -> Tensor | dict[str, Tensor]:
+def _read(output: Output, term: Term, kind: str, block: int) -> Tensor | dict[str, Tensor]:
     """What a term compares of one block."""
     if kind == "embeddings":
         return output.embeddings
-    return {"attention": output.attention, "states": output.states}.get(kind, output.features)[block]
+    found = {"attention": output.attention, "states": output.states}.get(kind, output.features)[block]
+    return found[output.first_tokens.to(found.device)] if term.tokens == "first" else found
 
 
 def _those(value: Any, known_N: Tensor | None) -> Any:

@@ -51,6 +51,11 @@ class Output:
     examples: Tensor | None = None  # [N] which sequence of the batch a position belongs to
     tokens: Tensor | None = None  # [M] the sequence of each token, where blocks are read at all
 
+    @property
+    def first_tokens(self) -> Tensor:
+        """Which of the tokens are the first of their sequence: [M]."""
+        return self.tokens.diff(prepend=self.tokens.new_tensor([-1])) != 0
+
 
 def at_least_float32(x: Tensor) -> Tensor:
     """Log space wants float32 whatever the model's dtype; float64 stays, for exact tests."""

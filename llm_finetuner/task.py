@@ -32,6 +32,9 @@ class Task:
     writes = False  # whether the models continue texts
     peft_type: str | None = None  # what peft calls the task, where it has a name for it
     pooled = False  # whether an answer is read off one vector of a text
+    whole_texts = (
+        False  # whether blocks are read at all tokens of a text, and not where something is predicted only
+    )
     shapes_of_text = False  # whether rows are texts that a model continues (data/shapes.py)
 
     def width(self, model: nn.Module) -> int:

@@ -62,7 +62,9 @@ def test_several_labels_a_text_are_learned_each_for_itself(tmp_path, batch, accu
     assert_close(
         got, dict(zip(names, torch.autograd.grad(total / 8, weights, allow_unused=True), strict=True))
     )
-    assert result.history[0]["cross_entropy"] == pytest.approx(float(ce.detach()) / 7, rel=1e-9)  # 7 have labels
+    assert result.history[0]["cross_entropy"] == pytest.approx(
+        float(ce.detach()) / 7, rel=1e-9
+    )  # 7 have labels
     assert 0 <= result.history[0]["eval_accuracy"] <= 1
     assert student.config.problem_type == "multi_label_classification"
 

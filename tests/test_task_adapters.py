@@ -36,7 +36,9 @@ from llm_finetuner.tuning.lora import lora
 
 PLAN = {"num_epochs": 2, "batch_size": 6, "gradient_accumulation_steps": 1, "learning_rate": 1e-2}
 TEXTS = [{"text": f"{WORDS[i % 6]} {WORDS[6 + i % 9]}", "label": NAMES[i % 3]} for i in range(18)]
-SEVERAL = [{"text": row["text"], "labels": [row["label"], NAMES[0]][: 1 + i % 2]} for i, row in enumerate(TEXTS)]
+SEVERAL = [
+    {"text": row["text"], "labels": [row["label"], NAMES[0]][: 1 + i % 2]} for i, row in enumerate(TEXTS)
+]
 SEVERAL = [{**row, "labels": sorted(set(row["labels"]))} for row in SEVERAL]
 TAGGED = [{"tokens": row["text"].split(), "tags": [row["label"], "O"]} for row in TEXTS]
 FILLED = [{"text": " ".join([WORDS[i % 6]] * 6)} for i in range(18)]
@@ -212,7 +214,9 @@ def test_what_is_saved_is_what_was_trained(tmp_path, task, kind, method):
     asked = "good [MASK] film"
     for ours, theirs in zip(again.predict(asked)[0], tuner.predict(asked)[0], strict=True):
         assert ours.pop("score") == pytest.approx(theirs.pop("score"), abs=1e-5) and ours == theirs
-    if "classification" in task and task != "token_classification" and kind != "gpt2":  # it would read segments
+    if (
+        "classification" in task and task != "token_classification" and kind != "gpt2"
+    ):  # it would read segments
         said = pipeline("text-classification", str(folder / "merged"), top_k=None)(["good film"])[0]
         ours = tuner.predict("good film")[0]
         assert [one["label"] for one in said] == [one["label"] for one in ours]
@@ -232,7 +236,11 @@ def test_others_read_the_labels_from_the_file_beside_the_adapter(tmp_path, names
 
 
 def test_task_types_are_those_of_the_task(tmp_path):
-    for task, wanted in (("classification", "SEQ_CLS"), ("token_classification", "TOKEN_CLS"), ("masked_lm", None)):
+    for task, wanted in (
+        ("classification", "SEQ_CLS"),
+        ("token_classification", "TOKEN_CLS"),
+        ("masked_lm", None),
+    ):
         folder = tmp_path / task
         folder.mkdir()
         trained(folder, task, num_epochs=1)
@@ -282,7 +290,11 @@ def test_a_run_of_an_adapter_is_compared_from_its_folder_and_teaches(tmp_path):
     by_role = {model["role"]: model for model in verdict["models"]}
     assert by_role["distilled"]["loss"] == pytest.approx(result.metrics["eval_loss"], rel=1e-4)
     next_one = recipe_for(
-        tmp_path, "next", student=Model("teacher/2"), teacher=Teacher(str(tmp_path / "run")), tuning=Tuning("full")
+        tmp_path,
+        "next",
+        student=Model("teacher/2"),
+        teacher=Teacher(str(tmp_path / "run")),
+        tuning=Tuning("full"),
     )
     with pytest.raises(ModelError, match="holds an adapter, not a model"):
         fit(next_one)  # a student is cut from weights, not from an adapter
@@ -295,7 +307,11 @@ def test_a_run_of_an_adapter_is_compared_from_its_folder_and_teaches(tmp_path):
 def test_a_run_with_an_adapter_goes_on_as_if_it_had_not_stopped(tmp_path, tuning):
     recipe = recipe_of_step("classification", tmp_path / "x", "fine_tuning", 4, 1, False)
     recipe = Recipe(
-        task="classification", student=Model("s"), tuning=Tuning(tuning), output=recipe.output, train=recipe.train
+        task="classification",
+        student=Model("s"),
+        tuning=Tuning(tuning),
+        output=recipe.output,
+        train=recipe.train,
     )
 
     def parts():
@@ -344,7 +360,9 @@ def test_half_precision_keeps_what_moves_whole(tmp_path, task):
     tuner = LLMFineTuner(tmp_path / "base", tmp_path / "run", task=task)
     save(tmp_path, build_tokenizer(), base=trunk("bert").bfloat16())
     rows = datasets.Dataset.from_list(ROWS[task])
-    tuner.recipe = Recipe(**{**vars(tuner.recipe), "student": Model(str(tmp_path / "base"), dtype="bfloat16")})
+    tuner.recipe = Recipe(
+        **{**vars(tuner.recipe), "student": Model(str(tmp_path / "base"), dtype="bfloat16")}
+    )
     tuner.load_model(method="lora")
     tuner.train(rows, **{**PLAN, "learning_rate": 1e-6, "num_epochs": 1})
     first = tuner.evaluate(rows)["loss"]

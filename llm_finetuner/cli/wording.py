@@ -99,6 +99,7 @@ HELP = {
     "data.files": "files inside the folder or hub data set",
     "data.samples": "use only the first N rows",
     "data.text_columns": "columns to read, where the automatic choice is wrong",
+    "data.label_names": "what the numbers 0, 1, ... of the label, or of tags, are called, such as negative positive",
     "data.only": "rows with these values only, one task of many, such as subject=math",
     "data.hard_share": "learn from this share of the rows, those the student finds hardest at the start, 0-1",
     "data.max_length": "tokens an example may have; what is longer is cut",

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from llm_finetuner.errors import DataError, ModelError
+from llm_finetuner.errors import NAME_NUMBERS, DataError, ModelError
 
 BESIDE = "adapter_labels.json"
 
@@ -88,7 +88,7 @@ def check(model: nn.Module, names: Sequence[str] | None) -> None:
         return
     raise DataError(
         f"the rows were prepared for the labels {', '.join(names)}, the model has {', '.join(known)}",
-        "prepare the rows with this model",
+        NAME_NUMBERS if _counted(names, names) else "prepare the rows with this model",
     )
 
 
@@ -130,7 +130,9 @@ def match(student: nn.Module, teacher: nn.Module, seed: int) -> None:
     if sorted(places) != sorted(name.casefold() for name in ours):
         raise ModelError(
             f"student and teacher have other labels: {', '.join(ours)} against {', '.join(theirs)}",
-            "take a teacher that was trained on the same labels; they are compared by name",
+            NAME_NUMBERS
+            if _counted(ours, ours)
+            else "take a teacher that was trained on the same labels; they are compared by name",
         )
     order = [places[name.casefold()] for name in ours]
     scorer = scorer_of(teacher)

@@ -29,7 +29,9 @@ def kept_whole(model: nn.Module) -> list[str] | None:
     return found and [*found, *(name for name, module in model.named_modules() if module is head)] or None
 
 
-def _outside(module: nn.Module, trunk: set[nn.Module], head: nn.Module | None, path: str = "") -> Iterator[str]:
+def _outside(
+    module: nn.Module, trunk: set[nn.Module], head: nn.Module | None, path: str = ""
+) -> Iterator[str]:
     for name, child in module.named_children():
         if child in trunk or child is head:
             continue
