@@ -75,7 +75,6 @@ def desk(models, tmp_path, monkeypatch):
 def test_what_the_menu_knows_of_tasks_is_so(name):
     task = resolve(TASKS, name)
     assert (name in WRITING, name in OF_LABELS) == (task.writes, task.labels)
-    assert purpose.takes_adapters(name) == task.adapters
     assert name in spoken.TASKS and name in spoken.EXAMPLES
     assert (name in DESCRIBED) != task.shapes_of_text
     assert (name in CLASSIFYING) == (task.auto == "AutoModelForSequenceClassification")

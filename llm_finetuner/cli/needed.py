@@ -15,7 +15,6 @@ OWN = {
 }  # what a kind of teacher has in place of a model
 WRITING = ("causal_lm",)  # tasks whose models continue texts
 TRANSFORMING = ("seq2seq_lm",)  # tasks whose models have an encoder and a decoder
-ADAPTED = (*WRITING, *TRANSFORMING)  # tasks whose models LoRA and its kin fit
 CLASSIFYING = ("classification", "multi_label_classification")  # texts
 OF_LABELS = (*CLASSIFYING, "token_classification")  # tasks whose answers are labels
 OF_ANY_TASK = ("live", "ensemble", "cached", "live_cached")  # kinds of teachers that need not write
