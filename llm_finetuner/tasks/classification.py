@@ -98,11 +98,11 @@ class Classification(Task):
         return batch
 
     def read_anew(self, batch: dict[str, Any], tokenizer: Any, limit: int | None) -> dict[str, Any]:
-        """The same texts in another tokenizer's tokens, at most `limit` of each, on the CPU."""
+        """The same texts in another tokenizer's tokens, which stand on the CPU, at most `limit` of each."""
         coded = labelled.tokens_of(batch[labelled.TEXTS], tokenizer, limit)
         rows = [dict(zip(coded, row, strict=True)) for row in zip(*coded.values(), strict=True)]
-        told = moved({name: batch[name] for name in ("labels", "counts")}, "cpu")
-        return {**{name: padded(rows, name) for name in coded}, **told}
+        tokens = {name: padded(rows, name) for name in coded}
+        return {**tokens, "labels": batch["labels"], "counts": batch["counts"]}
 
     def check_texts(self, rows: Any) -> None:
         """Raise DataError where rows do not hold their texts, each one text or each a pair."""
