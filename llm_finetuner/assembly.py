@@ -174,11 +174,6 @@ def assemble(recipe: Recipe, parts: Parts, device: torch.device, note: Note, ran
             f"{recipe.method} has a model write continuations, and a model for {recipe.task} writes none",
             "take vanilla_distillation, feature_distillation or relation_distillation",
         )
-    if not task.adapters and recipe.tuning.kind != "full":
-        raise RecipeError(
-            f"adapters for {recipe.task} are not there yet, and {recipe.tuning.kind} is one",
-            "tuning.kind=full",
-        )
     if scheme.writing:
         train = write_examples(
             replace(recipe, data=data), parts.teacher, parts.teacher_tokenizer, train, context
@@ -186,7 +181,7 @@ def assemble(recipe: Recipe, parts: Parts, device: torch.device, note: Note, ran
     per_epoch = -(-len(train) // (recipe.train.batch_size * recipe.train.gradient_accumulation_steps))
     steps = recipe.train.steps or max(1, round(recipe.train.epochs * per_epoch))
     make = resolve(TUNINGS, recipe.tuning.kind)
-    parts.tuned = tuned = parts.tuned or make(student, steps, **recipe.tuning.options)
+    parts.tuned = tuned = parts.tuned or make(student, steps, task, **recipe.tuning.options)
     if recipe.train.gradient_checkpointing:
         student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     peers, group = [], None

@@ -77,10 +77,8 @@ def compare(
             "compute is compared by the seconds of the steps: writing texts or a cache beforehand is not in them"
         )
     if teacher is not None:
-        where, reader = (
-            _folder(recipe.teacher.name) if recipe.teacher else None,
-            _reader(subject, task, teacher),
-        )
+        where = _folder(recipe.teacher.name) if recipe.teacher else None
+        reader = _reader(subject, task, teacher)
         entries.append(Entry("teacher", "teacher", teacher, subject.tokenizer, where, reader=reader))
         warnings += [] if reader is None else [OWN_TOKENS]
     elif recipe.distils and recipe.scheme.teacher == "given":

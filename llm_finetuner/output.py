@@ -53,6 +53,11 @@ class Output:
     examples: Tensor | None = None  # [N] which sequence of the batch a position belongs to
     tokens: Tensor | None = None  # [M] the sequence of each token, where blocks are read at all
 
+    @property
+    def first_tokens(self) -> Tensor:
+        """Which of the tokens are the first of their sequence: [M]."""
+        return self.tokens.diff(prepend=self.tokens.new_tensor([-1])) != 0
+
 
 def moved(value: Any, device: torch.device | str) -> Any:
     """Tensors of nested dicts on a device; what is none of these stays as it is."""

@@ -125,9 +125,8 @@ class Data:
     samples: int | None = None  # only the first N rows
     text_columns: list[str] | None = None
     prefix: str | None = None  # of seq2seq_lm: what stands before every source, such as "summarize: "
-    mask: Literal["fixed", "fresh"] = (
-        "fixed"  # of masked_lm: the same tokens are hidden in each epoch, or others
-    )
+    mask: Literal["fixed", "fresh"] = "fixed"  # of masked_lm: the same tokens hidden in each epoch, or others
+    label_names: list[str] | None = None  # what the numbers 0, 1, ... of the label, or of tags, are called
     only: dict[str, Any] = field(
         default_factory=dict
     )  # rows with these values in these columns: one task of many
@@ -148,9 +147,23 @@ class Data:
         check_range("data.max_length", self.max_length, 4, None)
         check_range("data.eval_fraction", self.eval_fraction, 0, 0.9)
         check_range("data.hard_share", self.hard_share, 0, 1, open_low=True)
+        _check_label_names(self.label_names)
         for name in ("samples", "eval_samples"):
             if getattr(self, name) is not None:
                 check_range(f"data.{name}", getattr(self, name), 1, None)
+
+
+def _check_label_names(names: list[str] | None) -> None:
+    if names is None:
+        return
+    wanted = (
+        isinstance(names, list) and names and all(isinstance(name, str) and name.strip() for name in names)
+    )
+    if not wanted or len(set(names)) < len(names):
+        raise RecipeError(
+            f"data.label_names must be a list of names, each once, got {names!r}",
+            "quote what YAML reads as something else: ['no', 'yes'], ['1', '2']",
+        )
 
 
 TRACKERS = ("tensorboard", "wandb")

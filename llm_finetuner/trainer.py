@@ -152,12 +152,15 @@ class _Run:
                 loss, seen = self.learner(batch, answer, (step - 1) / max(1, built.steps - 1))
                 # the engine averages gradients over processes, and count is already of all of them
                 engine.backward(loss * (engine.world / max(count, 1)))
-            for name, value in {"loss": loss.detach(), **seen}.items():
+            whole = torch.stack([loss.detach(), loss.new_tensor(about[i][0])])
+            for name, value in {"loss": whole, **seen}.items():
                 sums[name] = sums.get(name, 0.0) + value.double()
-        asked = torch.tensor(float(self.signals.asked is not None), device=engine.device)
-        *totals, asked = engine.sum(torch.stack([*sums.values(), asked.double()])).tolist()
+        asked = torch.tensor([float(self.signals.asked is not None), 1.0], device=engine.device)
+        *totals, (asked, _) = engine.sum(torch.stack([*sums.values(), asked.double()])).tolist()
         self.interrupted = asked > 0  # on any process, so that all of them leave after the same step
-        means = {name: total / max(count, 1) for name, total in zip(sums, totals, strict=True)}
+        # each over the positions that it speaks of, where there are any
+        means = {name: total / of if of else None for name, (total, of) in zip(sums, totals, strict=True)}
+        means["loss"] = means["loss"] or 0.0
         norm = engine.clip(self.parameters, self.recipe.train.max_grad_norm)
         found = {"loss": means["loss"]}
         if engine.precision != "fp16":  # whose scaler leaves such steps out by itself
@@ -180,8 +183,7 @@ class _Run:
             "step": step,
             "epoch": step / built.steps_per_epoch,
             **means,
-            # of the data's rows alone, so no mean over positions that the student partly wrote
-            "teacher_nll": _finite(means.get("teacher_nll")) if built.rollout is None else None,
+            "teacher_nll": _finite(means.get("teacher_nll")),
             "agreement": means.get("agreement"),
             "tokens_per_second": tokens / seconds,
             "padding": 1 - read / places,

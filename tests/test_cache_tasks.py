@@ -169,7 +169,7 @@ def test_of_few_labels_everything_is_kept(tmp_path):
         told = told if "multi" in task else told.log_softmax(-1)
         assert torch.allclose(got.double(), told, atol=1e-6)
     said = [note for note in notes if note]
-    assert ["whole vocabulary" in note or "no one distribution" in note for note in said] == [True] * 4
+    assert ["every log-probability" in note or "no one distribution" in note for note in said] == [True] * 4
 
 
 def test_the_best_tokens_and_the_tail_are_kept_of_many(tmp_path):

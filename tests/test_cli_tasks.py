@@ -75,7 +75,6 @@ def desk(models, tmp_path, monkeypatch):
 def test_what_the_menu_knows_of_tasks_is_so(name):
     task = resolve(TASKS, name)
     assert (name in WRITING, name in OF_LABELS) == (task.writes, task.labels)
-    assert purpose.takes_adapters(name) == task.adapters
     assert name in spoken.TASKS and name in spoken.EXAMPLES
     assert (name in DESCRIBED) != task.shapes_of_text
     assert (name in CLASSIFYING) == (task.auto == "AutoModelForSequenceClassification")
@@ -282,6 +281,7 @@ def test_questions_that_make_no_sense_are_not_asked():
     (kind,) = [question for question, _ in questions(labels) if question.key == "teacher.kind"]
     assert [value for value, *_ in kind.make(labels).choices] == list(OF_ANY_TASK)
     assert set(OF_ANY_TASK) < set(TEACHERS)
+    assert "job.k" in asked_of(**text, job="cache") and "job.k" not in asked_of(**labels, job="cache")
 
 
 def test_a_task_of_the_menu_is_in_the_recipe(keys, desk):

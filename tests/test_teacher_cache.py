@@ -65,7 +65,7 @@ def test_exact_answers_give_the_gradients_of_the_live_teacher(tmp_path, model, s
         model, rows, tmp_path / "c", on_event=lambda kind, r: notes.append(r.get("text")), **settings
     )
     assert figures["mean_kl"] < 1e-6 and figures["bytes_per_token"] == 4 * V
-    assert any(note and "whole vocabulary" in note for note in notes) == ("k" in settings)
+    assert any(note and "every log-probability" in note for note in notes) == ("k" in settings)
     live = gradient(tmp_path, student, Live(TASK, model), rows, temperature=2.0, alpha=0.3)
     for batch in (8, 2):
         stored = gradient(

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from llm_finetuner.cli.needed import OF_LABELS, OWN
+from llm_finetuner.cli.needed import OWN
 from llm_finetuner.recipe import Model, Recipe, members_of
 
 FRAMEWORK = 450 * 2**20  # torch, transformers and the interpreter themselves
@@ -108,8 +108,7 @@ def measure(model: Model, recipe: Recipe | None = None, task: str = Recipe.task)
     from llm_finetuner.named_models import student_source
     from llm_finetuner.registry import TASKS, TUNINGS, resolve
 
-    task = recipe.task if recipe else task
-    auto = resolve(TASKS, task, "task").auto
+    purpose = resolve(TASKS, recipe.task if recipe else task, "task")()
     divisor = parse_share(model.name) if recipe else None
     name = student_source(recipe) if divisor else model.name
     with reading(name):
@@ -118,7 +117,7 @@ def measure(model: Model, recipe: Recipe | None = None, task: str = Recipe.task)
             kept = choose_in_stacks(depths_of(config), divisor, model.keep_blocks, model.keep_encoder)
             config = with_blocks(config, kept)
         with torch.device("meta"):
-            empty = getattr(transformers, auto).from_config(config)
+            empty = getattr(transformers, purpose.auto).from_config(config)
     # narrower by w: matrices between hidden widths w x w, the embedding w
     head = empty.get_input_embeddings().weight.numel()
     width = model.keep_width if divisor else 1.0
@@ -130,10 +129,10 @@ def measure(model: Model, recipe: Recipe | None = None, task: str = Recipe.task)
         kind = (
             "lora" if recipe.tuning.kind == "qlora" else recipe.tuning.kind
         )  # the same adapter, unquantised
-        resolve(TUNINGS, kind)(empty, 100, **recipe.tuning.options)
+        resolve(TUNINGS, kind)(empty, 100, purpose, **recipe.tuning.options)
         trainable = round(sum(p.numel() for p in empty.parameters() if p.requires_grad) * width)
     text = config.get_text_config()
-    answers = config.num_labels if task in OF_LABELS else text.vocab_size
+    answers = config.num_labels if purpose.labels else text.vocab_size
     return Sizes(parameters, trainable, round(text.hidden_size * width), sum(depths_of(config)), answers)
 
 

@@ -22,7 +22,6 @@ from llm_finetuner.cli.answers import (
 from llm_finetuner.cli.exits import program
 from llm_finetuner.cli.hub import is_on_hub, models_in
 from llm_finetuner.cli.needed import (
-    ADAPTED,
     CLASSIFYING,
     FILLING,
     OF_ANY_TASK,
@@ -72,11 +71,6 @@ def check_task(recipe: Recipe) -> None:
         raise RecipeError(
             f"{recipe.method} has a model write continuations, and a model for {recipe.task} writes none",
             "take vanilla_distillation, feature_distillation or relation_distillation",
-        )
-    if recipe.task not in ADAPTED and recipe.tuning.kind != "full":
-        raise RecipeError(
-            f"adapters for {recipe.task} are not there yet, and {recipe.tuning.kind} is one",
-            "tuning.kind=full",
         )
     if teacher and recipe.needs_teacher and teacher.kind not in OF_ANY_TASK:
         raise RecipeError(

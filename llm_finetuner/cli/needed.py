@@ -16,7 +16,6 @@ OWN = {
 WRITING = ("causal_lm",)  # tasks whose models continue texts
 FILLING = ("masked_lm",)  # tasks whose models fill in hidden tokens
 TRANSFORMING = ("seq2seq_lm",)  # tasks whose models have an encoder and a decoder
-ADAPTED = (*WRITING, *TRANSFORMING)  # tasks whose models LoRA and its kin fit
 CLASSIFYING = ("classification", "multi_label_classification")  # texts
 OF_LABELS = (*CLASSIFYING, "token_classification")  # tasks whose answers are labels
 STORED = ("cached", "live_cached")  # kinds of teachers whose answers are on disk

@@ -1,7 +1,7 @@
 """What a model is for, as the menu asks it: which tasks a method can be run for, and what a task leaves to ask."""
 
 from llm_finetuner.cli import spoken
-from llm_finetuner.cli.needed import ADAPTED, FILLING, OF_ANY_TASK, TRANSFORMING, WRITING
+from llm_finetuner.cli.needed import FILLING, OF_ANY_TASK, TRANSFORMING, WRITING
 from llm_finetuner.cli.prompts import Pick
 from llm_finetuner.recipe import Recipe
 from llm_finetuner.registry import METHODS, TASKS, menu_entry, resolve
@@ -21,10 +21,10 @@ def task_of(answers: dict) -> str:
 
 
 def pick_task(answers: dict) -> Pick | None:
-    """Not asked where a model has to write, and for adapters, which are for models that write."""
-    _, method, tuning, _ = menu_entry(answers["method"])
+    """Not asked where a model has to write."""
+    _, method, _, _ = menu_entry(answers["method"])
     scheme = resolve(METHODS, method)()
-    if scheme.writing or scheme.on_policy or tuning != "full":
+    if scheme.writing or scheme.on_policy:
         return None
     return Pick([(name, *told, None) for name, told in spoken.TASKS.items() if name in TASKS], TEXT)
 
@@ -42,7 +42,3 @@ def example(answers: dict) -> tuple[str, str]:
 def pointless(task: str) -> tuple[str, ...]:
     """Settings that are for other tasks."""
     return tuple(path for path, tasks in ONLY_FOR.items() if task not in tasks)
-
-
-def takes_adapters(task: str) -> bool:
-    return task in ADAPTED

@@ -32,7 +32,7 @@ from llm_finetuner.cli.hub import is_on_hub
 from llm_finetuner.cli.needed import OF_LABELS, TRANSFORMING, compares_blocks, fitting_kinds, is_part
 from llm_finetuner.cli.plain import first_line
 from llm_finetuner.cli.prompts import BACK, Ask, Mark, Pick
-from llm_finetuner.cli.purpose import example, kinds_for, pick_task, pointless, takes_adapters, task_of
+from llm_finetuner.cli.purpose import example, kinds_for, pick_task, pointless, task_of
 from llm_finetuner.cli.settings import MEMBERS, Setting, fields_of, options_in
 from llm_finetuner.errors import RecipeError
 from llm_finetuner.recipe import Data, Model, Recipe, Teacher, Train
@@ -265,9 +265,7 @@ def pick_scratch(key: str, answers: Answers) -> Pick | None:
     return Pick([yes, no], True) if lacks_weights(answers, key) else None
 
 
-def pick_tuning(answers: Answers) -> Pick | None:
-    if not takes_adapters(task_of(answers)):
-        return None
+def pick_tuning(answers: Answers) -> Pick:
     described = [(name, name, first_line(resolve(TUNINGS, name)), None) for name in TUNINGS]
     return Pick(described, menu_entry(answers["method"])[2])
 

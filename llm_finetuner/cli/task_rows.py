@@ -52,7 +52,7 @@ def seen(
         said = f"read: {', '.join(done.columns)}"
     first = done.dataset.select(range(min(SHOWN, len(done.dataset)))).with_format(None)
     shown = [in_words(name, row, tokenizer, names_of(done.dataset)) for row in first]
-    counts = counts_of(dataset, done.shape) if name in CLASSIFYING and done.shape else {}
+    counts = counts_of(dataset, done.shape, data.label_names) if name in CLASSIFYING and done.shape else {}
     return said, shown, done.stats, counts
 
 
@@ -79,7 +79,7 @@ def with_labels(task: str, dataset: Any, data: Data, own: list[str]) -> Any:
         return dataset
     module = labelled if task in CLASSIFYING else tagged
     if generic(own) and "input_ids" not in dataset.column_names:
-        own = module.names(dataset, module.recognise(dataset, data.text_columns)) or own
+        own = module.names(dataset, module.recognise(dataset, data.text_columns), data.label_names) or own
     return label_names.put(dataset, own)
 
 
@@ -95,7 +95,7 @@ def switched_on(shares: list[float]) -> list[int]:
     return [number for number, share in enumerate(shares) if share > 0.5]
 
 
-def counts_of(dataset: Any, layout: Any) -> dict[str, int]:
+def counts_of(dataset: Any, layout: Any, label_names: list[str] | None) -> dict[str, int]:
     """How many rows have each label; values that are no label are told when the rows are prepared."""
     from llm_finetuner.data.class_names import reader
     from llm_finetuner.errors import DataError
@@ -104,7 +104,7 @@ def counts_of(dataset: Any, layout: Any) -> dict[str, int]:
     counts, without = dict.fromkeys(names, 0), 0
     if layout.label is None:
         return {WITHOUT: len(dataset)}
-    numbers = reader(dataset, layout, names, layout.kind)
+    numbers = reader(dataset, layout, names, layout.kind, label_names)
     for value in dataset.select_columns([layout.label]).with_format(None)[layout.label]:
         try:
             found = numbers(value)

@@ -38,10 +38,12 @@ def prepare(
     max_length: int = 512,
     on_bad_row: str = "stop",
     kind: str | None = None,
+    label_names: Sequence[str] | None = None,
 ) -> Prepared:
     """Tokenise with the tokenizer's own special tokens and number the classes in the order of `labels`.
 
-    A class is found by its name, and by its number too where all names are generic (LABEL_0, LABEL_1, ...). Of a
+    A class is found by its name, and by its number too where all names are generic (LABEL_0, LABEL_1, ...);
+    `label_names` says what numbers in the data are called. Of a
     pair that is longer than `max_length` the longer text is cut. `kind` ("single" | "multi") is the model's, where
     it may differ from what the rows show: unlabelled text for a multi-label model. Rows that have input_ids are
     checked and taken as they are. In stats counted_tokens is the number of labelled rows, dropped that of rows
@@ -62,7 +64,7 @@ def prepare(
         least = max(4, special + len(layout.text))
         raise DataError(f"max_length is {max_length}", f"it is {least} tokens or more")
     builder = _Rows([*_columns_of(tokenizer), TEXTS], kind)
-    target = reader(dataset, layout, list(labels), kind)
+    target = reader(dataset, layout, list(labels), kind, label_names)
     for rows in _good_batches(dataset, layout, target, on_bad_row, builder):
         texts = [text for text, _ in rows]
         for number, tokens in enumerate(_encode(texts, tokenizer, max_length, builder)):

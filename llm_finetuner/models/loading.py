@@ -9,6 +9,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from llm_finetuner.errors import ModelError
+from llm_finetuner.models import labels
+from llm_finetuner.models.task_layers import kept_whole
 from llm_finetuner.output import Head, at_least_float32
 
 HEAD_TRANSFORM_TOLERANCE = 1e-3  # relative; half-precision heads round differently by up to this
@@ -62,6 +64,7 @@ def load_pretrained(
         options["quantization_config"] = transformers.BitsAndBytesConfig(
             load_in_4bit=load_in_4bit,
             load_in_8bit=load_in_8bit,
+            llm_int8_skip_modules=kept_whole(_without_weights(auto, name)),  # for both
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=compute,
@@ -77,6 +80,15 @@ def load_pretrained(
     if load_in_4bit and device.type == "cpu":
         _keep_unpacked(model)
     return model
+
+
+def _without_weights(auto: str, name: str) -> nn.Module:
+    """The model of a configuration, without storage. Raises ModelError."""
+    import transformers
+
+    config = _load(lambda kind: kind.from_pretrained(name, trust_remote_code=False), "AutoConfig", name)
+    with torch.device("meta"):
+        return getattr(transformers, auto).from_config(config)
 
 
 def _keep_unpacked(model: nn.Module) -> None:
@@ -113,9 +125,9 @@ def load_trained(
     from peft import PeftConfig, PeftModel
 
     base = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
-    model = PeftModel.from_pretrained(
-        load_pretrained(base or "", auto=auto, device=device, **options), str(folder)
-    ).to(device)
+    model = load_pretrained(base or "", auto=auto, device=device, **options)
+    labels.read(model, folder)
+    model = PeftModel.from_pretrained(model, str(folder)).to(device)
     return model.merge_and_unload() if merge else model.get_base_model()
 
 

@@ -39,9 +39,8 @@ class Classification(Task):
     auto = "AutoModelForSequenceClassification"
     measure = accuracy("a text", "texts")
     labels = True
-    pooled = True
-    all_tokens = True
-    keeps_texts = True
+    peft_type = "SEQ_CLS"
+    pooled = all_tokens = keeps_texts = True
     kind = "single"  # or "multi"
 
     def vocabulary(self, model: nn.Module) -> int:
@@ -52,12 +51,13 @@ class Classification(Task):
 
     def prepare_rows(self, rows: Any, tokenizer: Any, data: Data, model: nn.Module | None) -> Prepared:
         """Tokenise; labels that the model has no names for are named as the data name them. Raises DataError."""
-        known = label_names.of(rows) or (labels.names_of(model) if model is not None else [])
+        known = label_names.known(rows, data.label_names, [] if model is None else labels.names_of(model))
         if labels.generic(known) and "input_ids" not in rows.column_names:
-            known = labelled.names(rows, labelled.recognise(rows, data.text_columns)) or known
+            layout = labelled.recognise(rows, data.text_columns)
+            known = labelled.names(rows, layout, data.label_names) or known
         done = labelled.prepare(
             rows, tokenizer, labels=known, text_columns=data.text_columns, max_length=data.max_length,
-            on_bad_row=data.on_bad_row, kind=self.kind,
+            on_bad_row=data.on_bad_row, kind=self.kind, label_names=data.label_names,
         )  # fmt: skip
         if model is not None and model.config.pad_token_id is None:  # or transformers takes no batches
             model.config.pad_token_id = tokenizer and tokenizer.pad_token_id
@@ -98,11 +98,11 @@ class Classification(Task):
         return batch
 
     def read_anew(self, batch: dict[str, Any], tokenizer: Any, limit: int | None) -> dict[str, Any]:
-        """The same texts in another tokenizer's tokens, at most `limit` of each, on the CPU."""
+        """The same texts in another tokenizer's tokens, which stand on the CPU, at most `limit` of each."""
         coded = labelled.tokens_of(batch[labelled.TEXTS], tokenizer, limit)
         rows = [dict(zip(coded, row, strict=True)) for row in zip(*coded.values(), strict=True)]
-        told = moved({name: batch[name] for name in ("labels", "counts")}, "cpu")
-        return {**{name: padded(rows, name) for name in coded}, **told}
+        tokens = {name: padded(rows, name) for name in coded}
+        return {**tokens, "labels": batch["labels"], "counts": batch["counts"]}
 
     def check_texts(self, rows: Any) -> None:
         """Raise DataError where rows do not hold their texts, each one text or each a pair."""

@@ -84,6 +84,7 @@ class TokenClassification(InPlace):
     auto = "AutoModelForTokenClassification"
     measure = accuracy("a tagged word", "tagged words")
     labels = True
+    peft_type = "TOKEN_CLS"
 
     def head(self, model: nn.Module) -> nn.Linear:
         """The layer whose output is the logits. Raises ModelError."""
@@ -91,12 +92,12 @@ class TokenClassification(InPlace):
 
     def prepare_rows(self, rows: Any, tokenizer: Any, data: Data, model: nn.Module | None) -> Prepared:
         """Tokenise; labels that the model has no names for are named as the data name them. Raises DataError."""
-        known = label_names.of(rows) or (labels.names_of(model) if model is not None else [])
+        known = label_names.known(rows, data.label_names, [] if model is None else labels.names_of(model))
         if labels.generic(known) and "input_ids" not in rows.column_names:
-            known = tagged.names(rows, tagged.recognise(rows, data.text_columns))
+            known = tagged.names(rows, tagged.recognise(rows, data.text_columns), data.label_names)
         done = tagged.prepare(
             rows, tokenizer, labels=known, text_columns=data.text_columns, max_length=data.max_length,
-            on_bad_row=data.on_bad_row,
+            on_bad_row=data.on_bad_row, label_names=data.label_names,
         )  # fmt: skip
         return Prepared(label_names.put(done.dataset, known), done.shape, done.columns, done.stats)
 

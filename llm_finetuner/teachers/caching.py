@@ -111,7 +111,7 @@ def settings_of(
         )
         mode = "fp32"
     elif some and some[1] >= vocabulary:
-        text = f"{some[0]}={some[1]} is the whole vocabulary of {vocabulary}: every log-probability is kept"
+        text = f"{some[0]}={some[1]} takes in all of {vocabulary}: every log-probability is kept"
         say("note", {"text": text})
         mode = "fp32"
     options = {"top_k": {"k": k}, "sampled": {"draws": draws, "seed": seed}}.get(mode, {})

@@ -174,10 +174,8 @@ class Filling(Provider):
         self.live.prepare(replace(self.want, layers=layers), self.terms)
 
     def _settings(self, say: Callable[[str, dict], None]) -> dict[str, Any]:
-        columns, task = (
-            len(self.columns) if isinstance(self.columns, Tensor) else self.columns,
-            self.context.task,
-        )
+        columns = len(self.columns) if isinstance(self.columns, Tensor) else self.columns
+        task = self.context.task
         vocabulary = columns or task.vocabulary(self.live.model)
         return settings_of(task, self.mode, self.k, 1, 0, self.layers, vocabulary, say)
 
