@@ -188,6 +188,17 @@ def test_an_evaluation_scores_what_is_written_for_the_rows(desk):
     assert "rouge1" not in none and none["loss"] == found["loss"]
 
 
+def test_padding_in_rows_is_not_read(desk):
+    tuner, rows = tuner_of(desk)
+    prepared, _ = tuner.prepare_dataset(rows, max_length=LONGEST)
+
+    def pad(row):
+        return {"input_ids": [*row["input_ids"], 0, 0], "attention_mask": [*row["attention_mask"], 0, 0]}
+
+    found, padded = tuner.evaluate(prepared), tuner.evaluate(prepared.map(pad))
+    assert padded["rougeL"] == found["rougeL"] > 0.5
+
+
 def test_without_a_tokenizer_an_evaluation_has_no_texts(desk, tokenizer):
     tuner, rows = tuner_of(desk)
     prepared, _ = tuner.prepare_dataset(rows, max_length=LONGEST)
