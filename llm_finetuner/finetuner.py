@@ -211,6 +211,7 @@ class LLMFineTuner(Teaching, Judging):
         method: str | None = None,
         eval_dataset: Any = None,
         eval_fraction: float | None = None,
+        class_weights: str | dict[str, float] | None = None,
         resume: bool = False,
         overwrite: bool = False,
         on_event: OnEvent | None = None,
@@ -219,11 +220,11 @@ class LLMFineTuner(Teaching, Judging):
         """Train the student as it is now and write it to output_dir. Raises FinetunerError.
 
         dataset: rows, prepared or not. method="standard" trains without the teacher. eval_dataset, or a share of the
-        rows (eval_fraction; 0.1 where eval_every or patience ask for evaluations), picks the best weights. settings:
-        the other fields of `recipe.train`. A folder with a run of another object is written over with a warning; none
-        with overwrite=True. Each record of .history has step, epoch, loss (the weighted total), every term unweighted
-        in nats a token under its objective's name, teacher_nll, agreement, tokens_per_second, padding, learning_rate,
-        grad_norm and seconds.
+        rows (eval_fraction; 0.1 where eval_every or patience ask for evaluations), picks the best weights.
+        class_weights: "balanced", or what labels weigh in cross-entropy, by name. settings: the other fields of
+        `recipe.train`. A folder with a run of another object is written over with a warning; none with overwrite=True.
+        Each record of .history has step, epoch, loss (the weighted total), every term unweighted in nats a token under
+        its objective's name, teacher_nll, agreement, tokens_per_second, padding, learning_rate, grad_norm and seconds.
         """
         self._need_model()
         epochs = num_epochs if epochs is None else epochs
@@ -239,7 +240,8 @@ class LLMFineTuner(Teaching, Judging):
         if eval_fraction is None:
             asked = settings.get("eval_every") or settings.get("patience")
             eval_fraction = Data.eval_fraction if asked and eval_dataset is None else 0
-        recipe = replace(recipe, data=replace(recipe.data, eval_fraction=eval_fraction))
+        data = replace(recipe.data, eval_fraction=eval_fraction, class_weights=class_weights)
+        recipe = replace(recipe, data=data)
         self._parts.train, self._parts.held_out = self._rows(dataset, eval_dataset, eval_fraction)
         self._keep_untouched()
         self._warn_of_another_run(overwrite or resume)

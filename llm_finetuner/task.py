@@ -7,6 +7,7 @@ raise; predict(model, tokenizer, texts, max_length); run(model, batch, want) -> 
 Shapes: B examples, T tokens, D hidden width.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,11 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from llm_finetuner.benchmark.quality import Tally
-from llm_finetuner.data import columns
+from llm_finetuner.data import class_weights, columns
 from llm_finetuner.data.examples import IGNORED
 from llm_finetuner.errors import DataError
 from llm_finetuner.models.anatomy import expose_attention
+from llm_finetuner.models.labels import names_of
 from llm_finetuner.models.loading import blocks_of
+from llm_finetuner.objectives.several_labels import weighted_binary_cross_entropy
+from llm_finetuner.objectives.supervised import weighted_cross_entropy
 from llm_finetuner.output import Want
 
 
@@ -29,11 +33,12 @@ class Task:
     unfit: tuple[str, ...] = ("mse", "huber")  # objectives whose targets are numbers, not tokens or labels
     objectives: dict[str, Callable] = {}  # what stands here for objectives that methods name
     labels = False  # whether the answers are labels with names, and not tokens
+    exclusive = True  # whether an answer rules the others out
     writes = False  # whether the models continue texts
     peft_type: str | None = None  # what peft calls the task, where it has a name for it
     pooled = False  # whether an answer is read off one vector of a text
     whole_texts = (
-        False  # whether blocks are read at all tokens of a text, and not where something is predicted only
+        False  # whether blocks are read at all tokens of a text, not only where something is predicted
     )
     shapes_of_text = False  # whether rows are texts that a model continues (data/shapes.py)
 
@@ -55,6 +60,14 @@ class Task:
 
     def check_labelled(self, rows: Any) -> None:
         """Raise DataError where nothing in the rows tells what is right. Texts tell it by themselves."""
+
+    def weigh(self, model: nn.Module, rows: Any, setting: class_weights.Setting) -> dict[str, float]:
+        """Weigh the model's labels in cross-entropy from here on: {name: weight}. Raises DataError."""
+        found = class_weights.of_rows(rows, names_of(model), setting, self.exclusive)
+        plain = weighted_cross_entropy if self.exclusive else weighted_binary_cross_entropy
+        weights_C = torch.tensor(list(found.values()), dtype=torch.float64)
+        self.objectives = {**self.objectives, "cross_entropy": functools.partial(plain, weights=weights_C)}
+        return found
 
     def check_rows(self, rows: Any) -> None:
         """Raise DataError where there is nothing to learn."""

@@ -1,7 +1,7 @@
 """What a model is for, as the menu asks it: which tasks a method can be run for, and what a task leaves to ask."""
 
 from llm_finetuner.cli import spoken
-from llm_finetuner.cli.needed import OF_ANY_TASK, WRITING
+from llm_finetuner.cli.needed import OF_ANY_TASK, OF_LABELS, WRITING
 from llm_finetuner.cli.prompts import Pick
 from llm_finetuner.recipe import Recipe
 from llm_finetuner.registry import METHODS, TASKS, menu_entry, resolve
@@ -34,5 +34,6 @@ def example(answers: dict) -> tuple[str, str]:
 
 
 def pointless(task: str) -> tuple[str, ...]:
-    """Settings that are for models that write only."""
-    return () if task in WRITING else ("train.packing", "data.loss_on")
+    """Settings that are for models that write only, or for labels only."""
+    writing = () if task in WRITING else ("train.packing", "data.loss_on")
+    return writing if task in OF_LABELS else (*writing, "data.label_names", "data.class_weights")

@@ -170,6 +170,7 @@ class SeveralLabels(Classification):
     """Any number of labels for a text, each true or false for itself; targets are [B, C] of 0 and 1."""
 
     kind = "multi"
+    exclusive = False
     objectives = {"cross_entropy": binary_cross_entropy, "forward_kl": binary_kl}
     unfit = (
         "mse", "huber", "reverse_kl", "adaptive_kl", "alpha_beta", "total_variation", "jsd", "skew_forward_kl",

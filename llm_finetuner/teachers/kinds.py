@@ -129,7 +129,7 @@ def check_writes(task: Any, kind: str) -> None:
 
 def check_mixture(task: Any, weights: list[float] | str | None, mixture: str) -> None:
     """Raise RecipeError for ways to mix that take the answers of a text to exclude each other where they do not."""
-    if task.objectives and (mixture != "logits" or weights == "loss"):
+    if not task.exclusive and (mixture != "logits" or weights == "loss"):
         raise RecipeError(
             "several labels a text are no one distribution, so teachers are mixed by their logits and given weights",
             "mixture: logits, and weights as numbers or none",
