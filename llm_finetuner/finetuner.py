@@ -14,7 +14,7 @@ from llm_finetuner.assembly import Parts
 from llm_finetuner.checks import common_vocabulary
 from llm_finetuner.data import sources, text
 from llm_finetuner.engine import default_device
-from llm_finetuner.errors import ModelError, OrderError, RecipeError
+from llm_finetuner.errors import DataError, ModelError, OrderError, RecipeError
 from llm_finetuner.judging import Judging
 from llm_finetuner.layer_maps import layer_pairs
 from llm_finetuner.models import loading
@@ -272,11 +272,23 @@ class LLMFineTuner(Teaching, Judging):
 
     def _rows(self, dataset, eval_dataset, eval_fraction) -> tuple[Any, Any]:
         train = self._prepare(dataset).dataset
+        if self._parts.tuned is not None:
+            self._check_labels_stay(train)
         self._task.fit(self.model, train, self.recipe.train.seed)  # held-out labels get the same numbers
         held_out = None if eval_dataset is None else self._prepare(eval_dataset).dataset
         if held_out is None and eval_fraction:
             train, held_out = text.split(train, eval_fraction, self.recipe.train.seed)
         return train, held_out
+
+    def _check_labels_stay(self, rows: Any) -> None:
+        """Raise OrderError for rows of other labels than a student was trained on: it would get a new scoring layer."""
+        try:
+            self._task.check_names(self.model, rows)
+        except DataError as error:
+            raise OrderError(
+                f"a training has begun, so the labels are fixed: {error.what}",
+                "call load_model() again to start anew with the labels of these rows",
+            ) from error
 
     def _keep_untouched(self) -> None:
         """A student given as an object cannot be loaded again: keep a copy to compare with, while it is untouched."""
