@@ -42,8 +42,9 @@ def weigh(setting: Setting, counts: Mapping[str, float], total: float, exclusive
         return {name: float(setting.get(name, 1.0)) for name in counts}
     for name, count in counts.items():
         if not count or (not exclusive and count == total):
+            whose = "all rows have" if count else "no row has"
             raise DataError(
-                f"{'all rows have' if count else 'no row has'} the label {name!r}, so its weight has no balance",
+                f"{whose} the label {name!r}, so nothing balances it",
                 f"give weights by name, such as data.class_weights: {{{name}: 1.0}}, or other rows",
             )
     if exclusive:
