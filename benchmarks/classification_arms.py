@@ -223,7 +223,7 @@ class Bench:
         return speed.cost_ratio(student, teacher)
 
     def phases(self, what: Arm, blocks: int) -> list[tuple[str, dict[str, Any], float]]:
-        """(method, options, share of the steps) of each phase; blocks learn from those that they are, or would be, cut from."""
+        """(method, options, share of the steps) of each phase; blocks learn from those that they are cut from."""
         pairs = [[ours, theirs] for ours, theirs in enumerate(self.taken(blocks))]
         options = (
             {**what.options, "feature_layers": pairs}

@@ -152,8 +152,7 @@ class _Run:
                 loss, seen = self.learner(batch, answer, (step - 1) / max(1, built.steps - 1))
                 # the engine averages gradients over processes, and count is already of all of them
                 engine.backward(loss * (engine.world / max(count, 1)))
-            whole = torch.stack([loss.detach(), loss.new_tensor(about[i][0])])
-            for name, value in {"loss": whole, **seen}.items():
+            for name, value in seen.items():
                 sums[name] = sums.get(name, 0.0) + value.double()
         asked = torch.tensor([float(self.signals.asked is not None), 1.0], device=engine.device)
         *totals, (asked, _) = engine.sum(torch.stack([*sums.values(), asked.double()])).tolist()
@@ -183,7 +182,8 @@ class _Run:
             "step": step,
             "epoch": step / built.steps_per_epoch,
             **means,
-            "teacher_nll": _finite(means.get("teacher_nll")),
+            # a teacher whose answers are a few draws may be infinitely surprised
+            "teacher_nll": None if means.get("teacher_nll") in (None, math.inf) else means["teacher_nll"],
             "agreement": means.get("agreement"),
             "tokens_per_second": tokens / seconds,
             "padding": 1 - read / places,
@@ -327,17 +327,13 @@ class _Run:
             "device": str(self.engine.device),
             "precision": self.engine.precision,
             "learning_rate": self.peak_rate,
+            "class_weights": built.class_weights,
             "warnings": self.recipe.warnings(),
             "output": str(self.folder),
             "resumed_from": self.start,
         }
-        self.engine.start_trackers("llm-finetuner", {k: v for k, v in settings.items() if k != "warnings"})
+        self.engine.start_trackers("llm-finetuner", settings)
         self.say("plan", settings)
-
-
-def _finite(value: float | None) -> float | None:
-    """None for the infinite surprise of a teacher whose answers are a few draws."""
-    return value if value is not None and math.isfinite(value) else None
 
 
 def _width(provider: Provider) -> int | None:
