@@ -11,8 +11,7 @@ from torch import nn
 
 from llm_finetuner.benchmark.quality import evaluate
 from llm_finetuner.checks import check_rows
-from llm_finetuner.data import sources, text
-from llm_finetuner.data.columns import evenly
+from llm_finetuner.data import columns, sources, text
 from llm_finetuner.errors import DataError, RecipeError
 from llm_finetuner.learner import Learner
 from llm_finetuner.models import loading
@@ -85,7 +84,7 @@ def load_rows(
         return rows, None
     else:
         rows, held_out = text.split(rows, data.eval_fraction, seed)
-    return rows, evenly(held_out, data.eval_samples)
+    return rows, columns.evenly(held_out, data.eval_samples)
 
 
 def only(rows, wanted: dict[str, Any], source: str):
@@ -122,12 +121,21 @@ class Assembly:
     teacher: Provider | None
     learner: Learner
     rollout: Rollout | None  # writes examples in place of some of the rows
+    redraw: Callable[[dict, int, int], dict] | None  # makes rows other ones in each epoch
     train: Any
     held_out: Any
     data: Data  # as it was really used
     steps: int
     steps_per_epoch: int
     class_weights: dict[str, float] | None = None  # of each label in cross-entropy
+
+    def examples(self, numbers: list[int], step: int) -> list[dict]:
+        """The rows of these numbers as optimizer step `step` (from 1) sees them."""
+        drawn = columns.examples(self.train, numbers)
+        if self.redraw is None:
+            return drawn
+        epoch = (step - 1) // self.steps_per_epoch
+        return [self.redraw(row, epoch, number) for row, number in zip(drawn, numbers, strict=True)]
 
 
 def assemble(recipe: Recipe, parts: Parts, device: torch.device, note: Note, rank: int = 0) -> Assembly:
@@ -197,7 +205,12 @@ def assemble(recipe: Recipe, parts: Parts, device: torch.device, note: Note, ran
     if teacher is not None:
         teacher.prepare(learner.teacher_want, scheme.terms)
         teacher.check(train)  # nobody asks it about the held-out rows
-    rollout = None
+    redraw, rollout = task.redraw(data, tokenizer, recipe.train.seed), None
+    if redraw is not None and teacher is not None and teacher.stored:
+        raise RecipeError(
+            "data.mask=fresh hides other tokens in each epoch, and stored answers are to the rows as they were",
+            "data.mask=fixed, or a live teacher",
+        )
     if scheme.on_policy:
         if teacher is not None and teacher.stored:
             raise RecipeError(
@@ -207,7 +220,19 @@ def assemble(recipe: Recipe, parts: Parts, device: torch.device, note: Note, ran
         room = min(data.max_length, teacher.positions or data.max_length) if teacher else data.max_length
         rollout = Rollout(scheme.on_policy, tokenizer, recipe.train.seed, room)
     return Assembly(
-        task, tuned, tokenizer, teacher, learner, rollout, train, held_out, data, steps, per_epoch, weights
+        task,
+        tuned,
+        tokenizer,
+        teacher,
+        learner,
+        rollout,
+        redraw,
+        train,
+        held_out,
+        data,
+        steps,
+        per_epoch,
+        weights,
     )
 
 

@@ -127,16 +127,19 @@ class LLMFineTuner(Teaching, Judging):
 
     def prepare_dataset(
         self, dataset: Any, text_columns: list[str] | None = None, max_length: int = Data.max_length,
-        *, loss_on: str = Data.loss_on, prefix: str | None = Data.prefix, label_names: list[str] | None = None,
+        *, loss_on: str = Data.loss_on, prefix: str | None = Data.prefix, mask: str = Data.mask,
+        label_names: list[str] | None = None,
     ) -> tuple[Any, list[str]]:  # fmt: skip
         """Tokenise: (rows of input_ids, attention_mask and labels with -100 where nothing counts, columns used).
 
         loss_on "completion" counts completions only, where the data have them. prefix stands before every source of
-        seq2seq_lm, also of those that `predict` is given. label_names: what the numbers 0, 1, ... of the label, or of
-        tags, are called. Later calls that are given text read it in the same way. Raises DataError.
+        seq2seq_lm, also of those that `predict` is given. mask "fresh" has `train` hide other tokens of masked_lm in
+        each epoch. label_names: what the numbers 0, 1, ... of the label, or of tags, are called. Later calls that are
+        given text read it in the same way. Raises DataError, RecipeError.
         """
         self._set_data(
-            text_columns=text_columns, max_length=max_length, loss_on=loss_on, prefix=prefix, label_names=label_names
+            text_columns=text_columns, max_length=max_length, loss_on=loss_on, prefix=prefix, mask=mask,
+            label_names=label_names,
         )  # fmt: skip
         done = self._prepare(dataset)
         return done.dataset, done.columns

@@ -231,10 +231,6 @@ class Judging:
         data = self.recipe.data
         return data if self.model is None else fit_length(data, self.model, lambda note: None)
 
-    def _tokenizer_if_any(self) -> Any:
-        """The student's tokenizer; None for a model that came as an object without one."""
-        return self._parts.tokenizer if self._given is not None else self.tokenizer
-
     @property
     def _task(self):
         return resolve(TASKS, self.recipe.task, "task")()

@@ -111,6 +111,9 @@ class Tuning:
     options: dict[str, Any] = field(default_factory=dict)
 
 
+MASKS = ("fixed", "fresh")
+
+
 @dataclass(frozen=True)
 class Data:
     """Where the rows come from and which of their tokens count."""
@@ -122,6 +125,7 @@ class Data:
     samples: int | None = None  # only the first N rows
     text_columns: list[str] | None = None
     prefix: str | None = None  # of seq2seq_lm: what stands before every source, such as "summarize: "
+    mask: Literal["fixed", "fresh"] = "fixed"  # of masked_lm: the same tokens hidden in each epoch, or others
     label_names: list[str] | None = None  # what the numbers 0, 1, ... of the label, or of tags, are called
     class_weights: str | dict[str, float] | None = None  # in cross-entropy: balanced, or {label: weight}
     only: dict[str, Any] = field(
@@ -139,6 +143,8 @@ class Data:
     eval_samples: int | None = None  # only this many held-out rows, evenly spaced
 
     def __post_init__(self):
+        if self.mask not in MASKS:
+            raise unknown("data.mask", self.mask, MASKS)
         check_range("data.max_length", self.max_length, 4, None)
         check_range("data.eval_fraction", self.eval_fraction, 0, 0.9)
         check_range("data.hard_share", self.hard_share, 0, 1, open_low=True)
@@ -291,6 +297,8 @@ class Recipe:
             said.append(f"data.prefix has no effect: {self.task} has no sources that it could stand before")
         if self.data.class_weights and "cross_entropy" not in names:
             said.append("data.class_weights has no effect: it is for cross-entropy, which has no weight here")
+        if self.data.mask == "fresh" and self.task != "masked_lm":
+            said.append(f"data.mask has no effect: {self.task} hides no tokens")
         if self.train.patience and self.train.eval_every == 0:
             said.append("patience has no effect: train.eval_every is 0")
         return said

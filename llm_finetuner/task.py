@@ -127,6 +127,10 @@ class Task:
             raise DataError("a label counts where attention_mask is 0", "set the labels of padding to -100")
         return Asked(np.asarray(row["input_ids"])[seen], b"", counted)
 
+    def redraw(self, data: Data, tokenizer: Any, seed: int) -> Callable[[dict, int, int], dict] | None:
+        """What makes a row, given it, the epoch and its number, another one; None where rows stay as they are."""
+        return None
+
     def cost(self, batch: dict[str, Tensor]) -> tuple[int, int]:
         """(tokens that a forward pass reads, places that it computes, which padding is the rest of)."""
         return int(batch["attention_mask"].sum()), batch["attention_mask"].numel()

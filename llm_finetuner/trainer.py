@@ -136,7 +136,7 @@ class _Run:
         began = time.perf_counter()
         built, engine = self.built, self.engine
         numbers, counts = zip(*self.order.step(step), strict=True)
-        drawn = [columns.examples(built.train, n) for n in numbers]
+        drawn = [built.examples(n, step) for n in numbers]
         if built.rollout is not None:
             drawn = built.rollout(built.learner.student, drawn, step, engine.rank)
         packing = [self.recipe.train.packing] * len(drawn)
@@ -275,7 +275,7 @@ class _Run:
     def _order(self) -> dict[str, Any]:
         """What decides which examples a step sees, and what their labels mean."""
         names, rows = ("batch_size", "gradient_accumulation_steps", "seed"), self.built.train
-        chosen = {name: getattr(self.recipe.train, name) for name in names}
+        chosen = {name: getattr(self.recipe.train, name) for name in names} | {"mask": self.recipe.data.mask}
         return {**chosen, "number of examples": len(rows), "labels": label_names.of(rows)}
 
     def _finish(self, step: int, seconds: float) -> TrainResult:

@@ -23,8 +23,10 @@ from llm_finetuner.cli.exits import program
 from llm_finetuner.cli.hub import is_on_hub, models_in
 from llm_finetuner.cli.needed import (
     CLASSIFYING,
+    FILLING,
     OF_ANY_TASK,
     OF_LABELS,
+    STORED,
     WRITING,
     blocks_kept,
     compares_blocks,
@@ -76,6 +78,12 @@ def check_task(recipe: Recipe) -> None:
         raise RecipeError(
             f"a {teacher.kind} teacher answers models that continue texts, and this one does not",
             "teacher.kind=live",
+        )
+    redrawn = recipe.task in FILLING and recipe.data.mask == "fresh"
+    if redrawn and teacher and recipe.needs_teacher and teacher.kind in STORED:
+        raise RecipeError(
+            "data.mask=fresh hides other tokens in each epoch, and stored answers are to the rows as they were",
+            "data.mask=fixed, or a live teacher",
         )
     if recipe.train.packing:
         imports.wait()

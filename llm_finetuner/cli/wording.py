@@ -103,6 +103,7 @@ HELP = {
     "data.samples": "use only the first N rows",
     "data.text_columns": "columns to read, where the automatic choice is wrong",
     "data.prefix": 'of seq2seq_lm: what stands before every source, such as "summarize: " for T5',
+    "data.mask": "of masked_lm: the same tokens are hidden in each epoch, or fresh ones",
     "data.label_names": "what the numbers 0, 1, ... of the label, or of tags, are called, such as negative positive",
     "data.class_weights": "what labels weigh in cross-entropy: balanced, by how rare each is, or such as bad=2 good=1",
     "data.only": "rows with these values only, one task of many, such as subject=math",

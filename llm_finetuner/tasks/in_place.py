@@ -12,18 +12,22 @@ from torch import Tensor, nn
 
 from llm_finetuner.benchmark.classes import Confusion
 from llm_finetuner.benchmark.measure import accuracy, perplexity
+from llm_finetuner.benchmark.pseudo import pseudo_perplexity
 from llm_finetuner.benchmark.quality import Tally, eval_mode
 from llm_finetuner.checks import check_numbers
 from llm_finetuner.data import label_names, masked, tagged
+from llm_finetuner.data.columns import evenly
 from llm_finetuner.data.examples import IGNORED
 from llm_finetuner.data.text import Prepared
-from llm_finetuner.errors import RecipeError
+from llm_finetuner.errors import ModelError, RecipeError
 from llm_finetuner.models import labels
 from llm_finetuner.models.anatomy import read_before, sort_out
 from llm_finetuner.models.loading import check_logits
 from llm_finetuner.output import Head, Output, Want, moved
 from llm_finetuner.recipe import Data
 from llm_finetuner.task import Task
+
+ROWS_IN_TURN = 32  # whose tokens are hidden in turn, for an evaluation
 
 
 class InPlace(Task):
@@ -148,6 +152,24 @@ class MaskedLM(InPlace):
         return masked.prepare(
             rows, tokenizer, text_columns=data.text_columns, max_length=data.max_length, on_bad_row=data.on_bad_row,
         )  # fmt: skip
+
+    def redraw(self, data: Data, tokenizer: Any, seed: int) -> masked.Redraw | None:
+        """What hides other tokens in each epoch, where data.mask asks for it. Raises ModelError, DataError."""
+        if data.mask == "fixed":
+            return None
+        if tokenizer is None:
+            raise ModelError(
+                "data.mask=fresh hides tokens anew and needs the tokenizer", "give tokenizer=..."
+            )
+        return masked.Redraw(tokenizer, seed)
+
+    def sampled_figures(
+        self, model: nn.Module, tokenizer: Any, rows: Any, data: Data, count: int | None, batch_size: int
+    ) -> dict[str, Any]:
+        """pseudo_perplexity, and pseudo_perplexity_rows, of how many rows it is."""
+        few = evenly(rows, ROWS_IN_TURN if count is None else count).to_list()
+        found = pseudo_perplexity(self, model, tokenizer, few, batch_size=batch_size)
+        return {"pseudo_perplexity": found, "pseudo_perplexity_rows": len(few)}
 
     @torch.no_grad()
     def predict(
