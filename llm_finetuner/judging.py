@@ -61,8 +61,8 @@ class Judging:
         return self._parts.tokenizer
 
     def evaluate(self, dataset: Any, batch_size: int = 8, *, exit_layer: int | None = None) -> dict[str, Any]:
-        """Loss (nats a token), perplexity with its 95 % interval, tokens, accuracy, calibration error; with a teacher
-        also agreement and KL. Raises OrderError, DataError."""
+        """What the task is judged by with its 95 % interval, loss in nats, tokens, accuracy, calibration error and the
+        figures of the task; with a teacher also agreement and KL. Raises OrderError, DataError."""
         self._need_model()
         rows = self._prepare(dataset).dataset
         self._task.check_names(self.model, rows)
@@ -80,7 +80,7 @@ class Judging:
             teacher=teacher,
             vocabulary=self._shared(),
         )
-        return quality.summary()
+        return self._task.measure.summary(quality)
 
     def _fitting(self, teacher: Provider, rows: Any) -> Provider | None:
         """The teacher, or None for stored answers that do not hold these rows: the student is scored without it."""
