@@ -227,8 +227,9 @@ class LLMFineTuner(Teaching, Judging):
         rows (eval_fraction; 0.1 where eval_every or patience ask for evaluations), picks the best weights.
         class_weights: "balanced", or what labels weigh in cross-entropy, by name. settings: the other fields of
         `recipe.train`. A folder with a run of another object is written over with a warning; none with overwrite=True.
-        Each record of .history has step, epoch, loss (the weighted total), every term unweighted in nats a token under
-        its objective's name, teacher_nll, agreement, tokens_per_second, padding, learning_rate, grad_norm and seconds.
+        Each record of .history has step, epoch, loss (the weighted total), every term unweighted under its objective's
+        name (a position that counts), teacher_nll, agreement, tokens_per_second, padding, learning_rate, grad_norm and
+        seconds.
         """
         self._need_model()
         epochs = num_epochs if epochs is None else epochs

@@ -182,8 +182,8 @@ class Train:
     gradient_checkpointing: bool = False
     eval_every: int | None = None  # optimizer steps; None: ten times a run; 0: only at the end
     save_every: int | None = None  # optimizer steps; None: with every evaluation; 0: never
-    keep_best: bool = True
-    patience: int = 0  # stop after this many evaluations without a better loss; 0: never
+    keep_best: bool = True  # by what the task is judged by
+    patience: int = 0  # stop after this many evaluations without a better one; 0: never
     seed: int = 0
     trackers: list[str] = field(default_factory=list)  # tensorboard, wandb
 

@@ -97,7 +97,7 @@ class _Run:
         self.peak_rate = plan.learning_rate or default_rate(recipe.tuning.kind, recipe.student.from_scratch)
         if plan.patience and built.held_out is None:
             self._note("patience has no effect: no rows are held out")
-        self.best_loss, self.best_step, self.worse = math.inf, 0, 0
+        self.best, self.best_step, self.worse = (math.inf,), 0, 0
         self.start = self._resume() if resume else self._begin()
         self.log = Log(self.folder, self.start, self.engine.main)
         self._announce()
@@ -193,26 +193,25 @@ class _Run:
         }
 
     def _evaluate(self, step: int) -> dict[str, float]:
-        """Loss on the held-out rows; keeps the weights where it is the best so far."""
+        """What the held-out rows give; keeps the weights where it is the best so far (`Measure.rank`)."""
         built, plan = self.built, self.recipe.train
         quality = evaluate(
             built.task, built.learner.student, built.held_out, batch_size=plan.batch_size,
             vocabulary=_width(built.learner.provider),
         )  # fmt: skip
-        loss = quality.loss
+        loss, measure = quality.loss, built.task.measure
         if not math.isfinite(loss):  # before a checkpoint keeps such weights
             raise TrainingError(
                 f"the evaluation at step {step} gives a loss of {loss}: the weights are damaged",
                 f"start again with a lower --learning-rate (now {self.peak_rate:g})",
             )
-        better = loss < self.best_loss
+        better = measure.rank(quality) < self.best
         self.worse = 0 if better else self.worse + 1
         if better:
-            self.best_loss, self.best_step = loss, step
+            self.best, self.best_step = measure.rank(quality), step
             if plan.keep_best and self.engine.main:
                 place, weights = self.folder / "checkpoints" / "best", checkpoint.trainable(built.learner)
                 checkpoint.save(place, weights, built.tuned.state(), {"step": step})
-        measure = built.task.measure
         said = {"eval_loss": loss, f"eval_{measure.key}": measure.value(quality)}
         self.say("evaluation", {"step": step, **said, "best": better})
         return said
@@ -247,7 +246,7 @@ class _Run:
             part.load_state(kept)
         self.engine.load_scaler_state(state["scaler"])
         checkpoint.set_random_state(state["random"])
-        self.best_loss, self.best_step, self.worse = about["best_loss"], about["best_step"], about["worse"]
+        self.best, self.best_step, self.worse = tuple(about["best"]), about["best_step"], about["worse"]
         return about["step"]
 
     def _save(self, step: int) -> None:
@@ -260,7 +259,7 @@ class _Run:
                 "scaler": self.engine.scaler_state(),
                 "random": checkpoint.random_state(),
             }
-            best = {name: getattr(self, name) for name in ("best_loss", "best_step", "worse")}
+            best = {name: getattr(self, name) for name in ("best", "best_step", "worse")}
             about = {"order": self._order(), "step": step, **best}
             path = self.folder / "checkpoints" / f"step_{step:07d}"
             checkpoint.save(path, checkpoint.trainable(self.built.learner), state, about)

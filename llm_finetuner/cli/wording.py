@@ -132,7 +132,7 @@ HELP = {
     "train.eval_every": "optimizer steps between evaluations; auto: ten a run, 0: only at the end",
     "train.save_every": "optimizer steps between checkpoints; auto: with every evaluation, 0: never",
     "train.keep_best": "keep the weights of the best evaluation instead of the last",
-    "train.patience": "stop after this many evaluations without a better loss; 0: never",
+    "train.patience": "stop after this many evaluations without a better one; 0: never",
     "train.seed": "the same seed gives the same run",
     "train.trackers": "also write to tensorboard, wandb",
     "options.label_smoothing": "share of the target's probability spread over all tokens, 0-0.99",
