@@ -16,7 +16,7 @@ from llm_finetuner.errors import DataError, RecipeError
 from llm_finetuner.learner import Learner
 from llm_finetuner.models import loading
 from llm_finetuner.named_models import begin, cut, load_student, student_source
-from llm_finetuner.recipe import Data, Recipe
+from llm_finetuner.recipe import Data, Recipe, check_labelled
 from llm_finetuner.registry import OPTIMIZERS, SCHEDULES, TASKS, TUNINGS, resolve
 from llm_finetuner.rollout import Rollout
 from llm_finetuner.teachers.provider import Context, Provider
@@ -127,6 +127,7 @@ class Assembly:
     data: Data  # as it was really used
     steps: int
     steps_per_epoch: int
+    class_weights: dict[str, float] | None = None  # of each label in cross-entropy
 
     def examples(self, numbers: list[int], step: int) -> list[dict]:
         """The rows of these numbers as optimizer step `step` (from 1) sees them."""
@@ -141,6 +142,7 @@ def assemble(recipe: Recipe, parts: Parts, device: torch.device, note: Note, ran
     """Load what `parts` does not hold, and check that it fits together before time is spent. Raises FinetunerError."""
     resolve(OPTIMIZERS, recipe.train.optimizer), resolve(SCHEDULES, recipe.train.schedule)
     task, scheme = resolve(TASKS, recipe.task, "task")(), recipe.scheme
+    check_labelled(recipe, task.labels)
     check_control(recipe, parts.teacher)
     tokenizer = parts.tokenizer
     if tokenizer is None and parts.train is None:
@@ -195,6 +197,9 @@ def assemble(recipe: Recipe, parts: Parts, device: torch.device, note: Note, ran
         task.fit(
             student, held_out, recipe.train.seed
         )  # the student may have its labels from the teacher by now
+    weights = None
+    if data.class_weights and any(term.objective == "cross_entropy" for term in scheme.terms):
+        weights = task.weigh(student, train, data.class_weights)
     learner = Learner(task, student, scheme, teacher or group, peers, tuned.penalty).to(device)
     task.prepare(student, learner.want)
     if teacher is not None:
@@ -215,7 +220,19 @@ def assemble(recipe: Recipe, parts: Parts, device: torch.device, note: Note, ran
         room = min(data.max_length, teacher.positions or data.max_length) if teacher else data.max_length
         rollout = Rollout(scheme.on_policy, tokenizer, recipe.train.seed, room)
     return Assembly(
-        task, tuned, tokenizer, teacher, learner, rollout, redraw, train, held_out, data, steps, per_epoch
+        task,
+        tuned,
+        tokenizer,
+        teacher,
+        learner,
+        rollout,
+        redraw,
+        train,
+        held_out,
+        data,
+        steps,
+        per_epoch,
+        weights,
     )
 
 

@@ -65,9 +65,10 @@ class Judging:
     def evaluate(
         self, dataset: Any, batch_size: int = 8, *, exit_layer: int | None = None, sample: int | None = None
     ) -> dict[str, Any]:
-        """Loss (nats a token), perplexity with its 95 % interval, tokens, accuracy, calibration error; with a teacher
-        also agreement and KL. Of `sample` evenly spaced rows (None: the task's own number; 0: none) what costs more:
-        ROUGE of the targets that seq2seq_lm writes, pseudo-perplexity of masked_lm. Raises OrderError, DataError."""
+        """What the task is judged by with its 95 % interval, loss in nats, tokens, accuracy, calibration error and the
+        figures of the task; with a teacher also agreement and KL. Of `sample` evenly spaced rows (None: the task's own
+        number; 0: none) what costs more: ROUGE of the targets that seq2seq_lm writes, pseudo-perplexity of masked_lm.
+        Raises OrderError, DataError."""
         self._need_model()
         rows = self._prepare(dataset).dataset
         self._task.check_names(self.model, rows)

@@ -63,8 +63,8 @@ class Learner(nn.Module):
     ) -> tuple[Tensor, Sums]:
         """Return the weighted loss summed over the N positions, and the unweighted detached sums of every term.
 
-        progress: how far the run is, 0 to 1, for weights and temperatures that change. With a teacher the second also
-        holds teacher_nll (summed nats) and agreement (positions of equal top-1).
+        progress: how far the run is, 0 to 1, for weights and temperatures that change. The second also holds the loss
+        itself, and with a teacher teacher_nll (summed nats) and agreement (positions of equal top-1).
         """
         with self.fused:
             return self._forward(batch, teacher, progress)
@@ -92,7 +92,7 @@ class Learner(nn.Module):
             value = self.penalty() * len(student.rows)
             total = total + value
             sums["orthogonality"] = _over(value, len(student.rows))
-        return total, sums
+        return total, {"loss": _over(total, len(student.rows)), **sums}
 
     # ---- what is read
 

@@ -11,6 +11,7 @@ batch_size=) -> [(tokens, whether the model ended them)], and new_tokens(data), 
 Shapes: B examples, T tokens, D hidden width; N positions that count, M tokens of all examples of a batch.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -20,11 +21,14 @@ from torch import Tensor, nn
 
 from llm_finetuner.benchmark.measure import Measure, perplexity
 from llm_finetuner.benchmark.quality import Tally
-from llm_finetuner.data import columns
+from llm_finetuner.data import class_weights, columns
 from llm_finetuner.data.examples import IGNORED
 from llm_finetuner.errors import DataError
 from llm_finetuner.models.anatomy import expose_attention
+from llm_finetuner.models.labels import names_of
 from llm_finetuner.models.stacks import blocks_of
+from llm_finetuner.objectives.several_labels import weighted_binary_cross_entropy
+from llm_finetuner.objectives.supervised import weighted_cross_entropy
 from llm_finetuner.output import Want
 from llm_finetuner.recipe import Data
 
@@ -73,6 +77,14 @@ class Task:
 
     def check_labelled(self, rows: Any) -> None:
         """Raise DataError where nothing in the rows tells what is right. Texts tell it by themselves."""
+
+    def weigh(self, model: nn.Module, rows: Any, setting: class_weights.Setting) -> dict[str, float]:
+        """Weigh the model's labels in cross-entropy from here on: {name: weight}. Raises DataError."""
+        found = class_weights.of_rows(rows, names_of(model), setting, self.exclusive)
+        plain = weighted_cross_entropy if self.exclusive else weighted_binary_cross_entropy
+        weights_C = torch.tensor(list(found.values()), dtype=torch.float64)
+        self.objectives = {**self.objectives, "cross_entropy": functools.partial(plain, weights=weights_C)}
+        return found
 
     def check_rows(self, rows: Any) -> None:
         """Raise DataError where there is nothing to learn."""

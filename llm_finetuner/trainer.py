@@ -97,7 +97,7 @@ class _Run:
         self.peak_rate = plan.learning_rate or default_rate(recipe.tuning.kind, recipe.student.from_scratch)
         if plan.patience and built.held_out is None:
             self._note("patience has no effect: no rows are held out")
-        self.best_loss, self.best_step, self.worse = math.inf, 0, 0
+        self.best, self.best_step, self.worse = (math.inf,), 0, 0
         self.start = self._resume() if resume else self._begin()
         self.log = Log(self.folder, self.start, self.engine.main)
         self._announce()
@@ -152,8 +152,7 @@ class _Run:
                 loss, seen = self.learner(batch, answer, (step - 1) / max(1, built.steps - 1))
                 # the engine averages gradients over processes, and count is already of all of them
                 engine.backward(loss * (engine.world / max(count, 1)))
-            whole = torch.stack([loss.detach(), loss.new_tensor(about[i][0])])
-            for name, value in {"loss": whole, **seen}.items():
+            for name, value in seen.items():
                 sums[name] = sums.get(name, 0.0) + value.double()
         asked = torch.tensor([float(self.signals.asked is not None), 1.0], device=engine.device)
         *totals, (asked, _) = engine.sum(torch.stack([*sums.values(), asked.double()])).tolist()
@@ -183,7 +182,8 @@ class _Run:
             "step": step,
             "epoch": step / built.steps_per_epoch,
             **means,
-            "teacher_nll": _finite(means.get("teacher_nll")),
+            # a teacher whose answers are a few draws may be infinitely surprised
+            "teacher_nll": None if means.get("teacher_nll") in (None, math.inf) else means["teacher_nll"],
             "agreement": means.get("agreement"),
             "tokens_per_second": tokens / seconds,
             "padding": 1 - read / places,
@@ -193,26 +193,25 @@ class _Run:
         }
 
     def _evaluate(self, step: int) -> dict[str, float]:
-        """Loss on the held-out rows; keeps the weights where it is the best so far."""
+        """What the held-out rows give; keeps the weights where it is the best so far (`Measure.rank`)."""
         built, plan = self.built, self.recipe.train
         quality = evaluate(
             built.task, built.learner.student, built.held_out, batch_size=plan.batch_size,
             vocabulary=_width(built.learner.provider),
         )  # fmt: skip
-        loss = quality.loss
+        loss, measure = quality.loss, built.task.measure
         if not math.isfinite(loss):  # before a checkpoint keeps such weights
             raise TrainingError(
                 f"the evaluation at step {step} gives a loss of {loss}: the weights are damaged",
                 f"start again with a lower --learning-rate (now {self.peak_rate:g})",
             )
-        better = loss < self.best_loss
+        better = measure.rank(quality) < self.best
         self.worse = 0 if better else self.worse + 1
         if better:
-            self.best_loss, self.best_step = loss, step
+            self.best, self.best_step = measure.rank(quality), step
             if plan.keep_best and self.engine.main:
                 place, weights = self.folder / "checkpoints" / "best", checkpoint.trainable(built.learner)
                 checkpoint.save(place, weights, built.tuned.state(), {"step": step})
-        measure = built.task.measure
         said = {"eval_loss": loss, f"eval_{measure.key}": measure.value(quality)}
         self.say("evaluation", {"step": step, **said, "best": better})
         return said
@@ -247,7 +246,7 @@ class _Run:
             part.load_state(kept)
         self.engine.load_scaler_state(state["scaler"])
         checkpoint.set_random_state(state["random"])
-        self.best_loss, self.best_step, self.worse = about["best_loss"], about["best_step"], about["worse"]
+        self.best, self.best_step, self.worse = tuple(about["best"]), about["best_step"], about["worse"]
         return about["step"]
 
     def _save(self, step: int) -> None:
@@ -260,7 +259,7 @@ class _Run:
                 "scaler": self.engine.scaler_state(),
                 "random": checkpoint.random_state(),
             }
-            best = {name: getattr(self, name) for name in ("best_loss", "best_step", "worse")}
+            best = {name: getattr(self, name) for name in ("best", "best_step", "worse")}
             about = {"order": self._order(), "step": step, **best}
             path = self.folder / "checkpoints" / f"step_{step:07d}"
             checkpoint.save(path, checkpoint.trainable(self.built.learner), state, about)
@@ -327,17 +326,13 @@ class _Run:
             "device": str(self.engine.device),
             "precision": self.engine.precision,
             "learning_rate": self.peak_rate,
+            "class_weights": built.class_weights,
             "warnings": self.recipe.warnings(),
             "output": str(self.folder),
             "resumed_from": self.start,
         }
-        self.engine.start_trackers("llm-finetuner", {k: v for k, v in settings.items() if k != "warnings"})
+        self.engine.start_trackers("llm-finetuner", settings)
         self.say("plan", settings)
-
-
-def _finite(value: float | None) -> float | None:
-    """None for the infinite surprise of a teacher whose answers are a few draws."""
-    return value if value is not None and math.isfinite(value) else None
 
 
 def _width(provider: Provider) -> int | None:

@@ -13,10 +13,12 @@ from test_gradients import assert_close
 from transformers import AutoModelForSequenceClassification, pipeline
 
 from llm_finetuner.assembly import Parts
+from llm_finetuner.benchmark.quality import evaluate
 from llm_finetuner.errors import DataError, ModelError, RecipeError
 from llm_finetuner.finetuner import LLMFineTuner
 from llm_finetuner.models import labels
 from llm_finetuner.recipe import Data, Model, Recipe, Teacher, Train
+from llm_finetuner.tasks.classification import Classification
 from llm_finetuner.trainer import fit
 
 
@@ -183,6 +185,27 @@ def test_a_student_learns_is_judged_and_is_a_pipeline(tmp_path, tokenizer, texts
     assert (tmp_path / "student" / "report.html").exists() and verdict["samples"] == []
 
 
+def test_the_most_accurate_weights_are_kept_though_their_loss_rose(tmp_path):
+    """Labels drawn by chance: what is learned of the training rows makes the model sure, and its loss rises."""
+    recipe = Recipe(
+        task="classification", student=Model("s"), output=str(tmp_path / "run"),
+        train=Train(
+            steps=60, batch_size=8, gradient_accumulation_steps=1, learning_rate=1e-2, eval_every=3, precision="fp32"
+        ),
+    )  # fmt: skip
+    parts = Parts(student=build_bert(), train=prepared(24), held_out=prepared(40, seed=1), device="cpu")
+    result = fit(recipe, parts)
+    seen = [record for record in result.history if "eval_loss" in record]
+    best = min(seen, key=lambda record: (-record["eval_accuracy"], record["eval_loss"]))
+    assert best["step"] == result.metrics["best_step"]
+    assert best["eval_loss"] > min(record["eval_loss"] for record in seen)
+    assert [result.metrics[name] for name in ("eval_loss", "eval_accuracy")] == [
+        best["eval_loss"], best["eval_accuracy"],
+    ]  # fmt: skip
+    found = evaluate(Classification(), result.tuned.model, parts.held_out)
+    assert found.accuracy == best["eval_accuracy"]
+
+
 def test_a_student_is_cut_from_a_classifier(tmp_path):
     from llm_finetuner.models.shrink import shrink
 
@@ -248,8 +271,11 @@ def test_held_out_labels_get_the_numbers_of_the_others(tmp_path, tokenizer):
         if method != "full":
             tuner.load_teacher_model(str(tmp_path / "t"))
             tuner.setup_vanilla_distillation(alpha=0.0)
-        said = tuner.train(data, eval_dataset=held_out, **plan).history[-1]
-        assert said["eval_loss"] == pytest.approx(tuner.evaluate(held_out)["loss"], rel=1e-6)
+        result, found = tuner.train(data, eval_dataset=held_out, **plan), tuner.evaluate(held_out)
+        said = result.history[-1]
+        assert said["eval_loss"] == pytest.approx(found["loss"], rel=1e-6)
+        assert said["eval_accuracy"] == found["accuracy"] == result.metrics["eval_accuracy"]
+        assert "eval_perplexity" not in said and "perplexity" not in found
         assert set(labels.names_of(tuner.model)) == set("abc")
     path = tmp_path / "rows"
     path.mkdir()

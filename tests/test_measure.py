@@ -133,3 +133,13 @@ def test_a_measure_is_all_that_another_kind_of_figure_needs():
         f"student on the data alone, {-pair['change']:.1f} % lower (95 % interval "
     )
     assert judge.warnings(case) == []
+
+
+# ---- which weights of a run are kept
+
+
+def test_more_right_answers_are_better_and_of_as_many_the_lower_loss():
+    less, more = quality([1, 0, 0, 0], nll=0.5), quality([1, 1, 1, 0], nll=2.0)
+    surer = quality([1, 1, 0, 1], nll=1.5)
+    assert sorted([less, more, surer], key=TEXTS.rank) == [surer, more, less]
+    assert sorted([less, more, surer], key=perplexity("a token", "tokens").rank) == [less, surer, more]

@@ -38,8 +38,18 @@ def b():
 
 
 @torch.no_grad()
-def answer(model, row) -> torch.Tensor:
-    return model.eval()(torch.tensor([row["input_ids"]])).logits[0]
+def answers(model, rows) -> list[torch.Tensor]:
+    """The logits of each row, rows of one length at a time: nothing is padded."""
+    found, ids = {}, [row["input_ids"] for row in rows]
+    for length in {len(row) for row in ids}:
+        numbers = [number for number, row in enumerate(ids) if len(row) == length]
+        logits = model.eval()(torch.tensor([ids[number] for number in numbers])).logits
+        found |= dict(zip(numbers, logits, strict=True))
+    return [found[number] for number in range(len(ids))]
+
+
+def best(model, rows) -> list[int]:
+    return [int(logits_C.argmax()) for logits_C in answers(model, rows)]
 
 
 def texts(count: int) -> list[dict]:
@@ -54,7 +64,8 @@ def texts(count: int) -> list[dict]:
 @pytest.fixture(scope="module")
 def rows_where(a, b):
     """Rows of which both models, a alone, or b alone give the right label: as many as asked for of each."""
-    pool = [(row, int(answer(a, row).argmax()), int(answer(b, row).argmax())) for row in texts(900)]
+    rows = texts(900)
+    pool = list(zip(rows, best(a, rows), best(b, rows), strict=True))
     alike = [({**row, "labels": [one]}) for row, one, other in pool if one == other]
     apart = [(row, one, other) for row, one, other in pool if one != other]
 
@@ -139,34 +150,33 @@ def test_labels_and_answers_are_those_of_the_models(a, b, tokenizer, rows_where)
     rows = rows_where(20, 12, 3)
     found = judged(Classification(), rows, tokenizer, teacher=b, distilled=a)
     assert found["labels"]["names"] == NAMES
-    for name, model in (("teacher", b), ("distilled", a)):
-        pairs = [(row["labels"][0], int(answer(model, row).argmax())) for row in rows]
+    said = {"teacher": best(b, rows), "distilled": best(a, rows)}
+    true = [labels[0] for labels in rows["labels"]]
+    for name, numbers in said.items():
         for number, score in enumerate(found["labels"]["scores"][name]):
-            hits = sum(pair == (number, number) for pair in pairs)
-            said, true = (sum(pair[side] == number for pair in pairs) for side in (1, 0))
-            assert score["count"] == true
-            assert score["precision"] == (hits / said if said else None)
-            assert score["recall"] == (hits / true if true else None)
-    known = {tokenizer.decode(row["input_ids"][1:-1]): row for row in rows}
+            hits = sum(x == y == number for x, y in zip(numbers, true, strict=True))
+            assert score["count"] == true.count(number)
+            assert score["precision"] == (hits / numbers.count(number) if numbers.count(number) else None)
+            assert score["recall"] == (hits / true.count(number) if true.count(number) else None)
+    known = {tokenizer.decode(ids[1:-1]): place for place, ids in enumerate(rows["input_ids"])}
     assert len(found["answers"]) == 6
     for shown in found["answers"]:
-        row = known[shown["text"]]
-        said = {
-            name: NAMES[int(answer(model, row).argmax())]
-            for name, model in (("teacher", b), ("distilled", a))
-        }
-        assert shown["answers"] == said and said["teacher"] != said["distilled"]
-        assert shown["truth"] == NAMES[row["labels"][0]]
+        place = known[shown["text"]]
+        assert shown["answers"] == {name: NAMES[numbers[place]] for name, numbers in said.items()}
+        assert said["teacher"][place] != said["distilled"][place]
+        assert shown["truth"] == NAMES[true[place]]
     same = judged(Classification(), rows, tokenizer, teacher=a, distilled=a)
     assert same["answers"] == []
 
 
 def test_several_labels_a_text_are_right_together(a, b, tokenizer):
     """Subset accuracy: a text counts where all of its labels are right."""
-    rows = [{**row, "labels": (answer(a, row) > 0).double().tolist()} for row in texts(120)]
+    plain = texts(120)
+    own, other = ([(z > 0).double().tolist() for z in answers(model, plain)] for model in (a, b))
+    rows = [{**row, "labels": on} for row, on in zip(plain, own, strict=True)]
     rows[0]["labels"] = [1 - x for x in rows[0]["labels"]]
     rows = label_names.put(datasets.Dataset.from_list(rows), NAMES)
-    exact = sum((answer(b, row) > 0).double().tolist() == row["labels"] for row in rows)
+    exact = sum(on == row["labels"] for on, row in zip(other, rows, strict=True))
     found = judged(SeveralLabels(), rows, tokenizer, distilled=a, baseline_steps=b)
     assert found["paid"] == "yes"
     said = f"distilled reaches subset accuracy {100 * 119 / 120:.1f} % against {100 * exact / 120:.1f} % for"
@@ -178,19 +188,20 @@ def test_several_labels_a_text_are_right_together(a, b, tokenizer):
 
 
 def test_tags_of_one_sentence_are_resampled_together(tokenizer):
-    one, two, rows = tagger(), tagger(seed=1), []
-    for number, row in enumerate(texts(80)):
-        said = answer(one if number % 4 else two, row).argmax(-1).tolist()
-        rows.append({**row, "labels": [-100, *said[1:-1], -100]})
+    one, two, rows, plain = tagger(), tagger(seed=1), [], texts(80)
+    said = [[logits.argmax(-1).tolist() for logits in answers(model, plain)] for model in (one, two)]
+    for number, row in enumerate(plain):
+        tags = said[0 if number % 4 else 1][number]
+        rows.append({**row, "labels": [-100, *tags[1:-1], -100]})
     rows = label_names.put(datasets.Dataset.from_list(rows), ["O", "NAME", "PLACE"])
     found = judged(TokenClassification(), rows, tokenizer, distilled=one, baseline_steps=two)
     quality = evaluate_all(TokenClassification(), {"one": one, "two": two}, rows)
-    wanted = [
-        [x == y for x, y in zip(answer(m, row).argmax(-1).tolist(), row["labels"], strict=True)]
-        for m in (one, two)
-        for row in rows
+    true = rows["labels"]
+    right = [
+        sum(x == y for x, y in zip(of_row, truth, strict=True))
+        for of_model in said
+        for of_row, truth in zip(of_model, true, strict=True)
     ]
-    right = [sum(of_row) for of_row in wanted]
     assert quality["one"].right.tolist() == right[:80] and quality["two"].right.tolist() == right[80:]
     pair = paired(right[:80], right[80:], quality["one"].tokens)
     assert {key: found["differences"][0][key] for key in pair} == pair
@@ -273,6 +284,6 @@ def test_labels_that_users_named_are_shown_and_never_run(page):
 def test_many_labels_are_no_table(tokenizer):
     names = [f"label {number}" for number in range(MOST_LABELS + 1)]
     model = build_bert(names=names)
-    rows = [{**row, "labels": [int(answer(model, row).argmax())]} for row in texts(12)]
+    rows = [{**row, "labels": [20]} for row in texts(12)]
     rows = label_names.put(datasets.Dataset.from_list(rows), names)
     assert judged(Classification(), rows, tokenizer, distilled=model)["labels"] is None

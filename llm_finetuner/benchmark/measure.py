@@ -62,6 +62,16 @@ class Measure:
         }
         return {**pair, "better": better > 0, **changes}
 
+    def rank(self, quality: Quality) -> tuple[float, float]:
+        """The least is best: which weights of a run are kept. The figure itself decides, and of equal ones the loss.
+
+        Of labels the loss alone is a bad judge: it rises as a model grows too sure of itself while its answers still
+        get better, and weights kept by it were up to 6 points less accurate than the last. Accuracy alone is coarse:
+        on few rows evaluations tie, and there the loss knows more. Measured in docs/log.md.
+        """
+        value = self.value(quality)
+        return (value if self.lower else -value), quality.loss
+
     def retained(self, value: float, teacher: float) -> float | None:
         """How much of the teacher's figure a model has, in %; None where that is no number."""
         part, whole = (teacher, value) if self.lower else (value, teacher)

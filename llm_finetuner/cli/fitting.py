@@ -25,6 +25,7 @@ from llm_finetuner.cli.needed import (
     CLASSIFYING,
     FILLING,
     OF_ANY_TASK,
+    OF_LABELS,
     STORED,
     WRITING,
     blocks_kept,
@@ -35,7 +36,7 @@ from llm_finetuner.cli.words import words_of
 from llm_finetuner.errors import DataError, FinetunerError, RecipeError
 from llm_finetuner.layer_maps import check_exits, check_kept, kept_blocks, layer_pairs, spelled
 from llm_finetuner.ranges import check_shares
-from llm_finetuner.recipe import Model, Recipe, Teacher, Train, members_of
+from llm_finetuner.recipe import Model, Recipe, Teacher, Train, check_labelled, members_of
 from llm_finetuner.registry import TASKS, resolve
 from llm_finetuner.teachers.places import check_place
 
@@ -64,6 +65,7 @@ def check_fit(recipe: Recipe, trains: bool = True) -> None:
 
 def check_task(recipe: Recipe) -> None:
     """Raise RecipeError for what a model of this task cannot do or be, in the words of the run itself."""
+    check_labelled(recipe, recipe.task in OF_LABELS)
     if recipe.task in WRITING or recipe.task not in TASKS:
         return
     scheme, teacher = recipe.scheme, recipe.teacher

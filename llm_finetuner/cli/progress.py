@@ -15,7 +15,7 @@ from rich.text import Text
 
 from llm_finetuner.cli import imports
 from llm_finetuner.cli.console import Screen, evaluated, text
-from llm_finetuner.cli.plain import count, duration, size
+from llm_finetuner.cli.plain import count, duration, listed, size
 
 EVERY = 5.0  # seconds between plain lines
 SHOWN = 4  # terms of a loss in one line
@@ -136,6 +136,8 @@ class View:
             f"{count(plan.get('parameters'))} parameters{share}{teacher}, "
             f"{plan.get('device')}, {plan.get('precision')}"
         )
+        if plan.get("class_weights"):
+            self.screen.say(listed("class weights", plan["class_weights"]))
         if self.resumed_from:
             self.screen.say(f"resumed from step {self.resumed_from}")
         self._start()

@@ -1,7 +1,7 @@
 """What a model is for, as the menu asks it: which tasks a method can be run for, and what a task leaves to ask."""
 
 from llm_finetuner.cli import spoken
-from llm_finetuner.cli.needed import FILLING, OF_ANY_TASK, TRANSFORMING, WRITING
+from llm_finetuner.cli.needed import FILLING, OF_ANY_TASK, OF_LABELS, TRANSFORMING, WRITING
 from llm_finetuner.cli.prompts import Pick
 from llm_finetuner.recipe import Recipe
 from llm_finetuner.registry import METHODS, TASKS, menu_entry, resolve
@@ -11,6 +11,8 @@ ONLY_FOR = {  # settings that are for models of these tasks only
     "train.packing": WRITING,
     "data.loss_on": WRITING,
     "student.keep_encoder": TRANSFORMING,
+    "data.label_names": OF_LABELS,
+    "data.class_weights": OF_LABELS,
     "data.mask": FILLING,
 }
 

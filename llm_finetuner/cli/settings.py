@@ -20,6 +20,7 @@ from llm_finetuner.registry import METHODS, TEACHERS, TUNINGS, menu_entry, resol
 
 LAYERS = ("options.feature_layers", "options.layers")
 MEMBERS = "teacher.options.members"
+WEIGHTS = "data.class_weights"
 KEPT = ("keep_blocks", "keep_width", "keep_encoder")  # of a student that is cut from its teacher
 VERBATIM = ("data.prefix",)  # blanks at the end are part of it
 NOT_OF_TEACHERS = tuple(f"teacher.{name}" for name in KEPT)
@@ -105,9 +106,12 @@ class Setting:
     def _mapping(self, words: list[str]) -> dict[str, Any]:
         if self.path == "options.objectives":
             return text_of.read_objectives(words)
+        parts = [part for word in words for part in word.split(",")]
+        if self.path == WEIGHTS:
+            return text_of.read_weights(parts)
         if "".join(words).strip().lower() in ("", self.nothing):
             return {}
-        return text_of.read_conditions([part for word in words for part in word.split(",")])
+        return text_of.read_conditions(parts)
 
     def _items(self, text: str) -> Any:
         items = [word.strip() for word in text.split(",") if word.strip()]
@@ -125,7 +129,8 @@ class Setting:
 
     def spell(self, value: Any) -> str:
         """How a user would type the value in one line; `parse` reads it back."""
-        return ", ".join(self.words(value)) if self.path == "data.only" else " ".join(self.words(value))
+        apart = ", " if self.path in ("data.only", WEIGHTS) else " "
+        return apart.join(self.words(value))
 
     def words(self, value: Any) -> list[str]:
         """The value as the words of a command; `parse` reads them back."""

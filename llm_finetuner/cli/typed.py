@@ -99,6 +99,19 @@ def read_conditions(words: list[str]) -> dict[str, Any]:
     return found
 
 
+def read_weights(words: list[str]) -> str | dict[str, Any]:
+    """Read `bad=2`, `good=1` as {"bad": 2, "good": 1}, and one word, such as balanced, as it is. Raises RecipeError."""
+    if len(words) == 1 and "=" not in words[0]:
+        return words[0].strip()
+    found = {}
+    for word in words:
+        label, equals, weight = word.rpartition("=")
+        if not equals or not label.strip():
+            raise RecipeError(f"{word!r} is not label=weight", "example: --class-weights bad=2 good=1")
+        found[label.strip()] = number_or_text(weight.strip())
+    return found
+
+
 def read_number(path: str, text: str) -> float | str:
     """A number, or one that changes over the run ("4..1", "4..1:cosine"). Raises RecipeError."""
     if ".." in text:

@@ -17,7 +17,7 @@ from llm_finetuner.errors import RecipeError
 from llm_finetuner.recipe import Recipe, Teacher
 from llm_finetuner.registry import MENU, TEACHERS, menu_entry
 
-WHOLE = ("options.objectives", "data.only")  # mappings that are one setting
+WHOLE = ("options.objectives", "data.only", "data.class_weights")  # mappings that are one setting
 
 
 def words_of(recipe: Recipe) -> list[str]:

@@ -107,7 +107,7 @@ def prepare(
             "tags need a fast tokenizer: load the model's with AutoTokenizer.from_pretrained(..., use_fast=True)",
         )
     shape = recognise(dataset, text_columns)
-    number_of = _numbers(_class_names(dataset, shape.columns[1]), labels, label_names)
+    number_of = numbers(dataset, shape, labels, label_names)
     around = rows.frame(tokenizer)
     room = around.room(max_length)
     for batch in rows.good_batches(
@@ -132,19 +132,17 @@ def _place(tags: list[int], words: list[int | None]) -> list[int]:
     return [IGNORED if word in (None, before) else tags[word] for before, word in steps]
 
 
-def _numbers(
-    known: list[str], labels: Sequence[str], label_names: Sequence[str] | None
+def numbers(
+    dataset: "datasets.Dataset", shape: Shape, labels: Sequence[str], label_names: Sequence[str] | None
 ) -> Callable[[str | int], int | None]:
-    """Tag -> its number in `labels`, or None. `known`: the names behind a dataset's own numbers, or none.
-
-    label_names: those that the user gives them.
-    """
+    """Tag -> its number in `labels`, or None. Raises DataError for a number that the user gave no name."""
     if not labels:
         raise DataError("there are no labels to learn", "give their names: labels=[...]")
     place = {name: number for number, name in enumerate(labels)}
     if label_names:
         check_among(label_names, labels)
         return lambda tag: place[by_number(str(tag), label_names)]
+    known = _class_names(dataset, shape.columns[1])
     own = [place.get(name) for name in known] or [
         place.get(f"LABEL_{i}", place.get(str(i))) for i in range(len(labels))
     ]
