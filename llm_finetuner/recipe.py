@@ -118,9 +118,7 @@ class Data:
     files: str | list[str] | None = None
     samples: int | None = None  # only the first N rows
     text_columns: list[str] | None = None
-    label_names: list[str] | None = (
-        None  # what the numbers 0, 1, ... of the data's label, or tags, are called
-    )
+    label_names: list[str] | None = None  # what labels that are the numbers 0, 1, ... are called
     class_weights: str | dict[str, float] | None = None  # in cross-entropy: balanced, or {label: weight}
     only: dict[str, Any] = field(
         default_factory=dict

@@ -35,7 +35,7 @@ class Task:
     labels = False  # whether the answers are labels with names, and not tokens
     exclusive = True  # whether an answer rules the others out
     writes = False  # whether the models continue texts
-    peft_type: str | None = None  # what peft calls the task, where it has a name for it
+    task_type: str | None = None  # what peft calls the task, where it has a name for it
     pooled = False  # whether an answer is read off one vector of a text
     whole_texts = (
         False  # whether blocks are read at all tokens of a text, not only where something is predicted

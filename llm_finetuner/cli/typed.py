@@ -14,8 +14,8 @@ OBJECTIVES_FORM = (
 
 
 def read_layers(text: str) -> str | list:
-    """Read "0,3" as [0, 3], "0:1,3:7" as [[0, 1], [3, 7]] and "last" as it is. Raises RecipeError."""
-    if text.strip() in NAMED:
+    """Read "0,3" as [0, 3], "0:1,3:7" as [[0, 1], [3, 7]], "last" and "pooled" as they are. Raises RecipeError."""
+    if text.strip() in (*NAMED, "pooled"):
         return text.strip()
     try:
         parts = [[int(number) for number in word.split(":")] for word in text.replace(",", " ").split()]

@@ -28,7 +28,7 @@ class CausalLM(Task):
 
     auto = "AutoModelForCausalLM"
     writes = True
-    peft_type = "CAUSAL_LM"
+    task_type = "CAUSAL_LM"
     shapes_of_text = True
 
     def prepare_rows(self, rows: Any, tokenizer: Any, data: Data, model: nn.Module | None) -> text.Prepared:

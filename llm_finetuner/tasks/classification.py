@@ -35,7 +35,7 @@ class Classification(Task):
 
     auto = "AutoModelForSequenceClassification"
     labels = True
-    peft_type = "SEQ_CLS"
+    task_type = "SEQ_CLS"
     pooled = whole_texts = True
     kind = "single"  # or "multi"
 

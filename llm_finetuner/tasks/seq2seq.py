@@ -28,7 +28,7 @@ class Seq2Seq(Task):
     """Models that transformers loads with AutoModelForSeq2SeqLM."""
 
     auto = "AutoModelForSeq2SeqLM"
-    peft_type = "SEQ_2_SEQ_LM"
+    task_type = "SEQ_2_SEQ_LM"
     # writes is False: they write texts, but none that goes on with what it was given
 
     def vocabulary(self, model: nn.Module) -> int:
