@@ -137,7 +137,7 @@ class View:
             f"{plan.get('device')}, {plan.get('precision')}"
         )
         if plan.get("class_weights"):
-            self.screen.say(listed("class weights", plan["class_weights"]))
+            self.screen.say(f"class weights: {listed(plan['class_weights'])}")
         if self.resumed_from:
             self.screen.say(f"resumed from step {self.resumed_from}")
         self._start()

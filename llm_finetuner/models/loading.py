@@ -127,7 +127,13 @@ def load_trained(
     base = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
     model = load_pretrained(base or "", auto=auto, device=device, **options)
     labels.read(model, folder)
-    model = PeftModel.from_pretrained(model, str(folder)).to(device)
+    try:
+        model = PeftModel.from_pretrained(model, str(folder)).to(device)
+    except RuntimeError as error:  # weights of other shapes
+        raise ModelError(
+            f"the adapter in {folder} does not fit its base {base}: {str(error).strip().splitlines()[-1].strip()}",
+            f'of other labels? write them into {labels.BESIDE} beside it: {{"labels": [...], "problem_type": null}}',
+        ) from error
     return model.merge_and_unload() if merge else model.get_base_model()
 
 
