@@ -32,6 +32,7 @@ class Task:
     writes = False  # whether the models continue texts
     adapters = False  # whether LoRA and its kin fit
     pooled = False  # whether an answer is read off one vector of a text
+    two_stacks = False  # whether an encoder reads a source and a decoder answers
     shapes_of_text = False  # whether rows are texts that a model continues (data/shapes.py)
 
     def width(self, model: nn.Module) -> int:

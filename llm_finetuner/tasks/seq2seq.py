@@ -28,6 +28,7 @@ class Seq2Seq(Task):
     """Models that transformers loads with AutoModelForSeq2SeqLM."""
 
     auto = "AutoModelForSeq2SeqLM"
+    two_stacks = True
     adapters = True  # writes is False: they write texts, but none that goes on with what it was given
 
     def vocabulary(self, model: nn.Module) -> int:
