@@ -108,10 +108,14 @@ def _write_beside(model: nn.Module, tokenizer: Any, folder: Path) -> None:
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
     """While it lasts torch prints nothing: where it fails it prints whole graphs, and what counts is in its error."""
-    before = logging.root.manager.disable
+    before, nowhere = logging.root.manager.disable, io.StringIO()
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stderr(nowhere),
+            contextlib.redirect_stdout(nowhere),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:
