@@ -32,6 +32,7 @@ class Seq2Seq(Task):
     """Models that transformers loads with AutoModelForSeq2SeqLM."""
 
     auto = "AutoModelForSeq2SeqLM"
+    two_stacks = True
     measure = perplexity("a target token", "target tokens")
     task_type = "SEQ_2_SEQ_LM"
     generates = True  # but writes is False: no target goes on with what was given
