@@ -67,6 +67,7 @@ LAYERS = [  # bottom first; a name is a folder, or a file without .py
         "chain",
         "cache_job",
         "writing_job",
+        "export_job",
         "quickstart",
         "sweep",
     },
@@ -80,6 +81,7 @@ ONLY_IN = {  # who alone may import it, at the top or inside a function
     "rich": ("cli/",),
     "questionary": ("cli/",),
     "optuna": ("search/optuna_search.py",),
+    "onnxruntime": ("export/parity.py",),
     "bitsandbytes": ("tuning/qlora.py", "models/loading.py", "optim.py"),  # optim.py: the 8-bit AdamW
 }
 LIGHT = {"errors", "registry", "recipe", "recipe_file", "methods", "cli", "finetune_cli"}
