@@ -10,7 +10,12 @@ LISTS = (
     "methods", "tunings", "objectives", "layers", "teachers", "tasks", "exporters", "optimizers", "schedules",
     "runs",
 )  # fmt: skip
-NOT_READ = ("data.hard_share", "data.mask", "teacher.from_scratch")  # by what only asks a teacher
+NOT_READ = (
+    "data.hard_share",
+    "data.mask",
+    "data.class_weights",
+    "teacher.from_scratch",
+)  # by what only asks a teacher
 MODES = ("top_k", "sampled", "fp16", "fp32")  # of a cache
 
 SECTIONS = {  # of the recipe, and what help calls them

@@ -129,9 +129,16 @@ def load_trained(
         return load_pretrained(str(folder), auto=auto, device=device)
     from peft import PeftModel
 
-    model = load_pretrained(base_of(folder), auto=auto, device=device, **options)
+    base = base_of(folder)
+    model = load_pretrained(base, auto=auto, device=device, **options)
     labels.read(model, folder)
-    model = PeftModel.from_pretrained(model, str(folder)).to(device)
+    try:
+        model = PeftModel.from_pretrained(model, str(folder)).to(device)
+    except RuntimeError as error:  # weights of other shapes
+        raise ModelError(
+            f"the adapter in {folder} does not fit its base {base}: {str(error).strip().splitlines()[-1].strip()}",
+            f'of other labels? write them into {labels.BESIDE} beside it: {{"labels": [...], "problem_type": null}}',
+        ) from error
     return model.merge_and_unload() if merge else model.get_base_model()
 
 

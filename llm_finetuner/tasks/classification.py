@@ -39,7 +39,7 @@ class Classification(Task):
     auto = "AutoModelForSequenceClassification"
     measure = accuracy("a text", "texts")
     labels = True
-    peft_type = "SEQ_CLS"
+    task_type = "SEQ_CLS"
     pooled = all_tokens = keeps_texts = True
     kind = "single"  # or "multi"
 
