@@ -35,6 +35,10 @@ OBJECTIVES = {
     "token_relation": "llm_finetuner.objectives.relation:token_relation",
     "span_kl": "llm_finetuner.objectives.across:span_kl",
     "uld": "llm_finetuner.objectives.across:uld",
+    "output_mse": "llm_finetuner.objectives.series:output_mse",
+    "pinball": "llm_finetuner.objectives.series:pinball",
+    "spectrum": "llm_finetuner.objectives.series:spectrum",
+    "multi_scale": "llm_finetuner.objectives.series:multi_scale",
 }
 METHODS = {
     "fine_tuning": "llm_finetuner.methods.fine_tuning:fine_tuning",

@@ -250,6 +250,50 @@ def uld(student, teacher):
     return (p - q).abs().sum(-1)
 
 
+def output_mse(student, teacher):
+    return ((student - teacher) ** 2).sum(-1) / student.shape[-1]
+
+
+def pinball(student, targets, quantiles=(0.5,)):
+    rows = []
+    for said, came in zip(student, targets, strict=True):
+        losses = []
+        for h, y in enumerate(came):
+            for i, level in enumerate(quantiles):
+                gap = y - said[h * len(quantiles) + i]
+                losses.append(gap * (level if gap > 0 else level - 1))
+        rows.append(sum(losses) / len(losses))
+    return torch.stack(rows)
+
+
+def _shares_of_energy(x):
+    steps = range(len(x))
+    found = []
+    for k in range(1, len(x) // 2 + 1):
+        real = sum(x[t] * math.cos(2 * math.pi * k * t / len(x)) for t in steps)
+        imaginary = sum(x[t] * math.sin(2 * math.pi * k * t / len(x)) for t in steps)
+        found.append((real**2 + imaginary**2).sqrt())
+    found = torch.stack(found)
+    return softmax(found / (found.sum() / len(found)))
+
+
+def spectrum(student, teacher):
+    return torch.stack(
+        [_kl(_shares_of_energy(t), _shares_of_energy(s)) for s, t in zip(student, teacher, strict=True)]
+    )
+
+
+def multi_scale(student, teacher, scales=3):
+    rows = []
+    for gap in student - teacher:
+        means = []
+        for scale in range(1, scales + 1):
+            runs = [gap[start : start + 2**scale] for start in range(0, len(gap), 2**scale)]
+            means.append(sum((sum(run) / len(run)) ** 2 for run in runs) / len(runs))
+        rows.append(sum(means) / scales)
+    return torch.stack(rows)
+
+
 def reads(name: str) -> list[str]:
     """What the objective reads, in its order."""
     parameters = inspect.signature(resolve(OBJECTIVES, name)).parameters.values()
@@ -284,6 +328,7 @@ def inputs(name: str, options: dict) -> list:
             value = -torch.rand(count, dtype=torch.float64) - 0.1
         else:
             width = {"hidden": 5 if own else 9}.get(kind, 11)
+            width *= len(options.get("quantiles", [0.5])) if own else 1
             value = torch.randn(count, width, dtype=torch.float64)
         for tensor in value.values() if isinstance(value, dict) else [value]:
             tensor.requires_grad_(own)
