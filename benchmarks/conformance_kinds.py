@@ -51,7 +51,7 @@ def cached(bench: Bench, model: nn.Module, rows, **settings) -> Cached:
     folder = bench.new_folder()
     live = alive(bench, model)
     write_cache(live, TASK, rows, folder, vocabulary=bench.vocabulary, about={}, **{"k": K, **settings})
-    return Cached(Store.open(folder), CPU)
+    return Cached(Store.open(folder), TASK, CPU)
 
 
 def renumbered(bench: Bench) -> tuple[Any, list[int]]:

@@ -68,7 +68,7 @@ def on_full_rows(
 def _cached(teacher, rows, vocabulary: int, k: int) -> Cached:
     folder = Path(tempfile.mkdtemp(dir="."))
     write_cache(Live(CausalLM(), teacher), CausalLM(), rows, folder, vocabulary=vocabulary, about={}, k=k)
-    return Cached(Store.open(folder), torch.device("cpu"))
+    return Cached(Store.open(folder), CausalLM(), torch.device("cpu"))
 
 
 def on_instructions(

@@ -54,7 +54,7 @@ def main() -> None:
             began = time.process_time()
             made = write_cache(teacher, task, rows, f"{scratch}/{k}", vocabulary=vocabulary, about={}, k=k)
             print({**made, "path": folder, "k": k, "seconds": round(time.process_time() - began, 1)})
-        cache = Cached(Store.open(Path(scratch) / "50"), torch.device("cpu"))
+        cache = Cached(Store.open(Path(scratch) / "50"), task, torch.device("cpu"))
         batch = task.collate(rows[100:108])
         live, kept = teacher(batch, Want()), cache(batch, Want())
         log_probs = live.head(live.rows).float().log_softmax(1)

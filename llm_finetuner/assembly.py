@@ -11,12 +11,12 @@ from torch import nn
 
 from llm_finetuner.benchmark.quality import evaluate
 from llm_finetuner.checks import check_rows
-from llm_finetuner.data import sources, text
+from llm_finetuner.data import columns, sources, text
 from llm_finetuner.errors import DataError, RecipeError
 from llm_finetuner.learner import Learner
 from llm_finetuner.models import loading
 from llm_finetuner.named_models import begin, cut, load_student, student_source
-from llm_finetuner.recipe import Data, Recipe
+from llm_finetuner.recipe import Data, Recipe, check_labelled
 from llm_finetuner.registry import OPTIMIZERS, SCHEDULES, TASKS, TUNINGS, resolve
 from llm_finetuner.rollout import Rollout
 from llm_finetuner.teachers.provider import Context, Provider
@@ -84,7 +84,7 @@ def load_rows(
         return rows, None
     else:
         rows, held_out = text.split(rows, data.eval_fraction, seed)
-    return rows, evenly(held_out, data.eval_samples)
+    return rows, columns.evenly(held_out, data.eval_samples)
 
 
 def only(rows, wanted: dict[str, Any], source: str):
@@ -98,13 +98,6 @@ def only(rows, wanted: dict[str, Any], source: str):
             raise DataError(f"no row of {source} has {column}={value!r}", f"values there: {', '.join(there)}")
         rows = rows.select(found)
     return rows
-
-
-def evenly(rows, count: int | None):
-    """`count` rows, evenly spaced over all; None takes all."""
-    if count is None or count >= len(rows):
-        return rows
-    return rows.select([i * len(rows) // count for i in range(count)])
 
 
 def fit_length(data: Data, model: nn.Module, note: Note) -> Data:
@@ -128,17 +121,28 @@ class Assembly:
     teacher: Provider | None
     learner: Learner
     rollout: Rollout | None  # writes examples in place of some of the rows
+    redraw: Callable[[dict, int, int], dict] | None  # makes rows other ones in each epoch
     train: Any
     held_out: Any
     data: Data  # as it was really used
     steps: int
     steps_per_epoch: int
+    class_weights: dict[str, float] | None = None  # of each label in cross-entropy
+
+    def examples(self, numbers: list[int], step: int) -> list[dict]:
+        """The rows of these numbers as optimizer step `step` (from 1) sees them."""
+        drawn = columns.examples(self.train, numbers)
+        if self.redraw is None:
+            return drawn
+        epoch = (step - 1) // self.steps_per_epoch
+        return [self.redraw(row, epoch, number) for row, number in zip(drawn, numbers, strict=True)]
 
 
 def assemble(recipe: Recipe, parts: Parts, device: torch.device, note: Note, rank: int = 0) -> Assembly:
     """Load what `parts` does not hold, and check that it fits together before time is spent. Raises FinetunerError."""
     resolve(OPTIMIZERS, recipe.train.optimizer), resolve(SCHEDULES, recipe.train.schedule)
     task, scheme = resolve(TASKS, recipe.task, "task")(), recipe.scheme
+    check_labelled(recipe, task.labels)
     check_control(recipe, parts.teacher)
     tokenizer = parts.tokenizer
     if tokenizer is None and parts.train is None:
@@ -172,11 +176,6 @@ def assemble(recipe: Recipe, parts: Parts, device: torch.device, note: Note, ran
             f"{recipe.method} has a model write continuations, and a model for {recipe.task} writes none",
             "take vanilla_distillation, feature_distillation or relation_distillation",
         )
-    if not task.adapters and recipe.tuning.kind != "full":
-        raise RecipeError(
-            f"adapters for {recipe.task} are not there yet, and {recipe.tuning.kind} is one",
-            "tuning.kind=full",
-        )
     if scheme.writing:
         train = write_examples(
             replace(recipe, data=data), parts.teacher, parts.teacher_tokenizer, train, context
@@ -184,7 +183,7 @@ def assemble(recipe: Recipe, parts: Parts, device: torch.device, note: Note, ran
     per_epoch = -(-len(train) // (recipe.train.batch_size * recipe.train.gradient_accumulation_steps))
     steps = recipe.train.steps or max(1, round(recipe.train.epochs * per_epoch))
     make = resolve(TUNINGS, recipe.tuning.kind)
-    parts.tuned = tuned = parts.tuned or make(student, steps, **recipe.tuning.options)
+    parts.tuned = tuned = parts.tuned or make(student, steps, task, **recipe.tuning.options)
     if recipe.train.gradient_checkpointing:
         student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     peers, group = [], None
@@ -198,12 +197,20 @@ def assemble(recipe: Recipe, parts: Parts, device: torch.device, note: Note, ran
         task.fit(
             student, held_out, recipe.train.seed
         )  # the student may have its labels from the teacher by now
+    weights = None
+    if data.class_weights and any(term.objective == "cross_entropy" for term in scheme.terms):
+        weights = task.weigh(student, train, data.class_weights)
     learner = Learner(task, student, scheme, teacher or group, peers, tuned.penalty).to(device)
     task.prepare(student, learner.want)
     if teacher is not None:
         teacher.prepare(learner.teacher_want, scheme.terms)
         teacher.check(train)  # nobody asks it about the held-out rows
-    rollout = None
+    redraw, rollout = task.redraw(data, tokenizer, recipe.train.seed), None
+    if redraw is not None and teacher is not None and teacher.stored:
+        raise RecipeError(
+            "data.mask=fresh hides other tokens in each epoch, and stored answers are to the rows as they were",
+            "data.mask=fixed, or a live teacher",
+        )
     if scheme.on_policy:
         if teacher is not None and teacher.stored:
             raise RecipeError(
@@ -213,7 +220,19 @@ def assemble(recipe: Recipe, parts: Parts, device: torch.device, note: Note, ran
         room = min(data.max_length, teacher.positions or data.max_length) if teacher else data.max_length
         rollout = Rollout(scheme.on_policy, tokenizer, recipe.train.seed, room)
     return Assembly(
-        task, tuned, tokenizer, teacher, learner, rollout, train, held_out, data, steps, per_epoch
+        task,
+        tuned,
+        tokenizer,
+        teacher,
+        learner,
+        rollout,
+        redraw,
+        train,
+        held_out,
+        data,
+        steps,
+        per_epoch,
+        weights,
     )
 
 

@@ -15,8 +15,7 @@ from llm_finetuner.named_models import load_student, load_teacher, student_sourc
 from llm_finetuner.recipe import Recipe
 from llm_finetuner.registry import TASKS, resolve
 from llm_finetuner.teachers.caching import write_cache
-from llm_finetuner.teachers.identity import fingerprint, of_tokenizer
-from llm_finetuner.teachers.kinds import check_writes
+from llm_finetuner.teachers.identity import of_answers
 from llm_finetuner.teachers.matched import live_teacher
 from llm_finetuner.teachers.places import weight_files
 from llm_finetuner.teachers.provider import Context, Provider
@@ -30,7 +29,7 @@ def cache_answers(
     k: int = 50,
     mode: str = "top_k",
     draws: int = 50,
-    layers: Sequence[int] = (),
+    layers: Sequence[int | str] = (),
     parts: Parts | None = None,
     on_event: OnEvent | None = None,
 ) -> dict[str, Any]:
@@ -43,7 +42,6 @@ def cache_answers(
     parts = parts or Parts()
     device = default_device(parts.device)
     task = resolve(TASKS, recipe.task, "task")()
-    check_writes(task, "cached")
 
     def note(text: str) -> None:
         say("note", {"text": text})
@@ -56,21 +54,16 @@ def cache_answers(
     train, held_out = parts.train, parts.held_out
     if train is None:
         train, held_out = load_rows(data, task, student, tokenizer, recipe.train.seed, str(path), note)
-    context = Context(task, student, tokenizer, device, note, recipe.train.seed)
+    about = {"max_length": data.max_length, "loss_on": data.loss_on}
+    context = Context(task, student, tokenizer, device, note, recipe.train.seed, about=about)
     loads = parts.teacher is None and recipe.teacher is not None
     files = {"files": weight_files(recipe.teacher.name)} if loads else {}  # before they are read
     teacher, model = _teacher(recipe, parts, context)
     rows = [part for part in (train, held_out) if part is not None]
     for part in rows:
         teacher.check(part)
-    about = {
-        "teacher": recipe.teacher.name if recipe.teacher else model.name_or_path,
-        "weights": fingerprint(model),
-        "max_length": data.max_length,
-        "loss_on": data.loss_on,
-        **of_tokenizer(tokenizer),
-        **files,
-    }
+    name = recipe.teacher.name if recipe.teacher else model.name_or_path
+    about = {**of_answers(name, model, teacher, context), **files}
     width = len(teacher.columns) if isinstance(teacher.columns, Tensor) else teacher.columns
     width = width or task.vocabulary(model)
     return write_cache(
@@ -96,5 +89,6 @@ def _teacher(recipe: Recipe, parts: Parts, context: Context) -> tuple[Provider, 
     model, tokenizer = parts.teacher, parts.teacher_tokenizer
     name = recipe.teacher.name if recipe.teacher else "the teacher"
     if model is None:
-        model, tokenizer = load_teacher(recipe.teacher, context.device), loading.load_tokenizer(name)
+        model = load_teacher(recipe.teacher, context.device, context.task.auto)
+        tokenizer = loading.load_tokenizer(name)
     return live_teacher(model, tokenizer, name, context), model

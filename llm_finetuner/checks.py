@@ -6,7 +6,7 @@ from torch import nn
 
 from llm_finetuner.data import columns
 from llm_finetuner.errors import DataError, ModelError
-from llm_finetuner.models import labels, loading
+from llm_finetuner.models import labels, loading, vocabulary
 
 
 def common_vocabulary(task, student, teacher, tokenizer, teacher_tokenizer, seed: int = 0) -> int | None:
@@ -16,7 +16,7 @@ def common_vocabulary(task, student, teacher, tokenizer, teacher_tokenizer, seed
     the answers are labels, both models are brought to one order of them; the seed draws what a student lacks.
     """
     if task.labels:
-        return _common_labels(student, teacher, tokenizer, teacher_tokenizer, seed)
+        return _common_labels(task, student, teacher, tokenizer, teacher_tokenizer, seed)
     ours, theirs = task.vocabulary(student), task.vocabulary(teacher)
     if tokenizer is None or teacher_tokenizer is None:
         if ours != theirs:
@@ -35,15 +35,27 @@ def common_vocabulary(task, student, teacher, tokenizer, teacher_tokenizer, seed
     return None if ours == theirs <= tokens else min(tokens, ours, theirs)
 
 
-def _common_labels(student, teacher, tokenizer, teacher_tokenizer, seed: int) -> None:
+def _common_labels(task, student, teacher, tokenizer, teacher_tokenizer, seed: int) -> None:
     labels.match(student, teacher, seed)
-    if None not in (tokenizer, teacher_tokenizer):
-        same, why = loading.same_vocabulary(tokenizer, teacher_tokenizer)
-        if not same:
-            raise ModelError(
-                f"student and teacher have different tokenizers: {why}",
-                "take a teacher with the student's tokenizer",
-            )
+    same, why = read_alike(task, tokenizer, teacher_tokenizer)
+    if not same:
+        raise ModelError(
+            f"student and teacher have different tokenizers: {why}",
+            "take a teacher with the student's tokenizer",
+        )
+
+
+def read_alike(task: Any, tokenizer: Any, other: Any) -> tuple[bool, str]:
+    """Whether a teacher reads the student's rows as they are, with what differs in a sentence. None: nobody knows.
+
+    Where rows keep their texts, so that a teacher could read these itself, both have to cut texts alike, too.
+    """
+    if tokenizer is None or other is None:
+        return True, "the tokenizers are not known"
+    same, why = loading.same_vocabulary(tokenizer, other)
+    if same and task.keeps_texts and vocabulary.probe(tokenizer) != vocabulary.probe(other):
+        return False, "they know the same tokens but cut a text otherwise (case, accents or special tokens)"
+    return same, why
 
 
 def check_numbers(rows: Any, count: int) -> None:

@@ -10,10 +10,12 @@ import torch
 from torch import nn
 
 from llm_finetuner import recipe_file
-from llm_finetuner.assembly import Parts, evenly, load_rows
+from llm_finetuner.assembly import Parts, fit_length, load_rows
+from llm_finetuner.benchmark import text
 from llm_finetuner.benchmark.speed import cost_ratio
 from llm_finetuner.benchmark.verdict import Entry, verdict
-from llm_finetuner.checks import common_vocabulary
+from llm_finetuner.checks import common_vocabulary, read_alike
+from llm_finetuner.data.columns import evenly
 from llm_finetuner.engine import default_device
 from llm_finetuner.errors import OrderError
 from llm_finetuner.models import loading
@@ -22,11 +24,16 @@ from llm_finetuner.recipe import Recipe, with_method
 from llm_finetuner.registry import TASKS, resolve
 from llm_finetuner.report.write import write
 from llm_finetuner.run import read_log
-from llm_finetuner.teachers.provider import Provider
+from llm_finetuner.teachers.matched import live_teacher
+from llm_finetuner.teachers.provider import Context, Provider
 from llm_finetuner.trainer import OnEvent, fit
 from llm_finetuner.tuning.tuned import Tuned
 
 SAMPLES = 32  # prompts that completions are generated for
+OWN_TOKENS = (
+    "the teacher cuts the texts into other tokens than the student: tokens a second, and the compute of a step, are "
+    "counted in each model's own"
+)
 
 
 @dataclass
@@ -43,7 +50,7 @@ class Subject:
 
 def compare(
     subject: Subject,
-    prompts: Sequence[str],
+    prompts: Sequence[str] | text.References,
     references: Sequence[str] | None,
     *,
     baseline: bool = False,
@@ -71,7 +78,9 @@ def compare(
         )
     if teacher is not None:
         where = _folder(recipe.teacher.name) if recipe.teacher else None
-        entries.append(Entry("teacher", "teacher", teacher, subject.tokenizer, where))
+        reader = _reader(subject, task, teacher)
+        entries.append(Entry("teacher", "teacher", teacher, subject.tokenizer, where, reader=reader))
+        warnings += [] if reader is None else [OWN_TOKENS]
     elif recipe.distils and recipe.scheme.teacher == "given":
         warnings.append(
             "the teacher is not loaded here (a cache, an endpoint or several models): the table has no line for it"
@@ -89,7 +98,7 @@ def compare(
     for entry, history in others:
         entries.append(entry)
         histories[entry.name] = history
-    said = verdict(entries, task, subject.rows, list(prompts), references, seed=recipe.train.seed)
+    said = verdict(entries, task, subject.rows, prompts, references, seed=recipe.train.seed)
     said["warnings"] = [*warnings, *said["warnings"]]
     said["report"] = str(write(said, histories, folder, recipe=recipe))
     return said
@@ -98,6 +107,17 @@ def compare(
 def writer(teacher: nn.Module | Provider | None) -> nn.Module | None:
     """The teacher where it is one model, which can write texts and be measured."""
     return teacher if isinstance(teacher, nn.Module) else None
+
+
+def _reader(subject: Subject, task: Any, teacher: nn.Module) -> Provider | None:
+    """What answers the rows with a teacher that has tokens of its own; None where it reads them as they are."""
+    parts, model = subject.parts, subject.parts.tuned.model
+    if read_alike(task, subject.tokenizer, parts.teacher_tokenizer)[0]:
+        return None
+    context = Context(task, model, subject.tokenizer, model.device, lambda text: None)
+    reader = live_teacher(teacher, parts.teacher_tokenizer, "the teacher", context)
+    reader.check(subject.rows)
+    return reader
 
 
 def _cost(subject: Subject, teacher: nn.Module | None, baseline: list[dict]) -> float:
@@ -162,16 +182,25 @@ def load_untouched(recipe: Recipe, device: torch.device, train_rows: Any) -> nn.
 
 
 def pairs_of(
-    rows: Any,
-    tokenizer: Any,
+    subject: Subject,
     prompts: Sequence[str] | None = None,
     references: Sequence[str] | None = None,
     count: int = SAMPLES,
-) -> tuple[list[str], list[str] | None]:
+) -> tuple[list[str] | text.References, list[str] | None]:
     """Prompts and references: those given, else of evenly spaced prepared rows what does not count and what does.
 
-    Where all of a row counts, its first half is the prompt.
+    Where all of a row counts, its first half is the prompt. Sources are taken with their targets, as tokens, and of
+    more rows, as the task is judged by them. A task whose models write no text has neither. Raises DataError.
     """
+    task, rows, tokenizer = resolve(TASKS, subject.recipe.task)(), subject.rows, subject.tokenizer
+    if not task.generates:
+        return [], None
+    if not task.writes:
+        data = fit_length(subject.recipe.data, subject.parts.tuned.model, lambda note: None)
+        if prompts is None:
+            return text.references_in(task, tokenizer, rows, text.TARGETS, data), None
+        teacher = writer(subject.parts.teacher)
+        return text.choose_references(task, tokenizer, prompts, references, teacher, data=data), None
     if prompts is not None:
         return list(prompts), None if references is None else list(references)
     pairs = [_pair(row, tokenizer) for row in evenly(rows, count).to_list()]
@@ -211,17 +240,25 @@ def compare_run(
         tokenizer,
         recipe.train.seed,
         str(run),
-        lambda text: say("note", {"text": text}),
+        lambda said: say("note", {"text": said}),
     )
     live = recipe.teacher and recipe.teacher.kind == "live" and recipe.scheme.teacher != "peers"
     theirs = loading.load_tokenizer(recipe.teacher.name) if live else None
-    live = live and loading.same_vocabulary(tokenizer, theirs)[0]
+    alike = read_alike(task, tokenizer, theirs)[0]
+    live = live and (alike or task.keeps_texts)
     teacher = load_teacher(recipe.teacher, where, task.auto) if live else None
-    if teacher is not None:
+    if teacher is not None and alike:
         common_vocabulary(task, model, teacher, tokenizer, theirs)
     subject = Subject(
         recipe=recipe,
-        parts=Parts(tuned=Tuned(model), teacher=teacher, train=train, held_out=held_out, device=device),
+        parts=Parts(
+            tuned=Tuned(model),
+            teacher=teacher,
+            teacher_tokenizer=theirs,
+            train=train,
+            held_out=held_out,
+            device=device,
+        ),
         tokenizer=tokenizer,
         untouched=lambda: load_untouched(recipe, where, train),
         rows=held_out if held_out is not None else train,
@@ -230,8 +267,9 @@ def compare_run(
     warnings = (
         [] if held_out is not None else ["nothing was held out: these are rows the student was trained on"]
     )
-    pairs = pairs_of(subject.rows, tokenizer, prompts if task.writes else [])
-    return compare(subject, *pairs, baseline=baseline, on_event=on_event, warnings=warnings)
+    return compare(
+        subject, *pairs_of(subject, prompts), baseline=baseline, on_event=on_event, warnings=warnings
+    )
 
 
 def _folder(name: str) -> Path | None:

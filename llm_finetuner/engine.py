@@ -87,7 +87,8 @@ class Engine:
         self._accelerator.wait_for_everyone()
 
     def start_trackers(self, name: str, settings: dict) -> None:
-        self._accelerator.init_trackers(name, config=settings)
+        plain = {k: v for k, v in settings.items() if isinstance(v, str | int | float)}
+        self._accelerator.init_trackers(name, config=plain)
 
     def track(self, record: dict, step: int) -> None:
         numbers = {k: v for k, v in record.items() if isinstance(v, int | float)}

@@ -9,6 +9,9 @@ FinetunerError
 `-- CheckpointError  nothing to resume from, or what is there is damaged
 """
 
+# What to do where labels are numbers and names are wanted: nobody else knows which of them is 0.
+NAME_NUMBERS = "say what 0, 1, ... are called: data.label_names: [...] (label_names=[...], --label-names a,b)"
+
 
 class FinetunerError(Exception):
     """`what` went wrong, and `hint`: what the user can do next."""

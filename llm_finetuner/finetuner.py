@@ -14,7 +14,7 @@ from llm_finetuner.assembly import Parts
 from llm_finetuner.checks import common_vocabulary
 from llm_finetuner.data import sources, text
 from llm_finetuner.engine import default_device
-from llm_finetuner.errors import ModelError, OrderError, RecipeError
+from llm_finetuner.errors import DataError, ModelError, OrderError, RecipeError
 from llm_finetuner.judging import Judging
 from llm_finetuner.layer_maps import layer_pairs
 from llm_finetuner.models import loading
@@ -100,8 +100,8 @@ class LLMFineTuner(Teaching, Judging):
             self._parts.student = load_student(self.recipe, self.device)
             self.tokenizer  # noqa: B018  a folder without tokenizer should fail now, not after training
         self._parts.tuned, self._last, self._phases = None, None, []
-        if self._members and self._task.labels:
-            self._set_teacher(self.recipe.teacher, self._members)  # their labels are those of the student
+        if self._parts.teacher is not None and self._task.labels:
+            self._set_teacher(self.recipe.teacher, self._members)  # its labels are those of the student
 
     # ---- data
 
@@ -127,13 +127,20 @@ class LLMFineTuner(Teaching, Judging):
 
     def prepare_dataset(
         self, dataset: Any, text_columns: list[str] | None = None, max_length: int = Data.max_length,
-        *, loss_on: str = Data.loss_on,
+        *, loss_on: str = Data.loss_on, prefix: str | None = Data.prefix, mask: str = Data.mask,
+        label_names: list[str] | None = None,
     ) -> tuple[Any, list[str]]:  # fmt: skip
         """Tokenise: (rows of input_ids, attention_mask and labels with -100 where nothing counts, columns used).
 
-        loss_on "completion" counts completions only, where the data have them. Raises DataError.
+        loss_on "completion" counts completions only, where the data have them. prefix stands before every source of
+        seq2seq_lm, also of those that `predict` is given. mask "fresh" has `train` hide other tokens of masked_lm in
+        each epoch. label_names: what the numbers 0, 1, ... of the label, or of tags, are called. Later calls that are
+        given text read it in the same way. Raises DataError, RecipeError.
         """
-        self._set_data(text_columns=text_columns, max_length=max_length, loss_on=loss_on)
+        self._set_data(
+            text_columns=text_columns, max_length=max_length, loss_on=loss_on, prefix=prefix, mask=mask,
+            label_names=label_names,
+        )  # fmt: skip
         done = self._prepare(dataset)
         return done.dataset, done.columns
 
@@ -208,6 +215,7 @@ class LLMFineTuner(Teaching, Judging):
         method: str | None = None,
         eval_dataset: Any = None,
         eval_fraction: float | None = None,
+        class_weights: str | dict[str, float] | None = None,
         resume: bool = False,
         overwrite: bool = False,
         on_event: OnEvent | None = None,
@@ -216,11 +224,12 @@ class LLMFineTuner(Teaching, Judging):
         """Train the student as it is now and write it to output_dir. Raises FinetunerError.
 
         dataset: rows, prepared or not. method="standard" trains without the teacher. eval_dataset, or a share of the
-        rows (eval_fraction; 0.1 where eval_every or patience ask for evaluations), picks the best weights. settings:
-        the other fields of `recipe.train`. A folder with a run of another object is written over with a warning; none
-        with overwrite=True. Each record of .history has step, epoch, loss (the weighted total), every term unweighted
-        in nats a token under its objective's name, teacher_nll, agreement, tokens_per_second, padding, learning_rate,
-        grad_norm and seconds.
+        rows (eval_fraction; 0.1 where eval_every or patience ask for evaluations), picks the best weights.
+        class_weights: "balanced", or what labels weigh in cross-entropy, by name. settings: the other fields of
+        `recipe.train`. A folder with a run of another object is written over with a warning; none with overwrite=True.
+        Each record of .history has step, epoch, loss (the weighted total), every term unweighted under its objective's
+        name (a position that counts), teacher_nll, agreement, tokens_per_second, padding, learning_rate, grad_norm and
+        seconds.
         """
         self._need_model()
         epochs = num_epochs if epochs is None else epochs
@@ -236,7 +245,8 @@ class LLMFineTuner(Teaching, Judging):
         if eval_fraction is None:
             asked = settings.get("eval_every") or settings.get("patience")
             eval_fraction = Data.eval_fraction if asked and eval_dataset is None else 0
-        recipe = replace(recipe, data=replace(recipe.data, eval_fraction=eval_fraction))
+        data = replace(recipe.data, eval_fraction=eval_fraction, class_weights=class_weights)
+        recipe = replace(recipe, data=data)
         self._parts.train, self._parts.held_out = self._rows(dataset, eval_dataset, eval_fraction)
         self._keep_untouched()
         self._warn_of_another_run(overwrite or resume)
@@ -267,11 +277,23 @@ class LLMFineTuner(Teaching, Judging):
 
     def _rows(self, dataset, eval_dataset, eval_fraction) -> tuple[Any, Any]:
         train = self._prepare(dataset).dataset
+        if self._parts.tuned is not None:
+            self._check_labels_stay(train)
         self._task.fit(self.model, train, self.recipe.train.seed)  # held-out labels get the same numbers
         held_out = None if eval_dataset is None else self._prepare(eval_dataset).dataset
         if held_out is None and eval_fraction:
             train, held_out = text.split(train, eval_fraction, self.recipe.train.seed)
         return train, held_out
+
+    def _check_labels_stay(self, rows: Any) -> None:
+        """Raise OrderError for rows of other labels than a student was trained on: it would get a new scoring layer."""
+        try:
+            self._task.check_names(self.model, rows)
+        except DataError as error:
+            raise OrderError(
+                f"a training has begun, so the labels are fixed: {error.what}",
+                "call load_model() again to start anew with the labels of these rows",
+            ) from error
 
     def _keep_untouched(self) -> None:
         """A student given as an object cannot be loaded again: keep a copy to compare with, while it is untouched."""

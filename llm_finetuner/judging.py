@@ -13,16 +13,17 @@ from llm_finetuner import comparison
 from llm_finetuner.assembly import Parts, fit_length
 from llm_finetuner.benchmark import text as generation
 from llm_finetuner.benchmark.quality import eval_mode, evaluate
-from llm_finetuner.checks import check_rows, common_vocabulary
+from llm_finetuner.checks import check_rows, common_vocabulary, read_alike
 from llm_finetuner.data import sources
 from llm_finetuner.errors import DataError, ModelError, OrderError, RecipeError
 from llm_finetuner.export.beside import stop_early
 from llm_finetuner.export.hub import upload
 from llm_finetuner.models import loading
 from llm_finetuner.models.shrink import parse_share
-from llm_finetuner.recipe import Recipe
+from llm_finetuner.recipe import Data, Recipe
 from llm_finetuner.registry import TASKS, resolve
-from llm_finetuner.teachers.provider import Provider
+from llm_finetuner.teachers.matched import live_teacher
+from llm_finetuner.teachers.provider import Context, Provider
 from llm_finetuner.trainer import OnEvent, TrainResult
 
 TEACHER_THEN_STUDENT = (
@@ -37,6 +38,7 @@ class Judging:
     device: torch.device
     benchmarked_against: str = ""
     _parts: Parts
+    _given: nn.Module | None  # the student, where it came as an object
     _untouched: nn.Module | None = None
     _last: TrainResult | None = None
     _phases: list[tuple[Recipe, list[dict]]] = []  # (recipe, history) of each train() since load_model()
@@ -60,27 +62,41 @@ class Judging:
             self._parts.tokenizer = loading.load_tokenizer(self.recipe.student.name)
         return self._parts.tokenizer
 
-    def evaluate(self, dataset: Any, batch_size: int = 8, *, exit_layer: int | None = None) -> dict[str, Any]:
-        """Loss (nats a token), perplexity with its 95 % interval, tokens, accuracy, calibration error; with a teacher
-        also agreement and KL. Raises OrderError, DataError."""
+    def evaluate(
+        self, dataset: Any, batch_size: int = 8, *, exit_layer: int | None = None, sample: int | None = None
+    ) -> dict[str, Any]:
+        """What the task is judged by with its 95 % interval, loss in nats, tokens, accuracy, calibration error and the
+        figures of the task; with a teacher also agreement and KL. Of `sample` evenly spaced rows (None: the task's own
+        number; 0: none) what costs more: ROUGE of the targets that seq2seq_lm writes, pseudo-perplexity of masked_lm.
+        Raises OrderError, DataError."""
         self._need_model()
         rows = self._prepare(dataset).dataset
         self._task.check_names(self.model, rows)
         check_rows(rows, self.model)
-        teacher = self._parts.teacher
-        if isinstance(teacher, Provider):
-            teacher = self._fitting(teacher, rows)
-        elif teacher is not None:
-            check_rows(rows, teacher)
+        model, tokenizer = self._stopped(exit_layer), self._tokenizer_if_any()
         quality = evaluate(
             self._task,
-            self._stopped(exit_layer),
+            model,
             rows,
             batch_size=batch_size,
-            teacher=teacher,
+            teacher=self._heard(rows),
             vocabulary=self._shared(),
         )
-        return quality.summary()
+        if sample == 0 or tokenizer is None:
+            return self._task.measure.summary(quality)
+        more = self._task.sampled_figures(model, tokenizer, rows, self._data(), sample, batch_size)
+        return {**self._task.measure.summary(quality), **more}
+
+    def _heard(self, rows: Any) -> nn.Module | Provider | None:
+        """What answers these rows: the teacher, or what reads them for it; None where it has answers to others only."""
+        teacher, theirs = self._parts.teacher, self._parts.teacher_tokenizer
+        if isinstance(teacher, nn.Module) and not self._alike():
+            teacher = live_teacher(teacher, theirs, "the teacher", self._context())
+        if isinstance(teacher, Provider):
+            return self._fitting(teacher, rows)
+        if teacher is not None:
+            check_rows(rows, teacher)
+        return teacher
 
     def _fitting(self, teacher: Provider, rows: Any) -> Provider | None:
         """The teacher, or None for stored answers that do not hold these rows: the student is scored without it."""
@@ -105,7 +121,7 @@ class Judging:
 
         exit_layer: stop after this block, where self-distillation trained an exit. Raises OrderError, ModelError.
         """
-        self._need_writer()
+        self._need_writer(self._task.writes)
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         return generation.generate(
             self._stopped(exit_layer), self.tokenizer, prompts, max_new_tokens=max_new_tokens, **options
@@ -119,11 +135,11 @@ class Judging:
         """
         self._need_model()
         texts = [texts] if isinstance(texts, str) else list(texts)
-        room = fit_length(self.recipe.data, self.model, lambda _: None).max_length
+        data = self._data()
         parts = (texts[start : start + batch_size] for start in range(0, len(texts), batch_size))
         with eval_mode(self.model):
             return [
-                said for part in parts for said in self._task.predict(self.model, self.tokenizer, part, room)
+                said for part in parts for said in self._task.predict(self.model, self.tokenizer, part, data)
             ]
 
     def _stopped(self, exit_layer: int | None) -> nn.Module:
@@ -141,20 +157,17 @@ class Judging:
     ) -> dict[str, float]:
         """ROUGE and more of greedy completions: {metric: number}. use_finetuned=False measures the untouched student.
 
-        Scored against the references, or the teacher's greedy continuation, or the second half of each prompt; which
-        one is in `.benchmarked_against`.
+        Of seq2seq_lm the prompts are sources, and targets are scored. Scored against the references, or the teacher's
+        greedy answers, or the second half of each prompt; which one is in `.benchmarked_against`.
         """
-        self._need_writer()
+        self._need_writer(self._task.generates)
         if use_finetuned and self._last is None:
             raise OrderError("nothing has been trained yet", "call train(...) first, or use_finetuned=False")
         model = self.model if use_finetuned or self._last is None else self._load_untouched()
         scores, self.benchmarked_against = generation.benchmark(
-            model,
-            self.tokenizer,
-            list(test_prompts),
-            references,
-            teacher=comparison.writer(self._parts.teacher),
-        )
+            self._task, model, self.tokenizer, list(test_prompts), references,
+            teacher=comparison.writer(self._parts.teacher), data=self._data(),
+        )  # fmt: skip
         return scores
 
     def compare(
@@ -182,7 +195,7 @@ class Judging:
             untouched=self._load_untouched, rows=rows,
             history=comparison.joined([history for _, history in self._phases]),
         )  # fmt: skip
-        pairs = comparison.pairs_of(rows, self.tokenizer, prompts if self._task.writes else [], references)
+        pairs = comparison.pairs_of(subject, prompts, references)
         return comparison.compare(subject, *pairs, baseline=baseline, on_event=on_event)
 
     def merge(self, folder: str | Path | None = None) -> Path:
@@ -212,12 +225,12 @@ class Judging:
         live = type(dataset).__name__ == "Dataset"
         rows = dataset if live else sources.read(dataset, shapes_of_text=self._task.shapes_of_text).dataset
         tokenizer = None if "input_ids" in rows.column_names else self.tokenizer
-        data = (
-            self.recipe.data
-            if self.model is None
-            else fit_length(self.recipe.data, self.model, lambda note: None)
-        )
-        return self._task.prepare_rows(rows, tokenizer, data, self.model)
+        return self._task.prepare_rows(rows, tokenizer, self._data(), self.model)
+
+    def _data(self) -> Data:
+        """How texts are read, with no more tokens than the model has positions."""
+        data = self.recipe.data
+        return data if self.model is None else fit_length(data, self.model, lambda note: None)
 
     @property
     def _task(self):
@@ -233,9 +246,10 @@ class Judging:
             )
         raise OrderError("no model is loaded", "call load_model(...) first")
 
-    def _need_writer(self) -> None:
+    def _need_writer(self, fits: bool) -> None:
+        """Raises OrderError without a model, RecipeError for one whose task does not fit."""
         self._need_model()
-        if not self._task.writes:
+        if not fits:
             raise RecipeError(
                 f"a model for {self.recipe.task} does not continue texts",
                 "predict(texts) asks it, evaluate(rows) scores it",
@@ -244,9 +258,25 @@ class Judging:
     def _shared(self) -> int | None:
         if not isinstance(self._parts.teacher, nn.Module):
             return None
-        return common_vocabulary(
-            self._task, self.model, self._parts.teacher, self._parts.tokenizer, self._parts.teacher_tokenizer
-        )
+        tokenizers = self._parts.tokenizer, self._parts.teacher_tokenizer
+        if self._task.keeps_texts and not self._alike():
+            tokenizers = None, None  # each reads the texts itself
+        return common_vocabulary(self._task, self.model, self._parts.teacher, *tokenizers)
+
+    def _alike(self) -> bool:
+        """Whether the teacher reads the student's rows as they are."""
+        return read_alike(self._task, self._parts.tokenizer, self._parts.teacher_tokenizer)[0]
+
+    def _context(self) -> Context:
+        """What a teacher is built for."""
+        return Context(
+            self._task, self.model, self._tokenizer_if_any(), self.device, lambda text: None, self.recipe.train.seed,
+            self.recipe.output,
+        )  # fmt: skip
+
+    def _tokenizer_if_any(self) -> Any:
+        """The student's tokenizer; None for a model that came as an object without one."""
+        return self._parts.tokenizer if self._given is not None else self.tokenizer
 
     def _load_untouched(self) -> nn.Module:
         if self._untouched is not None:

@@ -1,11 +1,12 @@
 """Which block of the student learns from which of the teacher. Blocks are numbered from 0."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from llm_finetuner.errors import RecipeError
 
 Pairs = tuple[tuple[int, int], ...]  # (student block, teacher block)
-POOLED = -1  # in place of a block: the vector that a text's label is read off
+POOLED, POOLED_NAME = -1, "pooled"  # in place of a block: the vector that a text's label is read off
 
 
 def _relative(block: int, student: int, teacher: int) -> int:
@@ -30,7 +31,7 @@ def layer_pairs(layers: str | list | None, student_depth: int, teacher_depth: in
     A student block alone is paired with the teacher block i * teacher_depth // student_depth. "pooled" is no block but
     the vector that a text's label is read off. Raises RecipeError.
     """
-    if layers == "pooled":
+    if layers == POOLED_NAME:
         return ((POOLED, POOLED),)
     if isinstance(layers, str):
         if layers not in NAMED:
@@ -75,3 +76,37 @@ def check_exits(blocks: list[int], depth: int) -> None:
                 f"exits names block {block!r}: the student can stop early after blocks 0 to {depth - 2}",
                 "give block numbers from 0, or leave it out for the middle one",
             )
+
+
+def kept_blocks(layers: Any, name: str = "keep_layers") -> tuple[int, ...]:
+    """The blocks whose hidden states a cache keeps, POOLED for "pooled", in order. Raises RecipeError."""
+    given = () if layers is None else layers
+    listed = isinstance(given, list | tuple)
+    if not listed or not all(x == POOLED_NAME or (type(x) is int and x >= 0) for x in given):
+        raise RecipeError(
+            f"{name} must be a list of whole numbers from 0, or {POOLED_NAME}, got {layers!r}",
+            f"such as {name}: [3, 7], of the teacher's blocks, or [{POOLED_NAME}]",
+        )
+    return tuple(sorted({POOLED if layer == POOLED_NAME else layer for layer in given}))
+
+
+def spelled(blocks: Sequence[int]) -> str:
+    """Blocks as they are written: "pooled, 3, 7"."""
+    return ", ".join(POOLED_NAME if block == POOLED else str(block) for block in blocks)
+
+
+def check_kept(
+    blocks: Sequence[int], depth: int, pooled: bool, whose: str, name: str = "keep_layers"
+) -> None:
+    """Raise RecipeError for blocks that a teacher to be cached does not have. pooled: whether it has that vector."""
+    if POOLED in blocks and not pooled:
+        raise RecipeError(
+            f"{name}: {POOLED_NAME} is what a classifier reads a text's label off: {whose} has none",
+            "name blocks",
+        )
+    wrong = [block for block in blocks if block >= depth]
+    if wrong:
+        raise RecipeError(
+            f"{name} names block {wrong[0]}: {whose} has blocks 0 to {depth - 1}",
+            "give numbers of the teacher's blocks, from 0",
+        )

@@ -61,10 +61,10 @@ class Learner(nn.Module):
     def forward(
         self, batch: dict[str, Tensor], teacher: Output | None = None, progress: float = 0.0
     ) -> tuple[Tensor, Sums]:
-        """Return the weighted loss summed over the N positions, and the unweighted detached sum of every term.
+        """Return the weighted loss summed over the N positions, and the unweighted detached sums of every term.
 
-        progress: how far the run is, 0 to 1, for weights and temperatures that change. With a teacher the second also
-        holds teacher_nll (summed nats) and agreement (positions of equal top-1).
+        progress: how far the run is, 0 to 1, for weights and temperatures that change. The second also holds the loss
+        itself, and with a teacher teacher_nll (summed nats) and agreement (positions of equal top-1).
         """
         with self.fused:
             return self._forward(batch, teacher, progress)
@@ -83,20 +83,28 @@ class Learner(nn.Module):
                 over = self._over_pairs if pairs else self._over_spans
                 value = over(term, pairs, student, teacher)
                 total = total + term.weight * value
-                sums[name] = value.detach()
+                known = None if teacher is None else teacher.known
+                sums[name] = _over(value, len(student.rows) if known is None else known.sum())
         for block in self.exits:
             loss, seen = self._over_exit(block, student, progress)
             total, sums = total + loss, {**sums, **seen}
         if self.penalty is not None:  # a mean per step, as the other terms are after the division
             value = self.penalty() * len(student.rows)
             total = total + value
-            sums["orthogonality"] = value.detach()
-        return total, sums
+            sums["orthogonality"] = _over(value, len(student.rows))
+        return total, {"loss": _over(total, len(student.rows)), **sums}
 
     # ---- what is read
 
     def _pairs(self, term: Term) -> Pairs:
         kind = kind_of(term)
+        states = kind in ("features", "hidden")
+        if term.tokens == "first" and not (states and term.layers != "pooled" and self.task.all_tokens):
+            raise RecipeError(
+                f"tokens: first has nothing to pick for {term.objective}: it is for hidden states of blocks, of tasks "
+                "whose models are read at all tokens of a text",
+                "leave tokens out",
+            )
         if kind in ("logits", "spans"):
             return ()
         if not self.provider.depth:
@@ -106,7 +114,7 @@ class Learner(nn.Module):
             )
         if kind == "embeddings":
             return ((0, 0),)
-        if term.layers == "pooled" and not (self.task.pooled and kind in ("features", "hidden")):
+        if term.layers == "pooled" and not (self.task.pooled and states):
             raise RecipeError(
                 f"layers: pooled is the vector that a classifier reads a text's label off: {term.objective} has none",
                 "name blocks",
@@ -121,7 +129,7 @@ class Learner(nn.Module):
                 blocks[kind_of(term)] |= {pair[side] for pair in pairs}
         hidden = blocks["features"] | blocks["hidden"] | set(layers)
         return Want(
-            layers=tuple(sorted(hidden - {POOLED})), attention=tuple(sorted(blocks["attention"])),
+            layers=tuple(sorted(hidden)), attention=tuple(sorted(blocks["attention"])),
             states=tuple(sorted(blocks["states"])), embeddings=bool(blocks["embeddings"]),
             answers=answers or POOLED in hidden,
         )  # fmt: skip
@@ -147,15 +155,15 @@ class Learner(nn.Module):
         """Mean over the layer pairs of the sum over positions; where texts count, of their means over tokens."""
         kind, objective = kind_of(term), resolve(OBJECTIVES, term.objective)
         known = teacher.known
-        groups, shares, tokens = _belonging(student, pairs)
+        groups, shares, tokens = _belonging(student, pairs, term.tokens)
         extra = {"examples": _those(groups, known)} if "examples" in reads(term) else {}
         values = []
         for s, t in pairs:
-            own = _those(_read(student, kind, s), known)
+            own = _those(_read(student, term, kind, s), known)
             if _key(kind, s) in self.projections and kind in PROJECTED:
                 projection = self.projections[_key(kind, s)]
                 own = projection(own.to(projection.weight.dtype))
-            told = _those(_read(teacher, kind, t), known)
+            told = _those(_read(teacher, term, kind, t), known)
             given = {f"student_{kind}": own, f"teacher_{kind}": told, **extra}
             loss = objective(**given, **term.options)
             values.append((loss * _those(shares, known) / _those(tokens, known)).sum())
@@ -205,10 +213,11 @@ class Learner(nn.Module):
         return total, sums
 
 
-def _belonging(output: Output, pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
+def _belonging(output: Output, pairs: Pairs, which: str) -> tuple[Tensor, Tensor, Tensor]:
     """Of each compared vector: its sequence, that sequence's positions that count, and its compared vectors.
 
-    So a sequence counts as in the other terms, whatever its length. Pooled vectors are compared within the batch.
+    So a sequence counts as in the other terms, whatever its length. Where a text has one vector, pooled or of its
+    first token, these are compared within the batch.
     """
     ones = torch.ones_like(output.examples)
     if output.tokens is None:
@@ -217,7 +226,15 @@ def _belonging(output: Output, pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
         return torch.zeros_like(output.examples), ones, ones
     tokens = output.tokens.bincount()
     shares = output.examples.bincount(minlength=len(tokens))
+    if which == "first":
+        texts = output.tokens[output.first_tokens]
+        return torch.zeros_like(texts), shares[texts], torch.ones_like(texts)
     return output.tokens, shares[output.tokens], tokens[output.tokens]
+
+
+def _over(value: Tensor, count: int | Tensor) -> Tensor:
+    """A sum and the positions that it goes over, as in Sums."""
+    return torch.stack([value.detach(), torch.as_tensor(count, dtype=value.dtype, device=value.device)])
 
 
 def _key(kind: str, block: int) -> str:
@@ -225,11 +242,12 @@ def _key(kind: str, block: int) -> str:
     return kind if kind == "embeddings" else str(block)
 
 
-def _read(output: Output, kind: str, block: int) -> Tensor | dict[str, Tensor]:
+def _read(output: Output, term: Term, kind: str, block: int) -> Tensor | dict[str, Tensor]:
     """What a term compares of one block."""
     if kind == "embeddings":
         return output.embeddings
-    return {"attention": output.attention, "states": output.states}.get(kind, output.features)[block]
+    found = {"attention": output.attention, "states": output.states}.get(kind, output.features)[block]
+    return found[output.first_tokens.to(found.device)] if term.tokens == "first" else found
 
 
 def _those(value: Any, known_N: Tensor | None) -> Any:

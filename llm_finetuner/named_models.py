@@ -75,8 +75,9 @@ def cut(model: nn.Module, recipe: Recipe, rows: Any) -> nn.Module:
         return model
     seen = batches(rows, model.device) if student.keep_width < 1 and rows is not None else None
     model = shrink(
-        model, keep=divisor, blocks=student.keep_blocks, width=student.keep_width, activations=seen
-    )
+        model, keep=divisor, blocks=student.keep_blocks, width=student.keep_width, keep_encoder=student.keep_encoder,
+        activations=seen,
+    )  # fmt: skip
     return _redrawn(model, recipe.train.seed) if student.from_scratch else model
 
 

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 class Want:
     """What the terms of the loss will read, so that nothing else is computed: block numbers from 0."""
 
-    layers: tuple[int, ...] = ()  # hidden states after these blocks
+    layers: tuple[
+        int, ...
+    ] = ()  # hidden states after these blocks; layer_maps.POOLED: what a label is read off
     attention: tuple[int, ...] = ()  # attention maps of these blocks
     states: tuple[int, ...] = ()  # queries, keys and values of these blocks
     embeddings: bool = False  # what goes into the first block
@@ -41,7 +43,7 @@ class Output:
 
     rows: Any  # [N, D] hidden states where the loss counts; of a teacher anything that slices by position
     head: Callable[[Any], Tensor]  # a slice of the rows -> [n, V]; of what is trained: a Head
-    features: dict[int, Tensor] = field(default_factory=dict)  # block -> [N, D]
+    features: dict[int, Tensor] = field(default_factory=dict)  # block -> [N, D]; POOLED too
     attention: dict[int, Tensor] = field(default_factory=dict)  # block -> [N, H, T], where a position looks
     states: dict[int, dict[str, Tensor]] = field(default_factory=dict)  # block -> query, key, value: [N, D]
     embeddings: Tensor | None = None  # [N, D]
@@ -50,6 +52,18 @@ class Output:
     known: Tensor | None = None  # [N] whether a teacher has an answer here; None: everywhere
     examples: Tensor | None = None  # [N] which sequence of the batch a position belongs to
     tokens: Tensor | None = None  # [M] the sequence of each token, where blocks are read at all
+
+    @property
+    def first_tokens(self) -> Tensor:
+        """Which of the tokens are the first of their sequence: [M]."""
+        return self.tokens.diff(prepend=self.tokens.new_tensor([-1])) != 0
+
+
+def moved(value: Any, device: torch.device | str) -> Any:
+    """Tensors of nested dicts on a device; what is none of these stays as it is."""
+    if isinstance(value, dict):
+        return {key: moved(item, device) for key, item in value.items()}
+    return value.to(device) if isinstance(value, Tensor) else value
 
 
 def at_least_float32(x: Tensor) -> Tensor:

@@ -70,7 +70,7 @@ def run(
         recipe=recipe, parts=parts, tokenizer=tokenizer, rows=held_out, history=result.history,
         untouched=lambda: comparison.load_untouched(recipe, device, train),
     )  # fmt: skip
-    pairs = comparison.pairs_of(held_out, tokenizer, count=PROMPTS)
+    pairs = comparison.pairs_of(subject, count=PROMPTS)
     return comparison.compare(
         subject, *pairs, baseline=True, on_event=on_event, others=[(entry, other.history)]
     )

@@ -1,4 +1,4 @@
-"""Checks of options that are numbers: what is out of range is told to the user before it becomes a NaN."""
+"""Checks of options: what is out of range is told to the user before it becomes a NaN, or means another label."""
 
 import math
 import numbers
@@ -56,3 +56,25 @@ def check_levels(quantiles: Sequence[float]) -> list[float]:
             "such as [0.1, 0.5, 0.9] for intervals of 80 %; [] forecasts one number a step",
         )
     return levels
+
+
+def check_names(option: str, names: Any) -> None:
+    """Raise RecipeError unless these are names, each once; None: none are given."""
+    if names is None:
+        return
+    texts = isinstance(names, list) and all(isinstance(name, str) and name.strip() for name in names)
+    if not texts or not names or len(set(names)) < len(names):
+        raise RecipeError(
+            f"{option} must be a list of names, each once, got {names!r}",
+            "quote what YAML reads as something else: ['no', 'yes'], ['1', '2']",
+        )
+
+
+def check_weights(option: str, weights: Any) -> None:
+    """Raise RecipeError unless these are weights by name, or "balanced"; None: none are given."""
+    if weights is None or weights == "balanced":
+        return
+    if not isinstance(weights, dict) or not weights:
+        raise RecipeError(f"{option} must be balanced, or weights by label, got {weights!r}")
+    for name, weight in weights.items():
+        check_number(f"{option}: the weight of {name}", weight, 0)

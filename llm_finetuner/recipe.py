@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from llm_finetuner import ramp
 from llm_finetuner.errors import RecipeError
-from llm_finetuner.ranges import check_count
+from llm_finetuner.ranges import check_count, check_names, check_weights
 from llm_finetuner.registry import (
     METHODS,
     OPTIMIZERS,
@@ -61,6 +61,9 @@ class Model:
     from_scratch: bool = False  # read the configuration only and draw the weights from the seed
     keep_blocks: Literal["uniform", "first-last"] = "uniform"  # of a student named teacher/2, teacher/3, ...
     keep_width: float = 1.0  # share of heads, channels and hidden width that such a student keeps
+    keep_encoder: bool = (
+        False  # such a student of a teacher with encoder and decoder: blocks of the decoder go, alone
+    )
 
     def __post_init__(self):
         if self.load_in_4bit and self.load_in_8bit:
@@ -108,6 +111,9 @@ class Tuning:
     options: dict[str, Any] = field(default_factory=dict)
 
 
+MASKS = ("fixed", "fresh")
+
+
 @dataclass(frozen=True)
 class Data:
     """Where the rows come from and which of their tokens count."""
@@ -118,6 +124,10 @@ class Data:
     files: str | list[str] | None = None
     samples: int | None = None  # only the first N rows
     text_columns: list[str] | None = None
+    prefix: str | None = None  # of seq2seq_lm: what stands before every source, such as "summarize: "
+    mask: Literal["fixed", "fresh"] = "fixed"  # of masked_lm: the same tokens hidden in each epoch, or others
+    label_names: list[str] | None = None  # what the numbers 0, 1, ... of the label, or of tags, are called
+    class_weights: str | dict[str, float] | None = None  # in cross-entropy: balanced, or {label: weight}
     only: dict[str, Any] = field(
         default_factory=dict
     )  # rows with these values in these columns: one task of many
@@ -133,9 +143,16 @@ class Data:
     eval_samples: int | None = None  # only this many held-out rows, evenly spaced
 
     def __post_init__(self):
+        if self.mask not in MASKS:
+            raise unknown("data.mask", self.mask, MASKS)
         check_range("data.max_length", self.max_length, 4, None)
         check_range("data.eval_fraction", self.eval_fraction, 0, 0.9)
         check_range("data.hard_share", self.hard_share, 0, 1, open_low=True)
+        check_names("data.label_names", self.label_names)
+        check_weights("data.class_weights", self.class_weights)
+        if isinstance(self.class_weights, dict):  # YAML reads 0 and 1 as numbers
+            named = {str(name): weight for name, weight in self.class_weights.items()}
+            object.__setattr__(self, "class_weights", named)
         for name in ("samples", "eval_samples"):
             if getattr(self, name) is not None:
                 check_range(f"data.{name}", getattr(self, name), 1, None)
@@ -165,8 +182,8 @@ class Train:
     gradient_checkpointing: bool = False
     eval_every: int | None = None  # optimizer steps; None: ten times a run; 0: only at the end
     save_every: int | None = None  # optimizer steps; None: with every evaluation; 0: never
-    keep_best: bool = True
-    patience: int = 0  # stop after this many evaluations without a better loss; 0: never
+    keep_best: bool = True  # by what the task is judged by
+    patience: int = 0  # stop after this many evaluations without a better one; 0: never
     seed: int = 0
     trackers: list[str] = field(default_factory=list)  # tensorboard, wandb
 
@@ -276,6 +293,12 @@ class Recipe:
         if self.distils and not self.needs_teacher and self.teacher is not None and not cut:
             source = self.teacher.name or self.teacher.options.get("path") or self.teacher.kind
             said.append(f"the teacher {source} is not used: {self.method} has the student teach itself")
+        if self.data.prefix and self.task != "seq2seq_lm":
+            said.append(f"data.prefix has no effect: {self.task} has no sources that it could stand before")
+        if self.data.class_weights and "cross_entropy" not in names:
+            said.append("data.class_weights has no effect: it is for cross-entropy, which has no weight here")
+        if self.data.mask == "fresh" and self.task != "masked_lm":
+            said.append(f"data.mask has no effect: {self.task} hides no tokens")
         if self.train.patience and self.train.eval_every == 0:
             said.append("patience has no effect: train.eval_every is 0")
         return said
@@ -299,6 +322,15 @@ def _check_adapter(options: dict[str, Any]) -> None:
     if "init_r" in options and options["init_r"] <= options["target_r"]:
         given = f"init_r={options['init_r']} and target_r={options['target_r']}"
         raise RecipeError(f"adalora prunes from init_r down to target_r, got {given}")
+
+
+def check_labelled(recipe: Recipe, labels: bool) -> None:
+    """Raise RecipeError for settings of labels where the answers of the task are none."""
+    for name in ("label_names", "class_weights"):
+        if vars(recipe.data)[name] and not labels:
+            raise RecipeError(
+                f"data.{name} is for labels, and a model for {recipe.task} answers in tokens", "leave it out"
+            )
 
 
 def with_method(recipe: Recipe, method: str, **options) -> Recipe:

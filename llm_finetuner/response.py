@@ -23,7 +23,8 @@ from llm_finetuner.terms import kind_of, names_of, reads_teacher
 # Numbers that a CPU works on at a time: two models' logits and their gradient stay in its cache.
 BLOCK = 2**19
 
-Sums = dict[str, Tensor]  # of each term over the positions, unweighted and detached
+# Of each term, unweighted and detached: its sum over the positions that it speaks of, and how many these are, [2].
+Sums = dict[str, Tensor]
 
 
 def over_rows(
@@ -33,8 +34,9 @@ def over_rows(
     listed: Sequence[Term],
     objectives: Mapping[str, Callable] = MappingProxyType({}),
 ) -> tuple[Tensor, Sums]:
-    """The weighted loss summed over the N positions, and the unweighted sum of every term that reads logits.
+    """The weighted loss summed over the N positions, and the unweighted sums of every term that reads logits.
 
+    A term against targets speaks of positions whose target is known, one against a teacher of those that it answers.
     With a teacher whose logits a term reads the second also holds teacher_nll (summed nats) and agreement (positions
     of equal top token). objectives: what stands for an objective that a term names, where the answers ask for it.
     """
@@ -47,8 +49,8 @@ def over_rows(
         names += ["teacher_nll", "agreement"]
     if not names:
         return own.rows.sum() * 0, {}
-    total, values = chunked(own.rows, own.head.layer, response.score)
-    return total, dict(zip(names, values.unbind(), strict=True))
+    total, sums_K2 = chunked(own.rows, own.head.layer, response.score)
+    return total, dict(zip(names, sums_K2.unbind(), strict=True))
 
 
 class _Given(NamedTuple):
@@ -93,7 +95,21 @@ class _Response:
             answers, places = self.teacher.head(self.teacher.rows[piece]), self.provider.place(given.targets)
             given = _Given(given.targets, answers, places, known)
         if self.for_kernel and self._reaches(logits_nV) and kernel.available():
-            return self._by_kernel(logits_nV, given)
+            loss, values_K = self._by_kernel(logits_nV, given)
+        else:
+            loss, values_K = self._by_blocks(logits_nV, given, learn)
+        return loss, torch.stack([values_K, self._counts(given).to(values_K)], 1)
+
+    def _counts(self, given: _Given) -> Tensor:
+        """How many positions each value speaks of: [K]."""
+        told = _are_known(given.targets)
+        heard = torch.ones_like(told) if given.known is None else given.known
+        spoken = [heard if asks else told for _, _, asks in self.calls]
+        if self.asks:
+            spoken += [_are_known(given.places) & heard, heard]
+        return torch.stack(spoken).sum(1)
+
+    def _by_blocks(self, logits_nV: Tensor, given: _Given, learn: bool) -> tuple[Tensor, Tensor]:
         loss, values = 0.0, 0.0
         count, width = logits_nV.shape
         size = max(1, BLOCK // width if logits_nV.device.type == "cpu" else count)
@@ -170,6 +186,11 @@ def _in_kernel(term: Term) -> bool:
     return plain is not None and all(
         name in plain and plain[name] in (None, value) for name, value in term.options.items()
     )
+
+
+def _are_known(targets: Tensor) -> Tensor:
+    """Whether the right answer of each position is known, or that to any of its labels: [n] or [n, C] -> [n]."""
+    return targets >= 0 if targets.dim() == 1 else (targets >= 0).any(1)
 
 
 def _measures(shared_bC: Tensor, given: _Given) -> list[Tensor]:

@@ -230,7 +230,8 @@ class _Sweep:
         result = {
             "trials": lines,
             "best": lines[0],
-            "report": ranking.reported(self.record, best, self.seeds, use),
+            "report": ranking.reported(self.record, best, self.seeds, use, self.task.measure),
+            "measure": self.task.measure.about(),
             "notes": self.notes,
             "recipe": str(path),
         }

@@ -2,37 +2,62 @@
 
 What is here most have in common. Each has these of its own: vocabulary(model), the width of the logits;
 prepare_rows(rows, tokenizer, data, model) -> text.Prepared; check_packing(model) and check_model(model, name), which
-raise; predict(model, tokenizer, texts, max_length); run(model, batch, want) -> Output.
+raise; predict(model, tokenizer, texts, data); run(model, batch, want) -> Output. Where it keeps texts it has also
+read_anew(batch, tokenizer, limit), the batch in other tokens, and check_texts(rows), which raises. Those that generate
+also have prompt_ids(texts, tokenizer, data) and answer_ids(texts, tokenizer, data), the tokens of prompts and of
+references; joined(prompt, answer, positions), an example of both; write(model, tokenizer, prompts, max_new_tokens=,
+batch_size=) -> [(tokens, whether the model ended them)], and new_tokens(data), how many by default.
 
-Shapes: B examples, T tokens, D hidden width.
+Shapes: B examples, T tokens, D hidden width; N positions that count, M tokens of all examples of a batch.
 """
 
-from collections.abc import Callable
-from typing import Any
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from llm_finetuner.benchmark.measure import Measure, perplexity
 from llm_finetuner.benchmark.quality import Tally
-from llm_finetuner.data import columns
+from llm_finetuner.data import class_weights, columns
 from llm_finetuner.data.examples import IGNORED
 from llm_finetuner.errors import DataError
 from llm_finetuner.models.anatomy import expose_attention
-from llm_finetuner.models.loading import blocks_of
+from llm_finetuner.models.labels import names_of
+from llm_finetuner.models.stacks import blocks_of
+from llm_finetuner.objectives.several_labels import weighted_binary_cross_entropy
+from llm_finetuner.objectives.supervised import weighted_cross_entropy
 from llm_finetuner.output import Want
+from llm_finetuner.recipe import Data
+
+
+class Asked(NamedTuple):
+    """What the answers to a row hang on, and which of its positions are asked about."""
+
+    tokens: np.ndarray  # that are read, without padding
+    more: bytes  # what else the answers hang on
+    counted: np.ndarray  # bool, of each position that an answer could be compared at
 
 
 class Task:
     """A task whose answers are tokens and stand in `labels`, a list as long as it needs to be."""
 
     auto: str  # the class of transformers that loads its models
+    measure: Measure = perplexity("a token", "tokens")  # what its models are judged by
     unfit: tuple[str, ...] = ("mse", "huber")  # objectives whose targets are numbers, not tokens or labels
     objectives: dict[str, Callable] = {}  # what stands here for objectives that methods name
     labels = False  # whether the answers are labels with names, and not tokens
     writes = False  # whether the models continue texts
-    adapters = False  # whether LoRA and its kin fit
+    generates = False  # whether they write texts at all, continuations or targets
+    peft_type: str | None = None  # what peft calls the task, where it has a name for it
     pooled = False  # whether an answer is read off one vector of a text
     shapes_of_text = False  # whether rows are texts that a model continues (data/shapes.py)
+    first = 0  # the first label that an answer is compared with
+    all_tokens = False  # whether blocks are read at all tokens of an example, whatever counts of it
+    keeps_texts = False  # whether rows keep their texts, which a teacher can read in tokens of its own
+    exclusive = True  # whether the answers at a position exclude each other: they are one distribution
 
     def width(self, model: nn.Module) -> int:
         """Width of what the blocks put out: D."""
@@ -53,6 +78,14 @@ class Task:
     def check_labelled(self, rows: Any) -> None:
         """Raise DataError where nothing in the rows tells what is right. Texts tell it by themselves."""
 
+    def weigh(self, model: nn.Module, rows: Any, setting: class_weights.Setting) -> dict[str, float]:
+        """Weigh the model's labels in cross-entropy from here on: {name: weight}. Raises DataError."""
+        found = class_weights.of_rows(rows, names_of(model), setting, self.exclusive)
+        plain = weighted_cross_entropy if self.exclusive else weighted_binary_cross_entropy
+        weights_C = torch.tensor(list(found.values()), dtype=torch.float64)
+        self.objectives = {**self.objectives, "cross_entropy": functools.partial(plain, weights=weights_C)}
+        return found
+
     def check_rows(self, rows: Any) -> None:
         """Raise DataError where there is nothing to learn."""
         if not any((labels != IGNORED).any() for labels in columns.flat(rows, "labels")):
@@ -72,19 +105,54 @@ class Task:
             batch["labels"].fill_(IGNORED)
         return batch
 
-    def count(self, batch: dict[str, Tensor]) -> int:
+    def count(self, batch: dict[str, Any]) -> int:
         """Positions that count."""
-        return int((batch["labels"] != IGNORED).sum())
+        return int((batch["labels"][:, self.first :] != IGNORED).sum())
+
+    def positions(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Where the positions that count stand: targets [N], examples [N] and tokens [M] of an Output."""
+        counted_BT = batch["labels"] != IGNORED
+        counted_BT[:, : self.first] = False
+        return {
+            "targets": batch["labels"][counted_BT],
+            "examples": counted_BT.nonzero()[:, 0],
+            "tokens": batch["attention_mask"].nonzero()[:, 0] if self.all_tokens else None,
+        }
+
+    def asked(self, row: Mapping[str, Any]) -> Asked:
+        """What the answers to one row hang on, padded or not. Raises DataError where padding counts."""
+        seen, labels = np.asarray(row["attention_mask"]).astype(bool), np.asarray(row["labels"])
+        counted = labels[seen][self.first :] != IGNORED
+        if counted.sum() != (labels[self.first :] != IGNORED).sum():
+            raise DataError("a label counts where attention_mask is 0", "set the labels of padding to -100")
+        return Asked(np.asarray(row["input_ids"])[seen], b"", counted)
+
+    def redraw(self, data: Data, tokenizer: Any, seed: int) -> Callable[[dict, int, int], dict] | None:
+        """What makes a row, given it, the epoch and its number, another one; None where rows stay as they are."""
+        return None
 
     def cost(self, batch: dict[str, Tensor]) -> tuple[int, int]:
         """(tokens that a forward pass reads, places that it computes, which padding is the rest of)."""
         return int(batch["attention_mask"].sum()), batch["attention_mask"].numel()
+
+    def read_anew(self, batch: dict[str, Any], tokenizer: Any, limit: int | None) -> dict[str, Any]:
+        """A batch in another tokenizer's tokens, at most `limit` a text, on the CPU; where rows keep their texts."""
+        raise NotImplementedError
+
+    def check_texts(self, rows: Any) -> None:
+        """Raise DataError where rows do not hold the texts that `read_anew` reads."""
 
     # ---- models
 
     def tally(self, examples: int, model: nn.Module) -> Any:
         """What sums up an evaluation."""
         return Tally(examples)
+
+    def sampled_figures(
+        self, model: nn.Module, tokenizer: Any, rows: Any, data: Data, count: int | None, batch_size: int
+    ) -> dict[str, Any]:
+        """Figures that take more than one pass, of `count` evenly spaced rows; None: as many as the task says."""
+        return {}
 
     def prepare(self, model: nn.Module, want: Want) -> None:
         """Make a model ready to be asked for `want`."""

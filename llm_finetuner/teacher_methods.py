@@ -11,7 +11,7 @@ from llm_finetuner import chain, recipe_file
 from llm_finetuner import sweep as search
 from llm_finetuner.assembly import Parts, hardest
 from llm_finetuner.cache_job import cache_answers
-from llm_finetuner.checks import common_vocabulary
+from llm_finetuner.checks import common_vocabulary, read_alike
 from llm_finetuner.errors import ModelError, OrderError, RecipeError
 from llm_finetuner.judging import TEACHER_THEN_STUDENT, Judging
 from llm_finetuner.models import loading
@@ -22,9 +22,9 @@ from llm_finetuner.registry import TEACHERS, resolve
 from llm_finetuner.scheme import Writing
 from llm_finetuner.teachers.ensemble import Ensemble
 from llm_finetuner.teachers.filling import fill
-from llm_finetuner.teachers.kinds import check_mixture, check_writes
+from llm_finetuner.teachers.kinds import check_mixture
 from llm_finetuner.teachers.matched import live_teacher
-from llm_finetuner.teachers.provider import Context, Provider
+from llm_finetuner.teachers.provider import Provider
 from llm_finetuner.trainer import OnEvent
 from llm_finetuner.writing import write_rows
 
@@ -34,7 +34,6 @@ Model = str | nn.Module
 class Teaching(Judging):
     """The part of LLMFineTuner that deals with teachers."""
 
-    _given: nn.Module | None
     _members: list[tuple[nn.Module, Any]] = []  # the live teachers with their tokenizers
 
     def load_teacher_model(
@@ -103,8 +102,10 @@ class Teaching(Judging):
             (model, tokenizer), *_ = members
             self._parts.teacher, self._parts.teacher_tokenizer = model, tokenizer
             ours = None if self.model is None else self._tokenizer_if_any()
-            if None not in (ours, tokenizer) and not loading.same_vocabulary(ours, tokenizer)[0]:
-                self._parts.teacher = self._provider(recipe, members)  # the same tokens under other numbers
+            if not read_alike(self._task, ours, tokenizer)[0]:
+                provider = self._provider(recipe, members)  # refuses what cannot be
+                if not self._task.keeps_texts:
+                    self._parts.teacher = provider  # the same tokens under other numbers
             elif self.model is not None:
                 common_vocabulary(self._task, self.model, model, ours, tokenizer, recipe.train.seed)
         else:
@@ -115,11 +116,7 @@ class Teaching(Judging):
     def _provider(self, recipe: Recipe, members: list[tuple[nn.Module, Any]]) -> Provider:
         """What answers in place of a single live model. Raises OrderError, RecipeError, DataError."""
         self._need_model()
-        context = Context(
-            self._task, self.model, self._tokenizer_if_any(), self.device, lambda text: None, recipe.train.seed,
-            recipe.output,
-        )  # fmt: skip
-        spec = recipe.teacher
+        context, spec = self._context(), recipe.teacher
         if spec.kind == "live":
             return live_teacher(*members[0], spec.name, context)
         if spec.kind == "ensemble":
@@ -127,19 +124,14 @@ class Teaching(Judging):
             built = [live_teacher(model, t, model.name_or_path, context) for model, t in members]
             return Ensemble(built, spec.options["weights"], spec.options["mixture"])
         if members:
-            check_writes(self._task, spec.kind)
             return fill(spec, context, **spec.options, given=members[0])
         return resolve(TEACHERS, spec.kind, "kind of teacher")(spec, context, **spec.options)
-
-    def _tokenizer_if_any(self) -> Any:
-        """The student's tokenizer; None for a model that came as an object without one."""
-        return self._parts.tokenizer if self._given is not None else self.tokenizer
 
     # ---- what teachers leave on disk
 
     def cache_teacher(
         self, dataset: Any, path: str | Path, k: int = 50, *, mode: str = "top_k", draws: int = 50,
-        layers: Sequence[int] = (), on_event: OnEvent | None = None,
+        layers: Sequence[int | str] = (), on_event: OnEvent | None = None,
     ) -> dict[str, Any]:  # fmt: skip
         """Write down what the teacher answers to the rows: {"bytes_per_token", "mean_kl", "tokens", "top_mass", ...}.
 
@@ -186,12 +178,14 @@ class Teaching(Judging):
         *,
         blocks: str | list[int] = "uniform",
         width: float = 1.0,
+        keep_encoder: bool = False,
         dataset: Any = None,
     ) -> str:
         """Make the student a part of the teacher, and say in one line how much smaller it is.
 
         keep: the share of the blocks (or 2 for half of them). blocks: uniform, first-last, or their numbers. width: the
-        share of heads, channels and hidden width, the important ones as measured on `dataset`. Raises OrderError.
+        share of heads, channels and hidden width, the important ones as measured on `dataset`. keep_encoder: of a
+        teacher with encoder and decoder cut the decoder alone, which numbers are of anyway. Raises OrderError.
         """
         if not self._members:
             raise OrderError(
@@ -203,12 +197,14 @@ class Teaching(Judging):
         seen = None
         if dataset is not None:
             seen = batches(self._prepare(dataset).dataset, model.get_input_embeddings().weight.device)
-        student = shrink(model, keep=keep, blocks=blocks, width=width, activations=seen).float()
+        student = shrink(
+            model, keep=keep, blocks=blocks, width=width, keep_encoder=keep_encoder, activations=seen
+        ).float()
         self._parts.student = self._given = student
         self._parts.tokenizer, self._untouched = tokenizer or self._parts.tokenizer, None
         divisor = round(1 / keep) if isinstance(keep, float) else keep
         named = isinstance(blocks, str) and (isinstance(keep, int) or abs(divisor * keep - 1) < 1e-6)
-        cut = {"keep_blocks": blocks, "keep_width": width} if named else {}
+        cut = {"keep_blocks": blocks, "keep_width": width, "keep_encoder": keep_encoder} if named else {}
         name = f"teacher/{divisor}" if named else ""  # blocks by number can only be given here
         self.recipe = replace(self.recipe, student=replace(self.recipe.student, name=name, **cut))
         self._set_teacher(self.recipe.teacher, self._members)  # it may speak of other columns now
@@ -228,8 +224,9 @@ class Teaching(Judging):
                 "name a model to load it in 4 or 8 bits; from_scratch goes in a recipe: student.from_scratch",
             )
         self.student_from_teacher(
-            parse_share(student.name), blocks=student.keep_blocks, width=student.keep_width
-        )
+            parse_share(student.name), blocks=student.keep_blocks, width=student.keep_width,
+            keep_encoder=student.keep_encoder,
+        )  # fmt: skip
 
     def hard_examples(self, dataset: Any, share: float = 0.2) -> Any:
         """The share of the rows that the student as it is now finds hardest (nats a token), to go on with."""

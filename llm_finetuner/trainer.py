@@ -97,7 +97,7 @@ class _Run:
         self.peak_rate = plan.learning_rate or default_rate(recipe.tuning.kind, recipe.student.from_scratch)
         if plan.patience and built.held_out is None:
             self._note("patience has no effect: no rows are held out")
-        self.best_loss, self.best_step, self.worse = math.inf, 0, 0
+        self.best, self.best_step, self.worse = (math.inf,), 0, 0
         self.start = self._resume() if resume else self._begin()
         self.log = Log(self.folder, self.start, self.engine.main)
         self._announce()
@@ -136,7 +136,7 @@ class _Run:
         began = time.perf_counter()
         built, engine = self.built, self.engine
         numbers, counts = zip(*self.order.step(step), strict=True)
-        drawn = [columns.examples(built.train, n) for n in numbers]
+        drawn = [built.examples(n, step) for n in numbers]
         if built.rollout is not None:
             drawn = built.rollout(built.learner.student, drawn, step, engine.rank)
         packing = [self.recipe.train.packing] * len(drawn)
@@ -152,12 +152,14 @@ class _Run:
                 loss, seen = self.learner(batch, answer, (step - 1) / max(1, built.steps - 1))
                 # the engine averages gradients over processes, and count is already of all of them
                 engine.backward(loss * (engine.world / max(count, 1)))
-            for name, value in {"loss": loss.detach(), **seen}.items():
+            for name, value in seen.items():
                 sums[name] = sums.get(name, 0.0) + value.double()
-        asked = torch.tensor(float(self.signals.asked is not None), device=engine.device)
-        *totals, asked = engine.sum(torch.stack([*sums.values(), asked.double()])).tolist()
+        asked = torch.tensor([float(self.signals.asked is not None), 1.0], device=engine.device)
+        *totals, (asked, _) = engine.sum(torch.stack([*sums.values(), asked.double()])).tolist()
         self.interrupted = asked > 0  # on any process, so that all of them leave after the same step
-        means = {name: total / max(count, 1) for name, total in zip(sums, totals, strict=True)}
+        # each over the positions that it speaks of, where there are any
+        means = {name: total / of if of else None for name, (total, of) in zip(sums, totals, strict=True)}
+        means["loss"] = means["loss"] or 0.0
         norm = engine.clip(self.parameters, self.recipe.train.max_grad_norm)
         found = {"loss": means["loss"]}
         if engine.precision != "fp16":  # whose scaler leaves such steps out by itself
@@ -180,8 +182,8 @@ class _Run:
             "step": step,
             "epoch": step / built.steps_per_epoch,
             **means,
-            # of the data's rows alone, so no mean over positions that the student partly wrote
-            "teacher_nll": _finite(means.get("teacher_nll")) if built.rollout is None else None,
+            # a teacher whose answers are a few draws may be infinitely surprised
+            "teacher_nll": None if means.get("teacher_nll") in (None, math.inf) else means["teacher_nll"],
             "agreement": means.get("agreement"),
             "tokens_per_second": tokens / seconds,
             "padding": 1 - read / places,
@@ -191,29 +193,26 @@ class _Run:
         }
 
     def _evaluate(self, step: int) -> dict[str, float]:
-        """Loss on the held-out rows; keeps the weights where it is the best so far."""
+        """What the held-out rows give; keeps the weights where it is the best so far (`Measure.rank`)."""
         built, plan = self.built, self.recipe.train
         quality = evaluate(
             built.task, built.learner.student, built.held_out, batch_size=plan.batch_size,
             vocabulary=_width(built.learner.provider),
         )  # fmt: skip
-        loss = quality.loss
+        loss, measure = quality.loss, built.task.measure
         if not math.isfinite(loss):  # before a checkpoint keeps such weights
             raise TrainingError(
                 f"the evaluation at step {step} gives a loss of {loss}: the weights are damaged",
                 f"start again with a lower --learning-rate (now {self.peak_rate:g})",
             )
-        better = loss < self.best_loss
+        better = measure.rank(quality) < self.best
         self.worse = 0 if better else self.worse + 1
         if better:
-            self.best_loss, self.best_step = loss, step
+            self.best, self.best_step = measure.rank(quality), step
             if plan.keep_best and self.engine.main:
-                weights = checkpoint.trainable(built.learner)
-                checkpoint.save(
-                    self.folder / "checkpoints" / "best", weights, built.tuned.state(), {"step": step}
-                )
-        said = {"eval_loss": loss, "eval_perplexity": quality.perplexity}
-        said |= {} if quality.labels is None else {"eval_accuracy": quality.accuracy}
+                place, weights = self.folder / "checkpoints" / "best", checkpoint.trainable(built.learner)
+                checkpoint.save(place, weights, built.tuned.state(), {"step": step})
+        said = {"eval_loss": loss, f"eval_{measure.key}": measure.value(quality)}
         self.say("evaluation", {"step": step, **said, "best": better})
         return said
 
@@ -247,7 +246,7 @@ class _Run:
             part.load_state(kept)
         self.engine.load_scaler_state(state["scaler"])
         checkpoint.set_random_state(state["random"])
-        self.best_loss, self.best_step, self.worse = about["best_loss"], about["best_step"], about["worse"]
+        self.best, self.best_step, self.worse = tuple(about["best"]), about["best_step"], about["worse"]
         return about["step"]
 
     def _save(self, step: int) -> None:
@@ -260,7 +259,7 @@ class _Run:
                 "scaler": self.engine.scaler_state(),
                 "random": checkpoint.random_state(),
             }
-            best = {name: getattr(self, name) for name in ("best_loss", "best_step", "worse")}
+            best = {name: getattr(self, name) for name in ("best", "best_step", "worse")}
             about = {"order": self._order(), "step": step, **best}
             path = self.folder / "checkpoints" / f"step_{step:07d}"
             checkpoint.save(path, checkpoint.trainable(self.built.learner), state, about)
@@ -275,7 +274,7 @@ class _Run:
     def _order(self) -> dict[str, Any]:
         """What decides which examples a step sees, and what their labels mean."""
         names, rows = ("batch_size", "gradient_accumulation_steps", "seed"), self.built.train
-        chosen = {name: getattr(self.recipe.train, name) for name in names}
+        chosen = {name: getattr(self.recipe.train, name) for name in names} | {"mask": self.recipe.data.mask}
         return {**chosen, "number of examples": len(rows), "labels": label_names.of(rows)}
 
     def _finish(self, step: int, seconds: float) -> TrainResult:
@@ -286,15 +285,15 @@ class _Run:
             weights, tuning, _ = checkpoint.load(self.folder / "checkpoints" / "best")
             checkpoint.restore(built.learner, weights)
             built.tuned.load_state(tuning)
-        history = self.log.records
+        history, headline = self.log.records, f"eval_{built.task.measure.key}"
+        kept = next((record for record in history if record["step"] == self.best_step), {})
         metrics = {
             "steps": step,
             "best_step": best,
             "seconds": sum(record["seconds"] for record in history),
             "wall_seconds": seconds,
             "final_loss": history[-1]["loss"] if history else None,
-            "eval_loss": self.best_loss if self.best_step else None,
-            "eval_perplexity": math.exp(min(self.best_loss, 700)) if self.best_step else None,
+            **{name: kept.get(name) for name in ("eval_loss", headline)},
             "parameters": built.learner.student.num_parameters(),
         }
         if self.engine.main:
@@ -327,17 +326,13 @@ class _Run:
             "device": str(self.engine.device),
             "precision": self.engine.precision,
             "learning_rate": self.peak_rate,
+            "class_weights": built.class_weights,
             "warnings": self.recipe.warnings(),
             "output": str(self.folder),
             "resumed_from": self.start,
         }
-        self.engine.start_trackers("llm-finetuner", {k: v for k, v in settings.items() if k != "warnings"})
+        self.engine.start_trackers("llm-finetuner", settings)
         self.say("plan", settings)
-
-
-def _finite(value: float | None) -> float | None:
-    """None for the infinite surprise of a teacher whose answers are a few draws."""
-    return value if value is not None and math.isfinite(value) else None
 
 
 def _width(provider: Provider) -> int | None:

@@ -28,7 +28,7 @@ def write(model, rows, path, **options):
 
 
 def open_cache(path, **present) -> Cached:
-    return Cached(Store.open(Path(path)), CPU, present)
+    return Cached(Store.open(Path(path)), TASK, CPU, present)
 
 
 def listed(rows) -> list[dict]:

@@ -16,6 +16,7 @@ from llm_finetuner.benchmark.text import (
     rouge,
 )
 from llm_finetuner.errors import DataError
+from llm_finetuner.tasks.causal_lm import CausalLM
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +34,7 @@ def model(tokenizer, rows, request):
     return train(request.param(len(tokenizer)), rows, 25)
 
 
+TASK = CausalLM()
 PROMPTS = ["the cat", "one small dog run to its red house by", "sea the", "saw", "mat and saw one small"]
 
 
@@ -131,12 +133,12 @@ def test_rouge_by_hand():
 
 def test_the_choice_of_references(model, tokenizer, rows):
     teacher = train(tiny_gpt2(len(tokenizer), seed=1), rows, 15)
-    given = choose_references(tokenizer, PROMPTS, [text.upper() for text in PROMPTS], teacher)
+    given = choose_references(TASK, tokenizer, PROMPTS, [text.upper() for text in PROMPTS], teacher)
     assert given.texts == [text.upper() for text in PROMPTS] and given.against == "the references given"
-    taught = choose_references(tokenizer, PROMPTS, None, teacher, max_new_tokens=9)
+    taught = choose_references(TASK, tokenizer, PROMPTS, None, teacher, max_new_tokens=9)
     assert taught.texts == generate(teacher, tokenizer, PROMPTS, max_new_tokens=9)
     assert "teacher's greedy" in taught.against
-    halves = choose_references(tokenizer, PROMPTS)
+    halves = choose_references(TASK, tokenizer, PROMPTS)
     whole = [first + second for first, second in zip(halves.prompts, halves.tokens, strict=True)]
     assert whole == [tokenizer(text)["input_ids"] for text in PROMPTS]
     assert all(0 <= len(a) - len(b) <= 1 for a, b in zip(halves.prompts, halves.tokens, strict=True))
@@ -148,20 +150,22 @@ def test_a_teacher_that_says_nothing_is_not_a_reference(tokenizer):
     teacher.lm_head.weight.data.zero_()
     teacher.lm_head.bias = torch.nn.Parameter(torch.zeros(len(tokenizer)))
     teacher.lm_head.bias.data[tokenizer.eos_token_id] = 100.0
-    assert "second half" in choose_references(tokenizer, PROMPTS, None, teacher).against
+    assert "second half" in choose_references(TASK, tokenizer, PROMPTS, None, teacher).against
 
 
 @pytest.mark.parametrize("prompts, references", [([], None), (["a", "b"], ["c"]), (["a"], None)])
 def test_what_cannot_be_scored_says_so(model, tokenizer, prompts, references):
     with pytest.raises(DataError):
-        benchmark(model, tokenizer, prompts, references)
+        benchmark(TASK, model, tokenizer, prompts, references)
 
 
 def test_benchmark_scores_a_better_model_higher(tokenizer, rows):
     prompts = [" ".join(text.split()[:3]) for text in texts(12, seed=9, low=8)]
     references = [" " + " ".join(text.split()[3:]) for text in texts(12, seed=9, low=8)]
-    better, against = benchmark(train(tiny_gpt2(len(tokenizer)), rows, 60), tokenizer, prompts, references)
-    worse, _ = benchmark(tiny_gpt2(len(tokenizer)), tokenizer, prompts, references)
+    better, against = benchmark(
+        TASK, train(tiny_gpt2(len(tokenizer)), rows, 60), tokenizer, prompts, references
+    )
+    worse, _ = benchmark(TASK, tiny_gpt2(len(tokenizer)), tokenizer, prompts, references)
     assert against == "the references given"
     assert better["rougeL"] > worse["rougeL"] and better["perplexity"] < worse["perplexity"]
 
@@ -173,7 +177,9 @@ def test_two_untrained_models_can_be_compared_as_the_guide_does(tokenizer, with_
     results = {}
     for seed, name in enumerate(("vanilla", "feature")):
         model = tiny_gpt2(len(tokenizer), seed=seed)
-        results[name], _against = benchmark(model, tokenizer, PROMPTS, teacher=teacher, max_new_tokens=8)
+        results[name], _against = benchmark(
+            TASK, model, tokenizer, PROMPTS, teacher=teacher, max_new_tokens=8
+        )
     for metric in results["vanilla"]:
         vanilla_score = results["vanilla"][metric]
         feature_score = results["feature"][metric]

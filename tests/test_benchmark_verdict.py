@@ -134,9 +134,10 @@ def test_a_calibration_that_got_much_worse_is_said():
     pair = {"name": "distilled", "other": "baseline_steps", "role": "baseline_steps", "difference": 0.0}
     pair |= {"low": 0.0, "high": 0.0, "significant": False}
     lines = [line("distilled", 0.12), line("baseline_steps", 0.04)]
-    (said,) = judge.warnings(lines, [pair], 50)
+    (said,) = judge.warnings(judge.Case(lines, [pair], 50, CausalLM.measure))
     assert "calibration error is 0.120, that of baseline_steps 0.040" in said
-    assert judge.warnings([line("distilled", 0.08), line("baseline_steps", 0.04)], [pair], 50) == []
+    lines[0] = line("distilled", 0.08)
+    assert judge.warnings(judge.Case(lines, [pair], 50, CausalLM.measure)) == []
 
 
 def test_a_model_that_diverged_is_named(models, tokenizer, rows):

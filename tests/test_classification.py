@@ -13,10 +13,12 @@ from test_gradients import assert_close
 from transformers import AutoModelForSequenceClassification, pipeline
 
 from llm_finetuner.assembly import Parts
+from llm_finetuner.benchmark.quality import evaluate
 from llm_finetuner.errors import DataError, ModelError, RecipeError
 from llm_finetuner.finetuner import LLMFineTuner
 from llm_finetuner.models import labels
 from llm_finetuner.recipe import Data, Model, Recipe, Teacher, Train
+from llm_finetuner.tasks.classification import Classification
 from llm_finetuner.trainer import fit
 
 
@@ -44,17 +46,22 @@ def test_labels_and_teacher_give_the_gradient_of_the_definition(tmp_path, build,
         temperature=2.0,
         alpha=0.3,
     )
-    own, ce, kl = copy.deepcopy(student), 0.0, 0.0
+    own, ce, kl, nll = copy.deepcopy(student), 0.0, 0.0, 0.0
     for said, told, label in row_by_row(own, teacher, rows):
         log_s, log_t = (torch.log_softmax(x.logits[0] / 2, -1) for x in (said, told))
         kl = kl + 4 * (log_t.exp() * (log_t - log_s)).sum()
         if label >= 0:
             ce = ce - torch.log_softmax(said.logits[0], -1)[label]
+            nll = nll - torch.log_softmax(told.logits[0], -1)[label]
     loss = (0.3 * ce + 0.7 * kl) / len(rows)
     names, weights = zip(*own.named_parameters(), strict=True)
     wanted = dict(zip(names, torch.autograd.grad(loss, weights, allow_unused=True), strict=True))
     assert_close(got, wanted)
     assert record["loss"] == pytest.approx(float(loss.detach()), rel=1e-9)
+    # of the 6 texts that have a label, and of all 8 that the teacher answers
+    assert record["cross_entropy"] == pytest.approx(float(ce.detach()) / 6, rel=1e-9)
+    assert record["teacher_nll"] == pytest.approx(float(nll) / 6, rel=1e-9)
+    assert record["forward_kl"] == pytest.approx(float(kl.detach()) / 8, rel=1e-9)
 
 
 @pytest.mark.parametrize("batch", [8, 3])
@@ -178,6 +185,27 @@ def test_a_student_learns_is_judged_and_is_a_pipeline(tmp_path, tokenizer, texts
     assert (tmp_path / "student" / "report.html").exists() and verdict["samples"] == []
 
 
+def test_the_most_accurate_weights_are_kept_though_their_loss_rose(tmp_path):
+    """Labels drawn by chance: what is learned of the training rows makes the model sure, and its loss rises."""
+    recipe = Recipe(
+        task="classification", student=Model("s"), output=str(tmp_path / "run"),
+        train=Train(
+            steps=60, batch_size=8, gradient_accumulation_steps=1, learning_rate=1e-2, eval_every=3, precision="fp32"
+        ),
+    )  # fmt: skip
+    parts = Parts(student=build_bert(), train=prepared(24), held_out=prepared(40, seed=1), device="cpu")
+    result = fit(recipe, parts)
+    seen = [record for record in result.history if "eval_loss" in record]
+    best = min(seen, key=lambda record: (-record["eval_accuracy"], record["eval_loss"]))
+    assert best["step"] == result.metrics["best_step"]
+    assert best["eval_loss"] > min(record["eval_loss"] for record in seen)
+    assert [result.metrics[name] for name in ("eval_loss", "eval_accuracy")] == [
+        best["eval_loss"], best["eval_accuracy"],
+    ]  # fmt: skip
+    found = evaluate(Classification(), result.tuned.model, parts.held_out)
+    assert found.accuracy == best["eval_accuracy"]
+
+
 def test_a_student_is_cut_from_a_classifier(tmp_path):
     from llm_finetuner.models.shrink import shrink
 
@@ -211,20 +239,16 @@ def test_several_teachers_and_peers_teach_by_label(tmp_path, tokenizer, texts):
     assert "peer_1_forward_kl" in online.train(texts, **plan).history[0]
 
 
-def test_what_is_kept_or_asked_for_texts_is_refused(tmp_path, tokenizer, texts):
+def test_what_is_for_texts_that_are_continued_is_refused(tmp_path, tokenizer, texts):
     save(tmp_path, tokenizer, t=build_bert(names=["neg", "pos"]), s=build_bert(names=["neg", "pos"]))
     student = LLMFineTuner(tmp_path / "s", tmp_path / "run", task="classification")
     student.load_model(method="vanilla_distillation")
-    with pytest.raises(RecipeError, match="live_cached teacher answers models that continue"):
-        student.load_teacher_model(str(tmp_path / "t"), cache=tmp_path / "c")
+    for kind in ("across", "remote"):
+        with pytest.raises(RecipeError, match=f"a {kind} teacher answers models that continue"):
+            student.load_teacher_model(str(tmp_path / "t"), kind=kind)
     student.load_teacher_model(str(tmp_path / "t"))
-    with pytest.raises(RecipeError, match="cached teacher answers models that continue"):
-        student.cache_teacher(texts, tmp_path / "c")
     student.setup_self_distillation()
     with pytest.raises(RecipeError, match="early exits are for models that continue"):
-        student.train(texts, num_epochs=1)
-    student.load_model(method="lora")
-    with pytest.raises(RecipeError, match="adapters for classification are not there yet"):
         student.train(texts, num_epochs=1)
 
 
@@ -247,8 +271,11 @@ def test_held_out_labels_get_the_numbers_of_the_others(tmp_path, tokenizer):
         if method != "full":
             tuner.load_teacher_model(str(tmp_path / "t"))
             tuner.setup_vanilla_distillation(alpha=0.0)
-        said = tuner.train(data, eval_dataset=held_out, **plan).history[-1]
-        assert said["eval_loss"] == pytest.approx(tuner.evaluate(held_out)["loss"], rel=1e-6)
+        result, found = tuner.train(data, eval_dataset=held_out, **plan), tuner.evaluate(held_out)
+        said = result.history[-1]
+        assert said["eval_loss"] == pytest.approx(found["loss"], rel=1e-6)
+        assert said["eval_accuracy"] == found["accuracy"] == result.metrics["eval_accuracy"]
+        assert "eval_perplexity" not in said and "perplexity" not in found
         assert set(labels.names_of(tuner.model)) == set("abc")
     path = tmp_path / "rows"
     path.mkdir()

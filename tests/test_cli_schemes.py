@@ -53,7 +53,7 @@ def test_a_cache_is_made_used_and_tells_its_error(desk, capsys):
     assert load("run/recipe.yaml").teacher.kind == "cached"
     assert main(["cache", *words, "--to", "answers", "--k", "20", "--quiet"]) == 0, "it is gone on with"
     said = capsys.readouterr().out
-    assert "bytes a token" in said and "nats a token" in said and "of the probability" in said
+    assert "bytes an answer" in said and "nats an answer" in said and "of the probability" in said
     assert main(["cache", *words, "--to", "small"]) == 2 and "student" in capsys.readouterr().err
 
 

@@ -1,6 +1,7 @@
 """Tasks beside writing text at the command line and in the menu: flags, previews, mistakes, a run from a terminal."""
 # ruff: noqa: F811, I001  fixtures are arguments
 
+import contextlib
 import csv
 import json
 import random
@@ -74,7 +75,6 @@ def desk(models, tmp_path, monkeypatch):
 def test_what_the_menu_knows_of_tasks_is_so(name):
     task = resolve(TASKS, name)
     assert (name in WRITING, name in OF_LABELS) == (task.writes, task.labels)
-    assert purpose.takes_adapters(name) == task.adapters
     assert name in spoken.TASKS and name in spoken.EXAMPLES
     assert (name in DESCRIBED) != task.shapes_of_text
     assert (name in CLASSIFYING) == (task.auto == "AutoModelForSequenceClassification")
@@ -108,8 +108,12 @@ TAUGHT = ["distill", "--student", "small", "--teacher", "big", "--data", "rows.c
     "words, said",
     [
         ([*FULL, "--task", "clasification"], "did you mean 'classification'?"),
-        ([*FULL, "--task", "classification", "--method", "lora"], "adapters for classification are not there yet"),
-        ([*TAUGHT, "--task", "masked_lm", "--adapter", "lora"], "adapters for masked_lm are not there yet"),
+        ([*FULL, "--task", "masked_lm", "--class-weights", "balanced"], "data.class_weights is for labels"),
+        ([*FULL, "--label-names", "a", "b"], "data.label_names is for labels, and a model for causal_lm"),
+        ([*FULL, "--task", "classification", "--class-weights", "pos=0"], "the weight of pos must be a number above 0"),
+        ([*FULL, "--task", "classification", "--class-weights", "equal"], "must be balanced, or weights by label"),
+        ([*FULL, "--task", "classification", "--class-weights", "pos=1", "neg"], "'neg' is not label=weight"),
+        ([*FULL, "--task", "classification", "--label-names", "a", "a"], "a list of names, each once"),
         ([*TAUGHT, "--task", "masked_lm", "--method", "11"], "a model for masked_lm writes none"),
         ([*TAUGHT, "--task", "classification", "--method", "12"], "has a model write continuations"),
         ([*FULL, "--task", "classification", "--packing"], "train.packing is for language models that write"),
@@ -122,16 +126,40 @@ def test_mistakes_are_told_before_anything_is_loaded(desk, capsys, words, said):
     assert said in " ".join(capsys.readouterr().err.split()) and not Path("out").exists()
 
 
-def test_no_cache_of_labels_yet(desk, capsys):
-    words = ["cache", *TAUGHT[1:7], "--to", "answers", "--set", "task=classification"]
-    assert main(words) == 2
-    assert "a cached teacher answers models that continue texts" in capsys.readouterr().err
+def test_answers_to_texts_are_kept_and_learned_from(desk, capsys):
+    words = ["--task", "classification", *TAUGHT[1:7]]
+    assert main(["cache", *words, "--to", "answers", "--keep-layers", "pooled", "3", "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert (figures["rows"], figures["tokens"], figures["bytes_per_token"]) == (18, 18, 8)
+    assert "--task classification" in figures["command"] and "--cache answers" in figures["command"]
+    run = [
+        "distill",
+        "--task",
+        "classification",
+        *words[2:4],
+        *words[6:],
+        "--cache",
+        "answers",
+        "--no-compare",
+    ]
+    plan = ["--epochs", "1", "--batch-size", "6", "--gradient-accumulation-steps", "1"]
+    named = ["--method", "8", "--objectives", "forward_kl=1", "distance=1:layers=pooled"]
+    assert main([*run, *plan, *named, "--output", "out"]) == 0
+    assert json.loads(Path("out/log.jsonl").read_text().splitlines()[0])["distance"] > 0
+    wanted = [*run, "--output", "new", "--method", "8", "--objectives", "hidden_mse=1:layers=1:2"]
+    assert main(wanted) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "keeps only those of pooled, 3" in said and "cache --task classification" in said
+    for kept, why in (("x", "invalid"), ("4", "the teacher big has blocks 0 to 3")):
+        with contextlib.suppress(SystemExit):
+            assert main(["cache", *words, "--to", "other", "--keep-layers", kept]) == 2
+        assert why in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     "method, paths",
     [
-        (4, {"tuning.kind": "lora"}),
+        (4, {"task": "masked_lm", "data.class_weights": "balanced"}),
         (4, {"teacher.kind": "remote", "teacher.options.url": "http://h/v1"}),
         (4, {"train.packing": True}),
         (11, {}),
@@ -236,31 +264,32 @@ def asked_of(**answers) -> list[str]:
     return [question.key for question, _ in questions(answers) if question.make(answers) is not None]
 
 
-@pytest.mark.parametrize(
-    "method", ["lora", "qlora", "adalora", "on_policy_distillation", "sequence_distillation"]
-)
+@pytest.mark.parametrize("method", ["on_policy_distillation", "sequence_distillation"])
 def test_what_can_only_write_does_not_ask(method):
     assert purpose.pick_task({"method": method}) is None
 
 
 def test_the_first_question_offers_the_tasks_in_the_order_of_the_table():
-    asked = purpose.pick_task({"method": "vanilla_distillation"})
-    assert [name for name, *_ in asked.choices] == list(TASKS) and asked.default == "causal_lm"
+    for method in ("vanilla_distillation", "lora", "full"):
+        asked = purpose.pick_task({"method": method})
+        assert [name for name, *_ in asked.choices] == list(TASKS) and asked.default == "causal_lm"
 
 
 def test_questions_that_make_no_sense_are_not_asked():
     given = {"method": "vanilla_distillation", "student.name": "s", "data.source": "d.csv"}
     text, labels = given, {**given, "task": "classification"}
-    assert "tuning.kind" in asked_of(**text) and "tuning.kind" not in asked_of(**labels)
-    gone = {s.path for s in further(text)} - {s.path for s in further(labels)}
-    assert gone == {"train.packing", "data.loss_on"}
+    assert "tuning.kind" in asked_of(**text) and "tuning.kind" in asked_of(**labels)
+    of_text, of_labels = ({s.path for s in further(answers)} for answers in (text, labels))
+    assert of_text - of_labels == {"train.packing", "data.loss_on"}
+    assert of_labels - of_text == {"data.label_names", "data.class_weights"}
     (kind,) = [question for question, _ in questions(labels) if question.key == "teacher.kind"]
     assert [value for value, *_ in kind.make(labels).choices] == list(OF_ANY_TASK)
     assert set(OF_ANY_TASK) < set(TEACHERS)
+    assert "job.k" in asked_of(**text, job="cache") and "job.k" not in asked_of(**labels, job="cache")
 
 
 def test_a_task_of_the_menu_is_in_the_recipe(keys, desk):
-    moves = [DOWN, ENTER, "small", ENTER, ENTER, "big", ENTER, "rows.csv", *DATA[1:], ENTER * 9]
+    moves = [DOWN, ENTER, "small", ENTER, ENTER, "big", ENTER, ENTER, "rows.csv", *DATA[1:], ENTER * 9]
     recipe = keys(answers_to("vanilla_distillation"), *moves)
     named = {
         "task": "classification",
@@ -294,8 +323,54 @@ def test_a_classifier_from_the_menu_to_its_end(desk):
     assert json.loads((desk / "run" / "config.json").read_text())["id2label"] == {"0": "neg", "1": "pos"}
 
 
+def test_an_adapter_for_a_classifier_is_one_command(desk, capsys):
+    """--task classification --method lora: with weights that are shown, and a folder that keeps the labels."""
+    words = [
+        *FULL,
+        "--task",
+        "classification",
+        "--method",
+        "lora",
+        "--class-weights",
+        "balanced",
+        "--epochs",
+        "1",
+    ]
+    assert main(words) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "class weights: neg" in said and "pos" in said
+    kept = json.loads(Path("out/adapter_labels.json").read_text())
+    assert kept == {"labels": ["neg", "pos"], "problem_type": "single_label_classification"}
+
+
+def test_what_labels_weigh_is_shown_before_a_run(desk, capsys):
+    words = ["--task", "classification", "--student", "small", "--data", "rows.csv"]
+    seen = preview(capsys, *words, "--class-weights", "balanced")
+    assert seen["class_weights"] == pytest.approx({"neg": 18 / 12, "pos": 18 / 24})
+    assert preview(capsys, *words, "--class-weights", "neg=3")["class_weights"] == {"neg": 3.0, "pos": 1.0}
+    assert "class_weights" not in preview(capsys, *words)
+    tags = ["--task", "token_classification", "--student", "small", "--data", "tags.jsonl"]
+    seen = preview(capsys, *tags, "--class-weights", "balanced")
+    assert seen["labels"] == {"O": 8, "B": 8} and seen["class_weights"] == {"O": 1.0, "B": 1.0}
+    assert main(["preview", *words, "--class-weights", "god=3"]) == 2
+    assert "data.class_weights names 'god', and the labels are neg, pos" in capsys.readouterr().err
+
+
+def test_numbers_get_their_names_at_the_command_line(desk, capsys):
+    """Beside a model whose labels have names, numbers are refused with the setting that names them."""
+    Path("numbers.csv").write_text("text,label\ngood film,1\nbad film,0\n")
+    words = ["preview", "--task", "classification", "--student", "big", "--data", "numbers.csv"]
+    assert main(words) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert (
+        "label '1' in column 'label' is not known; known are 'pos', 'neg'" in said and "--label-names" in said
+    )
+    seen = preview(capsys, *words[1:], "--label-names", "neg", "pos")
+    assert seen["labels"] == {"pos": 1, "neg": 1} and [row[-1] for row in seen["rows"]][0] == ["pos", True]
+
+
 def test_an_evaluation_of_labels_gives_their_accuracy():
     record = {"step": 5, "eval_loss": 0.5, "eval_perplexity": 1.6, "best": True}
     assert evaluation_line(record) == "evaluation at step 5: loss 0.5000, perplexity 1.600, the best so far"
-    told = evaluation_line({**record, "eval_accuracy": 0.875})
+    told = evaluation_line({"step": 5, "eval_loss": 0.5, "eval_accuracy": 0.875, "best": True})
     assert told == "evaluation at step 5: loss 0.5000, accuracy 87.5%, the best so far"

@@ -43,8 +43,7 @@ def test_answers_of_feature_distillation(keys, here):
 
 @pytest.mark.parametrize("method", ["lora", "qlora", "adalora", "full"])
 def test_fine_tuning_asks_for_no_teacher(keys, here, method):
-    asked = [TEXT] if method == "full" else []  # adapters are for models that write
-    recipe = keys(answers_to(method), *asked, "small", ENTER, *DATA, ENTER * 5, ENTER, ENTER)
+    recipe = keys(answers_to(method), TEXT, "small", ENTER, *DATA, ENTER * 5, ENTER, ENTER)
     wanted = {"student.name": "small", "data.source": "rows.jsonl", "output": f"outputs/small-{method}"}
     assert recipe == build(method, wanted)
 
@@ -52,7 +51,7 @@ def test_fine_tuning_asks_for_no_teacher(keys, here, method):
 def test_advanced_settings_are_asked_when_marked(keys, here):
     marks = [DOWN, ENTER, SPACE, DOWN, SPACE, ENTER]  # yes; r and lora_alpha
     recipe = keys(
-        answers_to("lora"), "small", ENTER, *DATA, ENTER * 5, *marks, "4", ENTER, "16", ENTER, ENTER
+        answers_to("lora"), TEXT, "small", ENTER, *DATA, ENTER * 5, *marks, "4", ENTER, "16", ENTER, ENTER
     )
     assert (recipe.tuning.options["r"], recipe.tuning.options["lora_alpha"]) == (4, 16)
 

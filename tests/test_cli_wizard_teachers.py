@@ -134,9 +134,10 @@ def test_numbers_of_two_digits():
 def test_the_menu_writes_a_cache_and_a_data_set(keys, here, capsys):
     few = ["8", ENTER]  # rows
     assert (
-        keys(side_jobs.cache, "small", ENTER, "big", ENTER, *DATA, ENTER, *few, "5", ENTER, "c", ENTER) == 0
+        keys(side_jobs.cache, TEXT, "small", ENTER, "big", ENTER, *DATA, ENTER, *few, "5", ENTER, "c", ENTER)
+        == 0
     )
-    assert (here / "c" / "manifest.json").exists() and "bytes a token" in capsys.readouterr().out
+    assert (here / "c" / "manifest.json").exists() and "bytes an answer" in capsys.readouterr().out
     assert (
         keys(side_jobs.write, "big", ENTER, *DATA, *few, "4", ENTER, "1", ENTER, ENTER, "w.jsonl", ENTER) == 0
     )

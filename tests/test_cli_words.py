@@ -1,6 +1,7 @@
 """Recipes as words and back, over the whole registry: every option of every method, tuning, teacher and objective."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from test_cli_app import recipe_of
@@ -90,7 +91,10 @@ def test_fields(setting):
         return  # above, with their options
     value = {"data.only": {"subject": "high school", "level": 3}}.get(setting.path)
     if value is None:
-        lists = {"train.trackers": ["wandb"], "data.text_columns": ["a", "b"], "train.learning_rate": 1e-5}
+        lists = {
+            "train.trackers": ["wandb"], "data.text_columns": ["a", "b"], "train.learning_rate": 1e-5,
+            "data.label_names": ["bad", "very good"], "data.class_weights": "balanced",
+        }  # fmt: skip
         value = lists.get(setting.path) or ("x" if setting.default is None else another(setting))
         if setting.default is None and int in setting.kinds:
             value = 7
@@ -101,6 +105,13 @@ def test_fields(setting):
         node = node[section]
     node[name] = value
     there_and_back(from_dict(base))
+
+
+@pytest.mark.parametrize(
+    "weights", [{"bad": 2.5, "very good": 1}, {"a=b": 2}, {"0": 1, "1": 3}, {"a,b": 2}, {"": 1.5}, {"-x": 1}]
+)
+def test_weights_of_labels(weights):
+    there_and_back(replace(recipe_with(), data=Data("d", class_weights=weights)))
 
 
 @pytest.mark.parametrize("kind", TEACHERS)
@@ -116,6 +127,13 @@ def test_kinds_of_teachers(kind):
 def test_members_that_are_no_plain_words(members):
     spec = Teacher(kind="ensemble", options={"members": members, "weights": [1.0] * len(members)})
     there_and_back(recipe_with(teacher=spec))
+
+
+def test_the_tokens_of_an_objective():
+    given = {"hidden_normalized": {"weight": 0.5, "layers": "skip", "tokens": "first"}}
+    recipe = recipe_with("distillation", options={"objectives": given})
+    assert "tokens=first" in " ".join(words_of(recipe))
+    there_and_back(recipe)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

@@ -246,8 +246,22 @@ def test_tokenizer_without_segments(tokenizer, bert):
         tokenizer_object=tokenizer.backend_tokenizer, model_input_names=["input_ids", "attention_mask"]
     )
     made = prepare([0, 1], plain, ["0", "1"])
-    assert made.dataset.column_names == ["input_ids", "attention_mask", "labels"]
+    assert made.dataset.column_names == ["input_ids", "attention_mask", "texts", "labels"]
     assert plain.decode(made.dataset[0]["input_ids"]) == "the the sees"
+
+
+def test_texts_are_kept_in_arrow_and_a_column_of_that_name_may_be_something_else(bert):
+    import datasets
+    import pyarrow as pa
+
+    made = labelled.prepare(
+        datasets.Dataset.from_dict({"sentence1": ["the cat"], "sentence2": ["x ."]}), bert, labels=["a", "b"]
+    )
+    assert made.dataset["texts"][0] == ["the cat", "x ."]
+    assert made.dataset.features.arrow_schema.field("texts").type.value_type == pa.string()
+    for other in ("the cat", 3, [1, 2]):
+        ready = datasets.Dataset.from_dict({"input_ids": [[2, 5, 3]], "labels": [0], "texts": [other]})
+        assert "texts" not in labelled.prepare(ready, bert, labels=["a", "b"]).dataset.column_names
 
 
 def test_ready_rows(bert):

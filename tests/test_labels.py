@@ -9,7 +9,7 @@ from classifiers import NAMES, build_bert, build_tokenizer, prepared, save
 from transformers import BertModel, RobertaConfig, RobertaForSequenceClassification
 
 from llm_finetuner.data import label_names
-from llm_finetuner.errors import CheckpointError, DataError, ModelError, RecipeError
+from llm_finetuner.errors import CheckpointError, DataError, ModelError, OrderError, RecipeError
 from llm_finetuner.finetuner import LLMFineTuner
 from llm_finetuner.models import labels
 from llm_finetuner.models.loading import positions_of
@@ -108,6 +108,24 @@ def test_a_run_goes_on_with_its_own_labels_only(folder):
     plan = {**PLAN, "num_epochs": 2, "overwrite": False, "save_every": 1}
     with pytest.raises(CheckpointError, match="started with labels"):
         tuner(folder, "u").train(datasets.Dataset.from_list(other), **plan, resume=True)
+
+
+@pytest.mark.parametrize("names", [["neg", "pos"], NAMES, list("abcd")])
+def test_a_scoring_layer_that_was_trained_keeps_its_labels(folder, names):
+    """A second phase on other labels would draw it anew, or give its labels names that nobody gave them."""
+    save(folder, build_tokenizer(), u=build_bert(names=["LABEL_0", "LABEL_1", "LABEL_2"]))
+    student = tuner(folder, "u")
+    unnamed = datasets.Dataset.from_list(prepared().to_list())
+    student.train(unnamed, **PLAN)
+    before = student.model.classifier.weight.detach().clone()
+    text = datasets.Dataset.from_list([{"text": "good film", "label": name} for name in names] * 3)
+    with pytest.raises(OrderError, match="the labels are fixed: .* the model has LABEL_0.*\n.*load_model"):
+        student.train(text, **PLAN)
+    assert torch.equal(student.model.classifier.weight, before)
+    student.train(unnamed, **PLAN)  # the same labels are learned on
+    student.load_model(method="full")
+    student.train(text, **PLAN)
+    assert labels.names_of(student.model) == sorted(names)
 
 
 def test_several_labels_are_mixed_by_logits_alone(folder):

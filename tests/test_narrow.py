@@ -7,8 +7,8 @@ from torch import nn
 
 from llm_finetuner.models.families import family_of, is_norm, layers_of
 from llm_finetuner.models.importance import measure
-from llm_finetuner.models.loading import blocks_of
 from llm_finetuner.models.shrink import shrink
+from llm_finetuner.models.stacks import blocks_of
 
 
 @pytest.mark.parametrize(

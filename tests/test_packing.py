@@ -186,7 +186,7 @@ def two(seed: int = 5):
 
 def cache(folder):
     write_cache(Live(TASK, two()[0]), TASK, prepared_rows(8, V), folder, vocabulary=V, about={}, mode="fp32")
-    return Cached(Store.open(folder), torch.device("cpu"))
+    return Cached(Store.open(folder), TASK, torch.device("cpu"))
 
 
 TEACHERS = {

@@ -63,8 +63,11 @@ def read(model, row: dict, kind: str, block: int):
 # ---- what is read
 
 
-@pytest.mark.parametrize("build", [lambda: build_gpt2(V, layers=3), build_grouped])
-def test_read_outs_are_the_models_own(build):
+@pytest.mark.parametrize(
+    ("build", "close"),
+    [(lambda: build_gpt2(V, layers=3), 1e-12), (build_grouped, 1e-5)],  # Llama's norms round to float32
+)
+def test_read_outs_are_the_models_own(build, close):
     model, rows = build().double().eval(), prepared_rows(4, V)
     want = Want(layers=(0, 2), attention=(1,), states=(0, 2), embeddings=True)
     TASK.prepare(model, want)
@@ -72,14 +75,14 @@ def test_read_outs_are_the_models_own(build):
     for i, row in enumerate(rows):
         where = said.examples == i
         for block in want.layers:
-            assert (said.features[block][where] - read(model, row, "hidden", block)).abs().max() < 1e-12
+            assert (said.features[block][where] - read(model, row, "hidden", block)).abs().max() < close
         for block in want.states:
             for role, x in read(model, row, "states", block).items():
-                assert (said.states[block][role][where] - x).abs().max() < 1e-12
+                assert (said.states[block][role][where] - x).abs().max() < close
         maps_NHT = read(model, row, "attention", 1)
-        assert (said.attention[1][where][..., : maps_NHT.shape[-1]] - maps_NHT).abs().max() < 1e-12
+        assert (said.attention[1][where][..., : maps_NHT.shape[-1]] - maps_NHT).abs().max() < close
         assert said.attention[1][where][..., maps_NHT.shape[-1] :].abs().sum() == 0  # the padding
-        assert (said.embeddings[where] - read(model, row, "embeddings", 0)).abs().max() < 1e-12
+        assert (said.embeddings[where] - read(model, row, "embeddings", 0)).abs().max() < close
     assert set(said.features) == {0, 2} and set(said.states) == {0, 2} and set(said.attention) == {1}
 
 
@@ -165,7 +168,9 @@ def test_gradients_of_terms(tmp_path, name, grouped):
 
 
 def test_relational_terms_do_not_depend_on_how_a_step_is_cut(tmp_path):
-    student, teacher, rows = build_gpt2(V).double(), build_llama(V).double(), prepared_rows(8, V)
+    # not a Llama, whose norms round to float32
+    student, teacher = build_gpt2(V).double(), build_gpt2(V, width=32, layers=4, seed=1).double()
+    rows = prepared_rows(8, V)
     names = ("distance", "angle", "similarity", "token_relation", "cka", "value_relation", "attention_kl")
     objectives = {name: {"weight": 0.5, "layers": "first-last"} for name in names}
     found = [

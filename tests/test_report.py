@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 import pytest
 from benchmark_models import prepared, texts, tiny_llama, tiny_tokenizer, train
 
+from llm_finetuner.benchmark.measure import perplexity
 from llm_finetuner.benchmark.verdict import Entry, verdict
 from llm_finetuner.recipe import Model, Recipe, Teacher
 from llm_finetuner.report import charts, svg, table
@@ -16,6 +17,7 @@ from llm_finetuner.tasks.causal_lm import CausalLM
 
 VOID = {"meta", "line", "path", "circle", "polygon", "i", "br", "wbr"}
 NASTY = "<script>alert('x')</script> | a\\b `code` **bold** & \"quoted\" https://example.org/x.js"
+MEASURE = perplexity("a token", "tokens").about()
 RECIPE = Recipe(
     method="vanilla_distillation", student=Model("students/<b>small</b>"), teacher=Teacher("teachers/large")
 )
@@ -111,7 +113,7 @@ def test_the_sentence_comes_first_and_the_rest_in_order(folder, said):
     assert beginning == sorted(beginning)
     order = [
         "The models",
-        "Differences in loss",
+        "Differences in perplexity",
         "Training",
         "Quality for its price",
         "Completions",
@@ -170,7 +172,7 @@ def test_a_verdict_with_little_in_it_is_written_too(said, tmp_path):
 
 
 def test_the_table_marks_the_best_and_shows_what_is_missing():
-    empty = {measure.key: None for measures in table.MEASURES.values() for measure in measures}
+    empty = {key: None for figures in table.FIGURES.values() for key in figures}
     one = empty | {
         "perplexity": 12.345,
         "perplexity_low": 11.0,
@@ -184,7 +186,9 @@ def test_the_table_marks_the_best_and_shows_what_is_missing():
         "parameters": 1_234_567,
     }
     none = empty | {"perplexity_low": None}
-    lines = {name: cells for _title, group in table.groups([one, two, none]) for name, cells in group}
+    lines = {
+        name: cells for _title, group in table.groups([one, two, none], MEASURE) for name, cells in group
+    }
     assert lines["perplexity"] == [
         table.Cell("12.35", False, "11.00 to 14.00"),
         table.Cell("10.00", True),
@@ -222,13 +226,13 @@ def test_names_do_not_overlap():
 
 def test_charts_show_each_term_and_each_run():
     colour = charts.colours({"models": [{"name": "kd <script>"}]}, HISTORIES)
-    found = {chart.title: chart.svg for chart in charts.loss_charts(HISTORIES, colour)}
+    found = {chart.title: chart.svg for chart in charts.loss_charts(HISTORIES, colour, MEASURE)}
     assert list(found) == ["cross entropy", "forward kl", "weighted total"]
     assert found["cross entropy"].count("<path") == 2
     assert found["cross entropy"].count("<circle") == 39 + 4
     assert found["forward kl"].count("<circle") == 0
     only = charts.loss_charts(
-        {"kd": [{"step": 5, "forward_kl": 1.0, "loss": 1.0, "eval_loss": 2.0}]}, {"kd": "c0"}
+        {"kd": [{"step": 5, "forward_kl": 1.0, "loss": 1.0, "eval_loss": 2.0}]}, {"kd": "c0"}, MEASURE
     )
     assert [chart.title for chart in only] == ["held-out loss", "forward kl", "weighted total"]
 
@@ -245,10 +249,11 @@ def test_an_untouched_student_far_off_is_named_not_drawn():
         } | ends
 
     models = [model("kd", "distilled", 10.0), model("raw", "untouched", 1500.0)]
-    size, _speed = charts.tradeoff_charts({"models": models}, {"kd": "c0", "raw": "c1"})
+    verdict = {"models": models, "measure": MEASURE}
+    size, _speed = charts.tradeoff_charts(verdict, {"kd": "c0", "raw": "c1"})
     assert "Off the scale: raw, 1,500." in size.note and ">raw<" not in size.svg and ">kd<" in size.svg
     models[1]["perplexity"] = 25.0
-    size, _speed = charts.tradeoff_charts({"models": models}, {"kd": "c0", "raw": "c1"})
+    size, _speed = charts.tradeoff_charts(verdict, {"kd": "c0", "raw": "c1"})
     assert "Off the scale" not in size.note and ">raw<" in size.svg
 
 

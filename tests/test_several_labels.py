@@ -48,7 +48,7 @@ def test_several_labels_a_text_are_learned_each_for_itself(tmp_path, batch, accu
     )
     result = fit(recipe, parts)
     got = {name: before[name] - p.detach() for name, p in student.named_parameters()}
-    total = 0.0
+    total, ce = 0.0, 0.0
     for row, said in zip(rows, row_by_row(own, teacher, plain), strict=True):
         s, t = said[0].logits[0], said[1].logits[0]
         p, q = (t / 2).sigmoid(), (s / 2).sigmoid()
@@ -56,11 +56,15 @@ def test_several_labels_a_text_are_learned_each_for_itself(tmp_path, batch, accu
         total = total + 0.7 * 4 * kl.mean()
         y = torch.tensor(row["labels"], dtype=torch.float64)
         if y[0] >= 0:
-            total = total - 0.3 * (y * s.sigmoid().log() + (1 - y) * (1 - s.sigmoid()).log()).mean()
+            own_ce = -(y * s.sigmoid().log() + (1 - y) * (1 - s.sigmoid()).log()).mean()
+            total, ce = total + 0.3 * own_ce, ce + own_ce
     names, weights = zip(*own.named_parameters(), strict=True)
     assert_close(
         got, dict(zip(names, torch.autograd.grad(total / 8, weights, allow_unused=True), strict=True))
     )
+    assert result.history[0]["cross_entropy"] == pytest.approx(
+        float(ce.detach()) / 7, rel=1e-9
+    )  # 7 have labels
     assert 0 <= result.history[0]["eval_accuracy"] <= 1
     assert student.config.problem_type == "multi_label_classification"
 

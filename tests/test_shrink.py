@@ -11,8 +11,8 @@ from torch import nn
 
 from llm_finetuner.errors import DataError, ModelError, RecipeError
 from llm_finetuner.models.families import FAMILIES
-from llm_finetuner.models.loading import blocks_of
 from llm_finetuner.models.shrink import choose_blocks, describe, parse_share, shrink
+from llm_finetuner.models.stacks import blocks_of
 
 
 def storages(model: nn.Module) -> set[int]:
@@ -71,7 +71,10 @@ def test_it_is_an_ordinary_folder(kind, width, tmp_path):
     student = shrink(build(kind), width=width, activations=batches())
     student.save_pretrained(tmp_path)
     again = type(student).from_pretrained(tmp_path, dtype=torch.float64).eval()
-    torch.testing.assert_close(answer(again), answer(student), rtol=0, atol=0)
+    kept, written = student.state_dict(), again.state_dict()
+    assert kept.keys() == written.keys() and all(torch.equal(kept[name], written[name]) for name in kept)
+    # not to the last bit: what lies elsewhere in memory may be multiplied in another order
+    torch.testing.assert_close(answer(again), answer(student), rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize("kind", CAUSAL)
@@ -243,12 +246,7 @@ def test_a_block_that_would_change_is_refused():
         shrink(alternating)
 
 
-def test_models_without_one_stack_of_whole_weights_are_refused():
-    two = transformers.T5ForConditionalGeneration(
-        transformers.T5Config(vocab_size=V, d_model=16, d_kv=8, d_ff=32, num_layers=4, num_heads=2)
-    )
-    with pytest.raises(ModelError, match="two stacks"):
-        shrink(two)
+def test_models_without_whole_weights_are_refused():
     with torch.device("meta"):
         empty = transformers.GPT2LMHeadModel(transformers.GPT2Config(**GPT2))
     with pytest.raises(ModelError, match="not in memory"):

@@ -3,16 +3,19 @@
 import json
 import math
 import os
+import re
 import signal
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from classifiers import build_bert, prepared
 from conftest import build_gpt2, build_llama
 from sweep_runs import RATE, Heard, counting, losses, parts_of, recipe_in
 
 from llm_finetuner import recipe_file
+from llm_finetuner.assembly import Parts
 from llm_finetuner.errors import RecipeError, TrainingError
 from llm_finetuner.recipe import Data, Model, Recipe, Teacher, Train
 from llm_finetuner.run import read_log
@@ -190,6 +193,22 @@ def test_several_seeds_give_a_mean_and_its_spread(tmp_path):
         recipe.train, learning_rate=result["best"]["settings"].get(RATE, 1e-2)
     )
     assert "+-" in Path(result["table"]).read_text()
+
+
+def test_a_search_among_classifiers_reports_accuracy(tmp_path):
+    """Two seeds: what is right of each row is their mean."""
+    recipe = replace(recipe_in(tmp_path, learning_rate=1e-9), task="classification")
+    parts = Parts(student=build_bert(), train=prepared(16), held_out=prepared(80, seed=1), device="cpu")
+    result = sweep(recipe, {RATE: [3e-2]}, parts=parts, seeds=2)
+    report, table = result["report"], Path(result["table"]).read_text()
+    assert "| loss, nats a text |" in table and "perplexity" not in table
+    for name, trial in (("winner", result["best"]["number"]), ("given", 0)):
+        folder = tmp_path / f"trial_{trial:03d}"
+        seeds = [np.load(place / "scores.npz") for place in (folder, folder / "seed_1")]
+        share = np.mean([scores["report_right"].mean() for scores in seeds])
+        assert report[name]["accuracy"] == pytest.approx(share, rel=1e-12)
+        assert f"{100 * share:.1f} % ({100 * report[name]['low']:.1f} % to" in table
+    assert re.search(r"other held-out examples, which chose nothing: accuracy \d+\.\d %", table)
 
 
 # ---- what trials share

@@ -54,12 +54,14 @@ def test_long_rows_are_cut_and_keep_their_special_tokens(limit, labels):
     assert done.stats["counted_tokens"] == sum(label != -100 for label in labels)
 
 
-def test_numbers_without_names_are_places_in_the_labels():
+def test_numbers_without_names_are_those_of_labels_without_names():
     dataset = rows_of((["the", "cat", "dog", "x"], [2, -1, -100, 0]))
     assert tagged.names(dataset, tagged.recognise(dataset)) == ["0", "1", "2"]
-    assert prepare((["the", "cat", "dog", "x"], [2, -1, -100, 0])).dataset[0]["labels"] == [
-        -100, 2, -100, -100, 0, -100,
-    ]  # fmt: skip
+    for labels in (["LABEL_0", "LABEL_1", "LABEL_2"], ["0", "1", "2"]):
+        made = tagged.prepare(dataset, bert(), labels=labels).dataset[0]
+        assert made["labels"] == [-100, 2, -100, -100, 0, -100]
+    with pytest.raises(DataError, match=r"the tag 2 of word 1 \('the'\).*\n.*data.label_names"):
+        prepare((["the", "cat", "dog", "x"], [2, -1, -100, 0]))  # nobody said which of the names is 2
 
 
 def test_class_label_numbers_are_read_by_name():

@@ -65,7 +65,7 @@ def test_exact_answers_give_the_gradients_of_the_live_teacher(tmp_path, model, s
         model, rows, tmp_path / "c", on_event=lambda kind, r: notes.append(r.get("text")), **settings
     )
     assert figures["mean_kl"] < 1e-6 and figures["bytes_per_token"] == 4 * V
-    assert any(note and "whole vocabulary" in note for note in notes) == ("k" in settings)
+    assert any(note and "every log-probability" in note for note in notes) == ("k" in settings)
     live = gradient(tmp_path, student, Live(TASK, model), rows, temperature=2.0, alpha=0.3)
     for batch in (8, 2):
         stored = gradient(
@@ -224,9 +224,9 @@ def test_columns_of_an_aligned_teacher_are_kept(tmp_path, model):
 
 def test_keys_of_a_dataset_a_list_and_a_batch_are_the_same():
     rows = prepared_rows(2503, V).select(range(2500, -1, -1))
-    keys = list(keys_of_rows(rows))
-    assert keys == list(keys_of_rows(listed(rows))) and len(set(keys)) > 2400
-    assert keys[:7] == keys_of_batch(TASK.collate(listed(rows)[:7]))
+    keys = list(keys_of_rows(TASK, rows))
+    assert keys == list(keys_of_rows(TASK, listed(rows))) and len(set(keys)) > 2400
+    assert keys[:7] == keys_of_batch(TASK, TASK.collate(listed(rows)[:7]))
 
 
 def test_a_fingerprint_tells_weights_apart(model):

@@ -21,15 +21,17 @@ class LabelTally:
     def __init__(self, examples: int, labels: int):
         self.nll = torch.zeros(examples, dtype=torch.float64)
         self.texts = torch.zeros(examples, dtype=torch.long)
+        self.right = torch.zeros(examples, dtype=torch.long)
         self.counts = MultiLabel(labels)
         self.heard, self.agreed, self.kl = 0, 0.0, 0.0
 
     def add(self, logits_nC: Tensor, targets_nC: Tensor, examples_n: Tensor) -> None:
-        self.counts.add(
+        right_n = self.counts.add(
             logits_nC, torch.where(targets_nC < 0, targets_nC, (targets_nC >= 0.5).to(targets_nC.dtype))
         )
         self.nll.index_add_(0, examples_n, binary_cross_entropy(logits_nC, targets_nC).double().cpu())
         self.texts.index_add_(0, examples_n, torch.ones_like(examples_n))
+        self.right.index_add_(0, examples_n, right_n.long())
 
     def hear(self, own_nC: Tensor, teacher_nC: Tensor, known_n: Tensor | None) -> None:
         """What the teacher says of the same texts."""
@@ -41,7 +43,6 @@ class LabelTally:
         """Raises DataError where no text has labels."""
         if not int(self.texts.sum()):
             raise DataError("no text of these rows has labels", "give rows with labels to evaluate on")
-        low, high = self.counts.interval()
         return Quality(
             nll=self.nll.numpy(),
             tokens=self.texts.numpy(),
@@ -49,8 +50,7 @@ class LabelTally:
             calibration_error=self.counts.calibration_error,
             agreement=self.agreed / max(1, self.heard) if with_teacher else None,
             kl_to_teacher=self.kl / max(1, self.heard) if with_teacher else None,
-            labels={
-                "accuracy_low": low, "accuracy_high": high,
-                "macro_f1": self.counts.macro_f1, "micro_f1": self.counts.micro_f1,
-            },
-        )  # fmt: skip
+            right=self.right.numpy(),
+            figures={"macro_f1": self.counts.macro_f1, "micro_f1": self.counts.micro_f1},
+            per_label=self.counts.per_class(),
+        )

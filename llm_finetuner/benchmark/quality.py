@@ -6,7 +6,7 @@ Shapes: E examples, N positions that count, n of them at once, D hidden width, V
 import math
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from llm_finetuner.errors import DataError, ModelError
 from llm_finetuner.objectives.divergence import forward_kl
 from llm_finetuner.objectives.supervised import cross_entropy
-from llm_finetuner.output import Output, Want
+from llm_finetuner.output import Output, Want, moved
 from llm_finetuner.teachers.provider import Provider
 
 POSITIONS = 256  # logits of this many positions exist at a time
@@ -29,19 +29,19 @@ DRAWS_AT_ONCE = 2**22  # resampled example numbers in memory
 class Quality:
     """What one pass over the rows found; sums are kept by example, so that models can be compared in pairs."""
 
-    nll: np.ndarray  # [E] float64, nats summed over the counted tokens of an example
-    tokens: np.ndarray  # [E] counted tokens
-    accuracy: float  # share of positions whose most probable token is the target
-    calibration_error: float  # expected calibration error of that token's probability, in [0, 1]
-    agreement: float | None = None  # share of positions where student and teacher put the same token first
-    kl_to_teacher: float | None = None  # KL(teacher || student), nats a token, at temperature 1
-    labels: dict[str, float] | None = (
-        None  # figures that only labels have: macro_f1, mcc, interval of the accuracy
-    )
+    nll: np.ndarray  # [E] float64, loss summed over the counted positions of an example: nats
+    tokens: np.ndarray  # [E] counted positions: tokens, texts, tagged words
+    accuracy: float | None = None  # share of positions whose most probable answer is the target
+    calibration_error: float | None = None  # expected calibration error of its probability, in [0, 1]
+    agreement: float | None = None  # share of positions where student and teacher give the same answer
+    kl_to_teacher: float | None = None  # KL(teacher || student), nats a position, at temperature 1
+    right: np.ndarray | None = None  # [E] positions answered right
+    figures: dict[str, float] = field(default_factory=dict)  # that only some tasks have: macro_f1, mcc
+    per_label: list[dict] | None = None  # precision, recall, f1 and count of each label
 
     @property
     def loss(self) -> float:
-        """Nats a token, over all counted tokens: not a mean of means."""
+        """Nats a position, over all that count: not a mean of means."""
         return float(self.nll.sum() / self.tokens.sum())
 
     @property
@@ -53,22 +53,19 @@ class Quality:
 
         (None, None) with fewer than two examples.
         """
-        low, high = _percentiles(self.nll, self.tokens, resamples, seed)
+        low, high = percentiles(self.nll, self.tokens, resamples, seed)
         return (None, None) if low is None else (float(np.exp(low)), float(np.exp(high)))
 
-    def summary(self, *, seed: int = 0) -> dict[str, float | int | None]:
-        low, high = self.interval(seed=seed)
+    def summary(self) -> dict[str, float | int | None]:
+        """The figures that do not hang on how a task is judged; its Measure adds that one, with its interval."""
         return {
             "loss": self.loss,
-            "perplexity": self.perplexity,
             "tokens": int(self.tokens.sum()),
             "accuracy": self.accuracy,
             "calibration_error": self.calibration_error,
             "agreement": self.agreement,
             "kl_to_teacher": self.kl_to_teacher,
-            "perplexity_low": low,
-            "perplexity_high": high,
-            **(self.labels or {}),
+            **self.figures,
         }
 
 
@@ -95,24 +92,28 @@ def evaluate_all(
     batch_size: int = 8,
     teacher: nn.Module | Provider | None = None,
     vocabulary: int | None = None,
-) -> dict[str, Quality]:
-    """Score several models on the same rows, with one pass of the teacher for all of them.
+    tally: Callable[[int, nn.Module], Any] | None = None,
+) -> dict[str, Any]:
+    """Score several models on the same rows, with one pass of the teacher for all of them: {name: its Quality}.
 
+    Where the teacher is a Provider that gives the answers of one of the models, that one is scored on what it gives.
     `vocabulary` is the number of tokens that are real: logits of padded columns beyond it are left out on both
-    sides. Raises DataError when no token counts, ModelError when a model's vocabulary is not as wide as the
-    teacher's.
+    sides. tally: made for (examples, model), what sums up in place of the task's own. Raises DataError when no token
+    counts, ModelError when a model's vocabulary is not as wide as the teacher's.
     """
-    tallies = {name: task.tally(len(rows), model) for name, model in models.items()}
+    tallies = {name: (tally or task.tally)(len(rows), model) for name, model in models.items()}
     lengths = [len(row["input_ids"]) for row in rows]
     order = sorted(range(len(rows)), key=lengths.__getitem__, reverse=True)
-    view = teacher.view if isinstance(teacher, Provider) else lambda logits_nV: logits_nV
-    with eval_mode(*models.values(), *([teacher] if isinstance(teacher, nn.Module) else [])):
+    heard = isinstance(teacher, Provider)
+    view = teacher.view if heard else lambda logits_nV: logits_nV
+    answered = teacher.model if heard else teacher
+    with eval_mode(*models.values(), *([] if heard or teacher is None else [teacher])):
         for start in range(0, len(order), batch_size):
             picked = order[start : start + batch_size]
             batch = task.collate([rows[index] for index in picked])
             said = _answer(task, teacher, batch, models) if teacher else None
             for name, model in models.items():
-                output = said if model is teacher else _run(task, model, batch)
+                output = said if model is answered else _run(task, model, batch)
                 numbers = torch.tensor(picked)[output.examples.cpu()]
                 _score(output, said, numbers, tallies[name], vocabulary, view)
     return {name: tally.quality(teacher is not None) for name, tally in tallies.items()}
@@ -122,13 +123,13 @@ def _answer(task: Any, teacher: nn.Module | Provider, batch: dict[str, Tensor], 
     """What the teacher says, on the device of the first model."""
     if isinstance(teacher, Provider):
         device = next(next(iter(models.values())).parameters()).device
-        return teacher({key: value.to(device) for key, value in batch.items()}, Want())
+        return teacher(moved(batch, device), Want())
     return _run(task, teacher, batch)
 
 
 def _run(task: Any, model: nn.Module, batch: dict[str, Tensor]) -> Output:
     device = next(model.parameters()).device
-    return task.run(model, {key: value.to(device) for key, value in batch.items()}, Want())
+    return task.run(model, moved(batch, device), Want())
 
 
 def _score(
@@ -165,7 +166,8 @@ class Tally:
         self.confusion = confusion
         self.nll = torch.zeros(examples, dtype=torch.float64)
         self.tokens = torch.zeros(examples, dtype=torch.long)
-        self.right = torch.zeros(BINS, dtype=torch.float64)  # right answers of each bin of confidence
+        self.right = torch.zeros(examples, dtype=torch.long)
+        self.hits = torch.zeros(BINS, dtype=torch.float64)  # right answers of each bin of confidence
         self.confidence = torch.zeros(BINS, dtype=torch.float64)  # their summed confidence
         self.heard = 0  # positions that the teacher answered
         self.agreed = 0.0
@@ -179,11 +181,12 @@ class Tally:
         at_target_n = logits_nV.gather(-1, targets_n[:, None])[:, 0]
         # log p(top) = top - logsumexp, and logsumexp = nll + logit of the target: no second softmax
         confidence_n = (top_n.double().cpu() - at_target_n.double().cpu() - nll_n).exp().clamp(0, 1)
-        right_n = (said_n == targets_n).double().cpu()
+        right_n = (said_n == targets_n).cpu()
         self.nll.index_add_(0, examples_n, nll_n)
         self.tokens.index_add_(0, examples_n, torch.ones_like(examples_n))
+        self.right.index_add_(0, examples_n, right_n.long())
         bin_n = (confidence_n * BINS).ceil().long().sub(1).clamp(0, BINS - 1)  # bins are (low, high]
-        self.right.index_add_(0, bin_n, right_n)
+        self.hits.index_add_(0, bin_n, right_n.double())
         self.confidence.index_add_(0, bin_n, confidence_n)
 
     def hear(self, shared_nC: Tensor, teacher_nC: Tensor, known_n: Tensor | None) -> None:
@@ -200,14 +203,17 @@ class Tally:
             raise DataError(
                 "no token of these rows counts", "their labels are all -100, or there are no rows"
             )
+        labels = self.confusion
         return Quality(
             nll=self.nll.numpy(),
             tokens=self.tokens.numpy(),
-            accuracy=float(self.right.sum()) / count,
-            calibration_error=float((self.right - self.confidence).abs().sum()) / count,
+            accuracy=float(self.hits.sum()) / count,
+            calibration_error=float((self.hits - self.confidence).abs().sum()) / count,
             agreement=self.agreed / max(1, self.heard) if with_teacher else None,
             kl_to_teacher=self.kl / max(1, self.heard) if with_teacher else None,
-            labels=None if self.confusion is None else self.confusion.summary(),
+            right=self.right.numpy(),
+            figures={} if labels is None else {"macro_f1": labels.macro_f1, "mcc": labels.mcc},
+            per_label=None if labels is None else labels.per_class(),
         )
 
 
@@ -219,17 +225,25 @@ def paired_difference(
     Both are resampled with the same examples, so what makes an example hard for both cancels. significant:
     the interval leaves out 0. Raises ValueError unless both were scored on the same tokens.
     """
-    if not np.array_equal(a.tokens, b.tokens):
-        raise ValueError("a paired difference needs two models scored on the same tokens")
-    low, high = _percentiles(a.nll - b.nll, a.tokens, resamples, seed)
+    check_same(a, b)
+    low, high = percentiles(a.nll - b.nll, a.tokens, resamples, seed)
     significant = low is not None and (low > 0 or high < 0)
     return {"difference": a.loss - b.loss, "low": low, "high": high, "significant": significant}
 
 
-def _percentiles(
+def check_same(a: Quality, b: Quality) -> None:
+    """Raise ValueError unless both were scored on the same positions."""
+    if not np.array_equal(a.tokens, b.tokens):
+        raise ValueError("a paired difference needs two models scored on the same tokens")
+
+
+def percentiles(
     sums: np.ndarray, tokens: np.ndarray, resamples: int, seed: int
 ) -> tuple[float, float] | tuple[None, None]:
-    """2.5 % and 97.5 % of sum(sums) / sum(tokens) over resampled examples: [E], [E] -> two numbers."""
+    """2.5 % and 97.5 % of sum(sums) / sum(tokens) over resampled examples: [E], [E] -> two numbers.
+
+    (None, None) with fewer than two examples.
+    """
     counted = tokens > 0
     sums, tokens = sums[counted], tokens[counted]
     if len(sums) < 2:

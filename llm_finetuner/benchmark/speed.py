@@ -24,6 +24,10 @@ MEMORY_IS = {
     "cuda": "weights, plus the most that a forward pass of the batch added",
     "cpu": "weights and buffers alone: what a forward pass adds cannot be measured reliably on a CPU",
 }
+LATENCY_IS = {  # by whether the model writes
+    True: "one more token of one sequence, with the KV cache",
+    False: "one sequence of the fixed batch, read and answered",
+}
 
 
 def speed_batch(
@@ -31,7 +35,8 @@ def speed_batch(
 ) -> Tensor:
     """Token ids [B, T] cut from prepared rows, repeated if there are few.
 
-    T is at most half of what every model can read. Raises DataError when the rows hold no token.
+    T is at most half of what every model can read; ids beyond the smallest vocabulary, where models have tokens of
+    their own, are others in it. Raises DataError when the rows hold no token.
     """
     limits = [limit for limit in map(positions, models) if limit is not None]
     length = min([length, *(max(1, limit // 2) for limit in limits)])
@@ -43,7 +48,8 @@ def speed_batch(
     if not ids:
         raise DataError("no tokens to measure speed with", "pass rows that are not empty")
     ids = ids * (batch * length // len(ids) + 1)
-    return torch.tensor(ids[: batch * length]).view(batch, length)
+    smallest = min(model.get_input_embeddings().num_embeddings for model in models)
+    return torch.tensor(ids[: batch * length]).view(batch, length) % smallest
 
 
 @torch.no_grad()

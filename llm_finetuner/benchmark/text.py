@@ -1,5 +1,6 @@
 """Completions of prompts, and how near they come to references: ROUGE, perplexity, length.
 
+A task says how its models read prompts and write: continuations, or the targets of sources (targets.py).
 Shapes: B prompts of a batch, T tokens of the longest.
 """
 
@@ -13,11 +14,16 @@ from rouge_score import rouge_scorer
 from torch import nn
 
 from llm_finetuner.benchmark.quality import eval_mode, evaluate
+from llm_finetuner.data.columns import evenly
+from llm_finetuner.data.examples import IGNORED
 from llm_finetuner.errors import DataError
-from llm_finetuner.registry import TASKS, resolve
+from llm_finetuner.recipe import Data
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
-FROM_TEACHER = "the teacher's greedy continuation of each prompt"
+GIVEN = "the references given"
+FROM_TEACHER = "the teacher's greedy answer to each prompt"
+HALVES = "the second half of each prompt, continued from its first half"
+TARGETS = 200  # sources of rows whose targets are written for ROUGE
 ROUGE_FLOOR = 1e-4  # what `benchmark` reports for "no overlap at all"
 
 
@@ -29,6 +35,7 @@ class References:
     tokens: list[list[int]]
     texts: list[str]
     against: str
+    max_new_tokens: int  # that a completion may have
 
 
 def generate(
@@ -87,14 +94,12 @@ def continuations(
     limit = positions(model)
     new = max_new_tokens if limit is None else min(max_new_tokens, limit // 2)
     kept = [ids if limit is None else ids[-(limit - new) :] for ids in prompts]
-    ends = _end_tokens(model, tokenizer)
+    ends = end_tokens(model, tokenizer)
     choice = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
     # spelled out when greedy, because transformers fills in what the model's own generation_config says
     how = choice if do_sample else {"do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 50}
     how |= {"max_new_tokens": new, "num_beams": 1, "repetition_penalty": 1.0, "eos_token_id": ends or None}
-    known = max(tokenizer.get_vocab().values()) + 1
-    padded = range(known, model.get_output_embeddings().weight.shape[0])  # columns that name no token
-    how["suppress_tokens"] = list(padded) or None
+    how["suppress_tokens"] = nameless(model, tokenizer) or None
     order = sorted(range(len(kept)), key=lambda index: len(kept[index]))
     found: list = [None] * len(kept)
     devices = [model.device] if model.device.type == "cuda" else []
@@ -123,7 +128,13 @@ def _batch(model: nn.Module, tokenizer: Any, prompts: list[list[int]], how: dict
     return said[:, width:].tolist()
 
 
-def _end_tokens(model: nn.Module, tokenizer: Any) -> list[int]:
+def nameless(model: nn.Module, tokenizer: Any) -> list[int]:
+    """Columns of the logits that name no token: the vocabulary was padded."""
+    known = max(tokenizer.get_vocab().values()) + 1
+    return list(range(known, model.get_output_embeddings().weight.shape[0]))
+
+
+def end_tokens(model: nn.Module, tokenizer: Any) -> list[int]:
     """Tokens that end a text: the tokenizer's, and those of the generation_config that are special tokens.
 
     A number in a default configuration is not believed when the tokenizer knows it as an ordinary token.
@@ -154,67 +165,99 @@ def rouge(predictions: Sequence[str], references: Sequence[str]) -> dict[str, fl
 
 
 def choose_references(
+    task: Any,
     tokenizer: Any,
     prompts: Sequence[str],
     references: Sequence[str] | None = None,
     teacher: nn.Module | None = None,
     *,
-    max_new_tokens: int = 64,
+    data: Data | None = None,
+    max_new_tokens: int | None = None,
     batch_size: int = 8,
 ) -> References:
-    """The references given; else the teacher's greedy continuation; else the second half of each prompt.
+    """The references given; else what the teacher writes, greedily; else the second half of each prompt.
 
-    Where the teacher ends every text at once there is nothing to compare with: the halves are used then, too.
-    Raises DataError.
+    Where the teacher ends every text at once there is nothing to compare with: the halves are used then, too. A source
+    has no second half. data: how sources are read. Raises DataError.
     """
     if not prompts:
         raise DataError("no prompts to benchmark with", "pass at least one text")
-    ids = [encode(tokenizer, prompt) for prompt in prompts]
+    if references is not None and len(references) != len(prompts):
+        raise DataError(
+            f"{len(prompts)} prompts but {len(references)} references", "pass one for each prompt"
+        )
+    data = data or Data()
+    asked, new = task.prompt_ids(prompts, tokenizer, data), max_new_tokens or task.new_tokens(data)
     if references is not None:
-        if len(references) != len(prompts):
-            raise DataError(
-                f"{len(prompts)} prompts but {len(references)} references", "pass one for each prompt"
-            )
-        tokens = [list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in references]
-        return References(ids, tokens, list(references), "the references given")
+        tokens, texts = task.answer_ids(references, tokenizer, data), list(references)
+        return References(asked, tokens, texts, GIVEN, _most(task, new, tokens))
     if teacher is not None:
-        said = continuations(teacher, tokenizer, ids, max_new_tokens=max_new_tokens, batch_size=batch_size)
-        tokens = [found for found, _ended in said]
+        said = task.write(teacher, tokenizer, asked, max_new_tokens=new, batch_size=batch_size)
+        texts = [decode(tokenizer, found) for found, _ended in said]
+        # a target is learned with what the tokenizer puts around it
+        tokens = [found for found, _ended in said] if task.writes else task.answer_ids(texts, tokenizer, data)
         if any(tokens):
-            texts = [decode(tokenizer, found) for found in tokens]
-            return References(ids, tokens, texts, FROM_TEACHER)
-    halves = [(part[: (len(part) + 1) // 2], part[(len(part) + 1) // 2 :][:max_new_tokens]) for part in ids]
+            return References(asked, tokens, texts, FROM_TEACHER, _most(task, new, tokens))
+    if not task.writes:
+        raise DataError(
+            "there is nothing to hold the targets against",
+            "pass references, or load one live teacher, whose own targets they are held against",
+        )
+    halves = [(part[: (len(part) + 1) // 2], part[(len(part) + 1) // 2 :][:new]) for part in asked]
     if not any(second for _first, second in halves):
         raise DataError("every prompt is a single token, which has no second half", "pass references")
-    texts = [decode(tokenizer, second) for _first, second in halves]
-    against = "the second half of each prompt, continued from its first half"
+    firsts, seconds = ([half[side] for half in halves] for side in (0, 1))
+    return References(firsts, seconds, [decode(tokenizer, second) for second in seconds], HALVES, new)
+
+
+def _most(task: Any, new: int, tokens: list[list[int]]) -> int:
+    """Tokens of a completion, at most. A target ends at twice the longest reference: an untrained model never does."""
+    return new if task.writes else min(new, 2 * max(map(len, tokens)))
+
+
+def references_in(task: Any, tokenizer: Any, rows: Any, count: int, data: Data) -> References:
+    """The sources and targets of `count` evenly spaced prepared rows, as they are."""
+    picked = evenly(rows, count).to_list()
+    tokens = [[label for label in row["labels"] if label != IGNORED] for row in picked]
+    among = f" of {len(rows):,}, evenly spaced" if len(picked) < len(rows) else ""
     return References(
-        [first for first, _second in halves], [second for _first, second in halves], texts, against
+        prompts=[row["input_ids"] for row in picked],
+        tokens=tokens,
+        texts=[decode(tokenizer, part) for part in tokens],
+        against=f"the targets of {len(picked):,} rows{among}",
+        max_new_tokens=_most(task, task.new_tokens(data), tokens),
     )
 
 
-def reference_perplexity(model: nn.Module, references: References, *, batch_size: int = 8) -> float | None:
+def complete(
+    task: Any, model: nn.Module, tokenizer: Any, chosen: References, batch_size: int = 8
+) -> list[tuple[str, int]]:
+    """What the model writes for each prompt, and how many tokens that is, the end token among them."""
+    found = task.write(
+        model, tokenizer, chosen.prompts, max_new_tokens=chosen.max_new_tokens, batch_size=batch_size
+    )
+    return [(decode(tokenizer, tokens), len(tokens) + ended) for tokens, ended in found]
+
+
+def reference_perplexity(
+    task: Any, model: nn.Module, references: References, *, batch_size: int = 8
+) -> float | None:
     """Perplexity of the references' tokens given their prompts; None when no reference has a token."""
-    limit = positions(model)
-    rows = []
-    for prompt, tokens in zip(references.prompts, references.tokens, strict=True):
-        ids, labels = prompt + tokens, [-100] * len(prompt) + tokens
-        ids, labels = (ids, labels) if limit is None else (ids[-limit:], labels[-limit:])
-        rows.append({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels})
-    if not any(references.tokens):
-        return None
-    task = resolve(TASKS, "causal_lm")()
-    return evaluate(task, model, rows, batch_size=batch_size).perplexity
+    pairs = zip(references.prompts, references.tokens, strict=True)
+    rows = [task.joined(prompt, tokens, positions(model)) for prompt, tokens in pairs if tokens]
+    return evaluate(task, model, rows, batch_size=batch_size).perplexity if rows else None
 
 
 def benchmark(
+    task: Any,
     model: nn.Module,
     tokenizer: Any,
     prompts: Sequence[str],
     references: Sequence[str] | None = None,
     teacher: nn.Module | None = None,
     *,
-    max_new_tokens: int = 64,
+    data: Data | None = None,
+    max_new_tokens: int | None = None,
     batch_size: int = 8,
 ) -> tuple[dict[str, float], str]:
     """({metric: value}, what the completions were scored against); see `choose_references`.
@@ -224,13 +267,15 @@ def benchmark(
     0, so that two runs can be compared as a ratio: a ROUGE below 0.0001 is reported as 0.0001, which reads "no
     overlap". Raises DataError.
     """
-    options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
-    chosen = choose_references(tokenizer, prompts, references, teacher, **options)
-    found = continuations(model, tokenizer, chosen.prompts, **options)
-    said = [decode(tokenizer, tokens) for tokens, _ended in found]
-    scores = {name: max(score, ROUGE_FLOOR) for name, score in rouge(said, chosen.texts).items()}
-    perplexity = reference_perplexity(model, chosen, batch_size=batch_size)
+    chosen = choose_references(
+        task, tokenizer, prompts, references, teacher, data=data, max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+    )  # fmt: skip
+    said = complete(task, model, tokenizer, chosen, batch_size)
+    found = rouge([text for text, _ in said], chosen.texts)
+    scores = {name: max(score, ROUGE_FLOOR) for name, score in found.items()}
+    perplexity = reference_perplexity(task, model, chosen, batch_size=batch_size)
     if perplexity is not None:
         scores["perplexity"] = perplexity
-    scores["mean_tokens"] = sum(len(tokens) + ended for tokens, ended in found) / len(found)
+    scores["mean_tokens"] = sum(count for _, count in said) / len(said)
     return scores, chosen.against

@@ -6,18 +6,25 @@ sentence, paid          "yes" | "no" | "unclear" | "unknown": judge.py's answer 
 paid_at_equal_steps, paid_at_equal_compute
                         the two answers that it is made of, None without such a baseline
 warnings                sentences
-models                  one dict a model: name, role, steps, seconds, all of Quality.summary(), rouge1, rouge2, rougeL,
-                        parameters, bytes, tokens_per_second, latency_ms, peak_memory_mb, retained (%)
-differences             loss of `name` minus loss of `other`, whose role is `role`: difference, low, high, significant
+measure                 what is judged by, of the task: key, name, unit, units, lower, change_unit, beside (measure.py)
+models                  one dict a model: name, role, steps, seconds, the measure's figure, <key>_low and <key>_high,
+                        all of Quality.summary(), rouge1, rouge2, rougeL, parameters, bytes, tokens_per_second,
+                        latency_ms, peak_memory_mb, retained (%)
+differences             the measure of `name` against that of `other`, whose role is `role`: difference (of perplexity:
+                        of the loss, in nats; else of the figure), low, high, significant, better; change, change_low,
+                        change_high in change_unit; of accuracy also p
 findings                one dict a distilled or tuned model: name, sentence, paid, paid_at_equal_steps,
                         paid_at_equal_compute
 compression             how many times the first of them is smaller or faster than the teacher: parameters, bytes, speed
-cost                    compute of a distillation step in cross-entropy steps: ratio
+cost                    compute of a distillation step in steps of plain training: ratio
 samples                 prompt, reference, completions {name: text}
+labels                  names of the labels, and scores {model: precision, recall, f1, count of each}; None where the
+                        answers are tokens, or there are more than MOST_LABELS
+answers                 text, truth, answers {name: labels}, where two models do not get the same right
 examples, tokens, seed  what was scored, and the seed of the resampling
-references, memory, measured, formulas
-                        in words: what completions were held against, what memory means, on what machine and which day
-                        the speeds were measured, how the numbers were made
+references, memory, latency, measured, formulas
+                        in words: what completions were held against, what memory and latency mean, on what machine and
+                        which day the speeds were measured, how the numbers were made
 """
 
 import math
@@ -28,36 +35,37 @@ from typing import Any, Literal
 
 from torch import nn
 
-from llm_finetuner.benchmark import judge, speed, text
-from llm_finetuner.benchmark.quality import RESAMPLES, Quality, evaluate_all, paired_difference
+from llm_finetuner.benchmark import answers, judge, speed, text
+from llm_finetuner.benchmark.measure import Measure
+from llm_finetuner.benchmark.quality import Quality, evaluate_all
 from llm_finetuner.errors import DataError
+from llm_finetuner.models import labels
+from llm_finetuner.teachers.provider import Provider
 
 SAMPLES = 2
-FORMULAS = {
-    "loss": "mean negative log-likelihood of a counted token, in nats: the sum over all tokens by their number",
-    "perplexity": f"exp(loss); its 95 % interval is a bootstrap over examples ({RESAMPLES} resamples)",
-    "differences": "loss of one model minus loss of another, 95 % interval by a paired bootstrap: both models are "
-    "resampled with the same examples",
+MOST_LABELS = 20
+FORMULAS = {  # and those of the measure; {unit} is what it scores
+    "loss": "mean negative log-likelihood of {unit}, in nats: the sum over all {units} by their number",
     "uncertainty": "intervals tell how the result would vary with other test examples; how it would vary with "
     "another training seed takes further runs",
-    "retained": "100 x exp(loss of the teacher - loss of the model) = 100 x perplexity of the teacher / perplexity "
-    "of the model",
-    "agreement": "share of counted positions where the model and the teacher put the same token first",
-    "kl_to_teacher": "mean KL(teacher || model) a counted token in nats, at temperature 1",
-    "calibration_error": "expected calibration error of the most probable token, 15 bins of equal width",
+    "agreement": "share of the {units} where the model and the teacher give the same answer",
+    "kl_to_teacher": "mean KL(teacher || model) of {unit} in nats, at temperature 1",
+    "calibration_error": "expected calibration error of the most probable answer, 15 bins of equal width",
     "rouge": "mean F-measure of ROUGE-1, -2 and -L (words stemmed) of greedy completions",
     "bytes": "weight files on disk",
-    "speed": "medians of runs in which the models take turns; tokens/s reads a fixed batch in one forward pass, "
-    "latency is one more token of one sequence with the KV cache; models that differ in their values alone share one "
-    "measurement",
-    "cost": "compute of one distillation step = 1 + forward(teacher) / (3 x forward(student)) cross-entropy steps, "
+    "speed": "medians of runs in which the models take turns; tokens/s reads a fixed batch in one forward pass; "
+    "models that differ in their values alone share one measurement",
+    "cost": "compute of one distillation step = 1 + forward(teacher) / (3 x forward(student)) steps of plain training, "
     "forward = 2 x parameters that multiply",
 }
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A model to be compared. steps and seconds are those of its training, None where it was not trained here."""
+    """A model to be compared. steps and seconds are those of its training, None where it was not trained here.
+
+    reader: of a teacher that reads the rows in its own tokens, what answers them with it.
+    """
 
     name: str
     role: Literal["teacher", "untouched", "distilled", "tuned", "baseline_steps", "baseline_compute"]
@@ -66,19 +74,20 @@ class Entry:
     folder: str | Path | None = None
     steps: int | None = None
     seconds: float | None = None
+    reader: Provider | None = None
 
 
 def verdict(
     entries: Sequence[Entry],
     task: Any,
     rows: Sequence[dict],
-    prompts: Sequence[str] | None = None,
+    prompts: Sequence[str] | text.References | None = None,
     references: Sequence[str] | None = None,
     *,
     seed: int = 0,
     batch_size: int = 8,
     vocabulary: int | None = None,
-    max_new_tokens: int = 64,
+    max_new_tokens: int | None = None,
 ) -> dict[str, Any]:
     """Measure every entry on the same rows and prompts and judge; the keys are described above.
 
@@ -90,32 +99,42 @@ def verdict(
     models = {entry.name: entry.model for entry in entries}
     if vocabulary is None and len({task.vocabulary(model) for model in models.values()}) > 1:
         vocabulary = len(entries[0].tokenizer)  # heads padded to different widths: the rest names no token
-    options = {"batch_size": batch_size, "teacher": teacher and teacher.model, "vocabulary": vocabulary}
+    heard = teacher and (teacher.reader or teacher.model)
+    options = {"batch_size": batch_size, "teacher": heard, "vocabulary": vocabulary}
     qualities = evaluate_all(task, models, rows, **options)
-    differences = _differences(entries, qualities, seed)
+    differences = _differences(entries, qualities, task.measure, seed)
     lines = _sizes_and_speeds(entries, rows)
     for entry, line in zip(entries, lines, strict=True):
-        line |= _quality_columns(entry, qualities, teacher, seed)
-    said = _completions(entries, lines, teacher, prompts, references, batch_size, max_new_tokens)
+        line |= _quality_columns(entry, qualities, teacher, task.measure, seed)
+    if prompts and not isinstance(prompts, text.References):
+        prompts = text.choose_references(
+            task, (teacher or entries[0]).tokenizer, prompts, references, teacher and teacher.model,
+            max_new_tokens=max_new_tokens, batch_size=batch_size,
+        )  # fmt: skip
+    said = _completions(entries, lines, teacher, task, prompts, batch_size)
     examples = int((qualities[entries[0].name].tokens > 0).sum())
-    findings = [judge.finding(line, lines, differences, examples) for line in _judged(lines)]
+    case = judge.Case(lines, differences, examples, task.measure)
+    findings = [judge.finding(case, line) for line in _judged(lines)]
     first = next(entry for entry in entries if entry.role in judge.JUDGED)
     cost = speed.cost_ratio(first.model, teacher.model) if teacher else None
     result = {
         **{key: value for key, value in findings[0].items() if key != "name"},
-        "warnings": judge.warnings(lines, differences, examples),
+        "warnings": judge.warnings(case),
+        "measure": task.measure.about(),
         "models": lines,
         "differences": differences,
         "findings": findings,
         "compression": _compression(lines),
         "cost": {"ratio": cost},
         **said,
+        **_labels(entries, qualities, task, rows, heard),
         "examples": examples,
         "tokens": lines[0]["tokens"],
         "seed": seed,
         "measured": speed.conditions(first.model),
         "memory": speed.MEMORY_IS["cuda" if first.model.device.type == "cuda" else "cpu"],
-        "formulas": FORMULAS,
+        "latency": speed.LATENCY_IS[first.model.can_generate()],
+        "formulas": _formulas(task.measure, said["references"] is not None),
     }
     return finite(result)
 
@@ -138,7 +157,9 @@ def _judged(lines: list[dict]) -> list[dict]:
     return [line for line in lines if line["role"] in judge.JUDGED]
 
 
-def _differences(entries: Sequence[Entry], qualities: dict[str, Quality], seed: int) -> list[dict]:
+def _differences(
+    entries: Sequence[Entry], qualities: dict[str, Quality], measure: Measure, seed: int
+) -> list[dict]:
     """Every judged model against every other model, and the teacher against every student that it did not teach."""
     found = []
     for at, entry in enumerate(entries):
@@ -148,7 +169,7 @@ def _differences(entries: Sequence[Entry], qualities: dict[str, Quality], seed: 
             else:
                 wanted = entry.role == "teacher" and other.role not in ("teacher", *judge.JUDGED)
             if wanted:
-                pair = paired_difference(qualities[entry.name], qualities[other.name], seed=seed)
+                pair = measure.compare(qualities[entry.name], qualities[other.name], seed=seed)
                 found.append({"name": entry.name, "other": other.name, "role": other.role, **pair})
     return sorted(
         found, key=lambda pair: pair["name"] not in [e.name for e in entries if e.role in judge.JUDGED]
@@ -156,13 +177,41 @@ def _differences(entries: Sequence[Entry], qualities: dict[str, Quality], seed: 
 
 
 def _quality_columns(
-    entry: Entry, qualities: dict[str, Quality], teacher: Entry | None, seed: int
+    entry: Entry, qualities: dict[str, Quality], teacher: Entry | None, measure: Measure, seed: int
 ) -> dict[str, Any]:
-    columns = qualities[entry.name].summary(seed=seed)
+    columns = measure.summary(qualities[entry.name], seed=seed)
     if entry is teacher:  # of itself this says nothing
         columns |= {"agreement": None, "kl_to_teacher": None}
-    gap = qualities[teacher.name].loss - columns["loss"] if teacher else None
-    return {**columns, "retained": None if gap is None else 100 * math.exp(min(gap, 700))}
+    heard = teacher and measure.value(qualities[teacher.name])
+    return {**columns, "retained": measure.retained(columns[measure.key], heard) if teacher else None}
+
+
+def _labels(
+    entries: Sequence[Entry],
+    qualities: dict[str, Quality],
+    task: Any,
+    rows: Sequence[dict],
+    teacher: nn.Module | Provider | None,
+) -> dict[str, Any]:
+    """The keys labels and answers: where the first judged model differs from its teacher, else from the first other."""
+    if not task.labels:
+        return {"labels": None, "answers": []}
+    names = labels.names_of(entries[0].model)
+    scores = {name: quality.per_label for name, quality in qualities.items()}
+    first = next(entry for entry in entries if entry.role in judge.JUDGED)
+    others = sorted((entry for entry in entries if entry is not first), key=lambda e: e.role != "teacher")
+    told = []
+    if others:
+        models, pair = {entry.name: entry.model for entry in entries}, (others[0].name, first.name)
+        told = answers.differing(task, models, rows, qualities, pair, names, first.tokenizer, teacher)
+    few = {"names": names, "scores": scores} if len(names) <= MOST_LABELS else None
+    return {"labels": few, "answers": told}
+
+
+def _formulas(measure: Measure, completed: bool) -> dict[str, str]:
+    words = {"unit": measure.unit, "units": measure.units}
+    found = {key: said.format(**words) for key, said in FORMULAS.items() if key != "rouge" or completed}
+    return {**measure.formulas, **found, **measure.formulas}  # the headline first
 
 
 def _sizes_and_speeds(entries: Sequence[Entry], rows: Sequence[dict]) -> list[dict[str, Any]]:
@@ -189,31 +238,27 @@ def _completions(
     entries: Sequence[Entry],
     lines: list[dict],
     teacher: Entry | None,
-    prompts: Sequence[str] | None,
-    references: Sequence[str] | None,
+    task: Any,
+    chosen: text.References | None,
     batch_size: int,
-    max_new_tokens: int,
 ) -> dict[str, Any]:
     """Fill in the ROUGE columns; returns the keys references and samples."""
-    if not prompts:
+    if not chosen:
         return {"references": None, "samples": []}
-    options = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
-    tokenizer = (teacher or entries[0]).tokenizer
-    chosen = text.choose_references(tokenizer, prompts, references, teacher and teacher.model, **options)
-    asked = [text.decode(tokenizer, ids) for ids in chosen.prompts]
     completions = {}
     for entry, line in zip(entries, lines, strict=True):
-        found = text.continuations(entry.model, entry.tokenizer, chosen.prompts, **options)
-        completions[entry.name] = [text.decode(entry.tokenizer, tokens) for tokens, _ended in found]
+        said = text.complete(task, entry.model, entry.tokenizer, chosen, batch_size)
+        completions[entry.name] = [words for words, _ in said]
         if entry is not teacher or chosen.against != text.FROM_TEACHER:  # held against itself it says nothing
             line |= text.rouge(completions[entry.name], chosen.texts)
+    tokenizer = (teacher or entries[0]).tokenizer
     samples = [
         {
-            "prompt": asked[index],
+            "prompt": text.decode(tokenizer, chosen.prompts[index]),
             "reference": chosen.texts[index],
             "completions": {name: said[index] for name, said in completions.items()},
         }
-        for index in range(min(SAMPLES, len(asked)))
+        for index in range(min(SAMPLES, len(chosen.prompts)))
     ]
     return {"references": chosen.against, "samples": samples}
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from llm_finetuner.cli.console import evaluated
 from llm_finetuner.cli.exits import TERMINATED, program
 from llm_finetuner.cli.fitting import check_fit
 from llm_finetuner.cli.folder import OTHER, check_shared
@@ -158,19 +159,18 @@ def _sum_up(said: dict[str, Any], screen) -> None:
     rows = []
     for number, stage in enumerate(said["stages"], 1):
         figures = stage["metrics"]
-        quality = figures["eval_perplexity"]
         rows.append(
             [
                 str(number),
                 count(figures["parameters"]),
                 str(figures["steps"]),
                 duration(figures["seconds"]),
-                "-" if quality is None else f"{quality:.3f}",
+                evaluated(figures) or "-",
                 stage["output"],
             ]
         )
     screen.heading("Stages")
-    screen.table(["stage", "parameters", "steps", "time", "perplexity", "model"], rows)
+    screen.table(["stage", "parameters", "steps", "time", "held-out rows", "model"], rows)
 
 
 def named_students(recipe: Recipe) -> list[str]:

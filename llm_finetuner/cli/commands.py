@@ -11,6 +11,7 @@ from llm_finetuner.cli.fitting import check_fit, misfits
 from llm_finetuner.cli.folder import check_output, forget_texts
 from llm_finetuner.cli.hub import names_in, prepare
 from llm_finetuner.cli.needed import check_complete
+from llm_finetuner.cli.plain import listed
 from llm_finetuner.cli.recipes import existing
 from llm_finetuner.cli.settings import build, paths_in
 from llm_finetuner.cli.training import print_recipe, recipe_in, train_and_compare
@@ -117,7 +118,7 @@ NEXT = (
 
 def preview(given: dict[str, Any], screen) -> Any:
     """preview --data ... --student ...: the shape, and two rows with what is learned in colour."""
-    from llm_finetuner.cli.preview import labels_in_words, look
+    from llm_finetuner.cli.preview import look
     from llm_finetuner.cli.soft import check_soft, soft_labels
 
     recipe = build("full", paths_in(given, distil=True))
@@ -128,9 +129,11 @@ def preview(given: dict[str, Any], screen) -> Any:
     screen.show(sight.sentence)
     screen.preview(sight.rows)
     said = {"sentence": sight.sentence, "examples": sight.examples, "rows": sight.rows}
-    if sight.labels:
-        screen.show(labels_in_words(sight.labels))
-        said["labels"] = sight.labels
+    for name, title in (("labels", "labels"), ("weights", "class weights")):
+        numbers = vars(sight)[name]
+        if numbers:
+            screen.show(listed(title, numbers))
+            said[title.replace(" ", "_")] = numbers
     if recipe.teacher:
         from llm_finetuner.benchmark.soft_labels import render
 

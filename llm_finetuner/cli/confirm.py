@@ -9,12 +9,14 @@ from llm_finetuner.cli.doctor import memory_available
 from llm_finetuner.cli.estimate import Estimate, Sized, look_ahead, together
 from llm_finetuner.cli.fitting import check_fit
 from llm_finetuner.cli.hub import NOT_HERE, models_in, names_in, prepare, whereabouts
-from llm_finetuner.cli.needed import OWN, is_part
+from llm_finetuner.cli.needed import OWN, compares_blocks, is_part
 from llm_finetuner.cli.plain import count, duration, size
 from llm_finetuner.cli.settings import fields_of
 from llm_finetuner.cli.typed import spell_objectives
 from llm_finetuner.errors import FinetunerError
+from llm_finetuner.layer_maps import POOLED_NAME
 from llm_finetuner.recipe import Recipe, Teacher, Train, members_of
+from llm_finetuner.registry import TASKS, resolve
 
 Rows = list[tuple[str, str]]
 
@@ -34,7 +36,7 @@ def confirm_screen(recipe: Recipe, screen: Screen) -> bool:
         warnings += memory_warnings(guess)
         if teachers_of(recipe) and recipe.teacher.kind != "across":
             fits, words = vocabularies(recipe)
-            tokenizers = [("tokenizers", words if fits else f"different: {words}")]
+            tokenizers = [("tokenizers", words)]
             warnings += [] if fits else ["the run will be refused, because the tokenizers differ"]
         absent = missing_weights(recipe)
         warnings, fits = warnings + absent, fits and not absent
@@ -184,11 +186,18 @@ def memory_warnings(guess: Estimate) -> list[str]:
 
 
 def vocabularies(recipe: Recipe) -> tuple[bool, str]:
-    """Whether the student and all teachers have the same tokens, in a sentence. Raises ModelError."""
-    from llm_finetuner.models.loading import load_tokenizer, same_vocabulary
+    """Whether the student can learn from these teachers with their tokenizers, in a sentence. Raises ModelError."""
+    from llm_finetuner.checks import read_alike
+    from llm_finetuner.models.loading import load_tokenizer
     from llm_finetuner.named_models import student_source
 
-    own = load_tokenizer(student_source(recipe))
+    own, task = load_tokenizer(student_source(recipe)), resolve(TASKS, recipe.task)()
     names = [member.name for member in teachers_of(recipe)]
-    found = [same_vocabulary(own, load_tokenizer(name)) for name in [*names, *named_students(recipe)]]
-    return next((said for said in found if not said[0]), found[0])
+    found = [read_alike(task, own, load_tokenizer(name)) for name in [*names, *named_students(recipe)]]
+    same, words = next((said for said in found if not said[0]), found[0])
+    if same:
+        return True, words
+    asks_tokens = any(compares_blocks(term) and term.layers != POOLED_NAME for term in recipe.terms)
+    if task.keeps_texts and recipe.scheme.teacher == "given" and not asks_tokens:
+        return True, f"each reads the texts in its own: {words}"
+    return False, f"different: {words}"

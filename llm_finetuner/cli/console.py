@@ -12,13 +12,16 @@ from llm_finetuner.cli import shown
 from llm_finetuner.cli.plain import clean, count, shorten, size
 from llm_finetuner.errors import FinetunerError
 
-METRICS = (  # key of a model's figures, label, how it is spelled
+METRICS = (  # key of a model's figures, label, how it is spelled; those that a task is judged by come first
     ("perplexity", "perplexity", "{:.3f}".format),
     ("rouge1", "ROUGE-1", "{:.3f}".format),
     ("rouge2", "ROUGE-2", "{:.3f}".format),
     ("rougeL", "ROUGE-L", "{:.3f}".format),
     ("accuracy", "accuracy", "{:.1%}".format),
     ("macro_f1", "macro-F1", "{:.3f}".format),
+    ("micro_f1", "micro-F1", "{:.3f}".format),
+    ("mcc", "Matthews' correlation", "{:.3f}".format),
+    ("retained", "of the teacher's, %", "{:.1f}".format),
     ("agreement", "agreement", "{:.1%}".format),
     ("calibration_error", "calibration error", "{:.3f}".format),
     ("parameters", "parameters", count),
@@ -121,17 +124,17 @@ class Screen:
         """The table of models, what was retained, two samples, warnings and the one sentence."""
         models = verdict.get("models", [])
         if models:
-            self.console.print(models_table(models, self.console.width))
-        for name, share in (verdict.get("retained") or {}).items():
-            self.show(f"retained, {name}: {share if not isinstance(share, float) else format(share, '.3g')}")
+            measure = verdict.get("measure", {})
+            names = {measure.get("key"): measure.get("name")}
+            self.console.print(models_table(models, self.console.width, names))
         if not self.quiet:
-            self.samples(verdict.get("samples", [])[:2])
+            self.samples((verdict.get("samples") or verdict.get("answers") or [])[:2])
         for words in verdict.get("warnings", []):
             self.warn(words)
         self.show(verdict.get("sentence", ""), "bold")
 
     def samples(self, samples: list[Any]) -> None:
-        """Completions side by side, one block a prompt."""
+        """Completions, or labels, side by side, one block a prompt or text."""
         for sample in samples:
             pairs = sample.items() if isinstance(sample, dict) else [("sample", sample)]
             flat = [
@@ -153,9 +156,12 @@ def facts_table(rows: Iterable[tuple[str, object]]) -> Table:
     return table
 
 
-def models_table(models: list[dict[str, Any]], width: int) -> Table | Group:
-    """Models as columns and figures as rows; one block a model where that does not fit."""
-    rows = [(label, [figure(m, key, spell) for m in models]) for key, label, spell in METRICS]
+def models_table(models: list[dict[str, Any]], width: int, names: dict[str, str]) -> Table | Group:
+    """Models as columns and figures as rows; one block a model where that does not fit.
+
+    names: of figures that a task gives a name of its own.
+    """
+    rows = [(names.get(key, label), [figure(m, key, spell) for m in models]) for key, label, spell in METRICS]
     rows = [(label, cells) for label, cells in rows if any(cell != "-" for cell in cells)]
     names = [str(model.get("name", "?")) for model in models]
     if width < 20 + 13 * len(models):
@@ -172,8 +178,14 @@ def models_table(models: list[dict[str, Any]], width: int) -> Table | Group:
     return table
 
 
+def evaluated(figures: dict[str, Any]) -> str:
+    """What an evaluation found beside the loss, in the words of the task: "accuracy 87.5%"; empty without one."""
+    found = ((label, spell, figures.get(f"eval_{key}")) for key, label, spell in METRICS)
+    return ", ".join(f"{label} {spell(value)}" for label, spell, value in found if value is not None)
+
+
 def figure(model: dict[str, Any], key: str, spell) -> str:
-    """One cell; perplexity with its 95 % interval."""
+    """One cell; what a task is judged by has its 95 % interval."""
     value = model.get(key)
     if value is None:
         return "-"

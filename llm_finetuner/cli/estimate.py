@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from llm_finetuner.cli.needed import OF_LABELS, OWN
+from llm_finetuner.cli.needed import OWN
 from llm_finetuner.recipe import Model, Recipe, members_of
 
 FRAMEWORK = 450 * 2**20  # torch, transformers and the interpreter themselves
@@ -103,24 +103,21 @@ def measure(model: Model, recipe: Recipe | None = None, task: str = Recipe.task)
     import torch
     import transformers
 
-    from llm_finetuner.models.shrink import choose_blocks, parse_share
+    from llm_finetuner.models.shrink import choose_in_stacks, parse_share
+    from llm_finetuner.models.stacks import depths_of, with_blocks
     from llm_finetuner.named_models import student_source
     from llm_finetuner.registry import TASKS, TUNINGS, resolve
 
-    task = recipe.task if recipe else task
-    auto = resolve(TASKS, task, "task").auto
+    purpose = resolve(TASKS, recipe.task if recipe else task, "task")()
     divisor = parse_share(model.name) if recipe else None
     name = student_source(recipe) if divisor else model.name
     with reading(name):
         config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
-        text = config.get_text_config()
         if divisor:
-            kept = len(choose_blocks(text.num_hidden_layers, divisor, model.keep_blocks))
-            if "layer_types" in text.to_dict() and text.layer_types is not None:
-                text.layer_types = text.layer_types[:kept]
-            text.num_hidden_layers = kept
+            kept = choose_in_stacks(depths_of(config), divisor, model.keep_blocks, model.keep_encoder)
+            config = with_blocks(config, kept)
         with torch.device("meta"):
-            empty = getattr(transformers, auto).from_config(config)
+            empty = getattr(transformers, purpose.auto).from_config(config)
     # narrower by w: matrices between hidden widths w x w, the embedding w
     head = empty.get_input_embeddings().weight.numel()
     width = model.keep_width if divisor else 1.0
@@ -132,10 +129,11 @@ def measure(model: Model, recipe: Recipe | None = None, task: str = Recipe.task)
         kind = (
             "lora" if recipe.tuning.kind == "qlora" else recipe.tuning.kind
         )  # the same adapter, unquantised
-        resolve(TUNINGS, kind)(empty, 100, **recipe.tuning.options)
+        resolve(TUNINGS, kind)(empty, 100, purpose, **recipe.tuning.options)
         trainable = round(sum(p.numel() for p in empty.parameters() if p.requires_grad) * width)
-    answers = config.num_labels if task in OF_LABELS else text.vocab_size
-    return Sizes(parameters, trainable, round(text.hidden_size * width), text.num_hidden_layers, answers)
+    text = config.get_text_config()
+    answers = config.num_labels if purpose.labels else text.vocab_size
+    return Sizes(parameters, trainable, round(text.hidden_size * width), sum(depths_of(config)), answers)
 
 
 def matmul_speed() -> float:

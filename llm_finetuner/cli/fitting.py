@@ -21,16 +21,28 @@ from llm_finetuner.cli.answers import (
 )
 from llm_finetuner.cli.exits import program
 from llm_finetuner.cli.hub import is_on_hub, models_in
-from llm_finetuner.cli.needed import ADAPTED, OF_ANY_TASK, WRITING, blocks_kept, compares_blocks, is_part
+from llm_finetuner.cli.needed import (
+    CLASSIFYING,
+    FILLING,
+    OF_ANY_TASK,
+    OF_LABELS,
+    STORED,
+    WRITING,
+    blocks_kept,
+    compares_blocks,
+    is_part,
+)
 from llm_finetuner.cli.words import words_of
 from llm_finetuner.errors import DataError, FinetunerError, RecipeError
-from llm_finetuner.layer_maps import check_exits, layer_pairs
+from llm_finetuner.layer_maps import check_exits, check_kept, kept_blocks, layer_pairs, spelled
 from llm_finetuner.ranges import check_shares
-from llm_finetuner.recipe import Model, Recipe, Teacher, Train, members_of
+from llm_finetuner.recipe import Model, Recipe, Teacher, Train, check_labelled, members_of
 from llm_finetuner.registry import TASKS, resolve
-from llm_finetuner.teachers.places import check_kept, check_place
+from llm_finetuner.teachers.places import check_place
 
-DEPTH = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")  # what configurations call it
+DEPTH = (  # what configurations call it, where there are two stacks that of the decoder
+    "num_decoder_layers", "decoder_layers", "num_hidden_layers", "n_layer", "num_layers", "n_layers",
+)  # fmt: skip
 NO_STATES = (
     "ensemble",
     "remote",
@@ -53,6 +65,7 @@ def check_fit(recipe: Recipe, trains: bool = True) -> None:
 
 def check_task(recipe: Recipe) -> None:
     """Raise RecipeError for what a model of this task cannot do or be, in the words of the run itself."""
+    check_labelled(recipe, recipe.task in OF_LABELS)
     if recipe.task in WRITING or recipe.task not in TASKS:
         return
     scheme, teacher = recipe.scheme, recipe.teacher
@@ -61,15 +74,16 @@ def check_task(recipe: Recipe) -> None:
             f"{recipe.method} has a model write continuations, and a model for {recipe.task} writes none",
             "take vanilla_distillation, feature_distillation or relation_distillation",
         )
-    if recipe.task not in ADAPTED and recipe.tuning.kind != "full":
-        raise RecipeError(
-            f"adapters for {recipe.task} are not there yet, and {recipe.tuning.kind} is one",
-            "tuning.kind=full",
-        )
     if teacher and recipe.needs_teacher and teacher.kind not in OF_ANY_TASK:
         raise RecipeError(
             f"a {teacher.kind} teacher answers models that continue texts, and this one does not",
             "teacher.kind=live",
+        )
+    redrawn = recipe.task in FILLING and recipe.data.mask == "fresh"
+    if redrawn and teacher and recipe.needs_teacher and teacher.kind in STORED:
+        raise RecipeError(
+            "data.mask=fresh hides other tokens in each epoch, and stored answers are to the rows as they were",
+            "data.mask=fixed, or a live teacher",
         )
     if recipe.train.packing:
         imports.wait()
@@ -126,7 +140,7 @@ def check_teacher(recipe: Recipe) -> None:
         manifest_of(recipe)
     if teacher.kind == "live_cached" and teacher.options["path"]:
         check_place(teacher.options["path"])
-        check_kept(teacher.options["keep_layers"])
+        check_kept_layers(recipe, kept_blocks(teacher.options["keep_layers"]), "keep_layers")
     if teacher.kind != "ensemble":
         return
     weights, count = teacher.options.get("weights"), len(members_of(teacher))
@@ -170,15 +184,11 @@ def check_blocks(recipe: Recipe) -> None:
         _check_kept(recipe, wanted, terms[0].objective)
 
 
-def check_kept_layers(recipe: Recipe, layers: list[int]) -> None:
+def check_kept_layers(recipe: Recipe, blocks: tuple[int, ...], name: str = "--keep-layers") -> None:
     """Raise RecipeError for teacher blocks that a cache is to keep and the teacher does not have."""
     depth = depth_of(recipe.teacher.name)
-    wrong = [layer for layer in layers if depth and not 0 <= layer < depth]
-    if wrong:
-        raise RecipeError(
-            f"--keep-layers names block {wrong[0]}: the teacher {recipe.teacher.name} has blocks 0 to {depth - 1}",
-            "give numbers of the teacher's blocks, from 0",
-        )
+    if depth:
+        check_kept(blocks, depth, recipe.task in CLASSIFYING, f"the teacher {recipe.teacher.name}", name)
 
 
 # ---- what is known of the models
@@ -186,17 +196,28 @@ def check_kept_layers(recipe: Recipe, layers: list[int]) -> None:
 
 def depth_of(name: str) -> int | None:
     """Blocks of a model by its config.json; None where there is none at hand that says so."""
+    config = _config_of(name)
+    inner = (config.get(name) for name in ("decoder", "text_config"))
+    sections = [*(section for section in inner if isinstance(section, dict)), config]
+    found = (section.get(key) for section in sections for key in DEPTH)
+    return next((depth for depth in found if isinstance(depth, int)), None)
+
+
+def has_two_stacks(name: str) -> bool:
+    """Whether config.json says that a model has an encoder and a decoder."""
+    return _config_of(name).get("is_encoder_decoder") is True
+
+
+def _config_of(name: str) -> dict[str, Any]:
+    """The config.json of a model, of an adapter that of its base; empty where none is at hand."""
     config, seen = _json_of(name, "config.json"), {name}
     while config is None:  # an adapter: its base is asked, which may be an adapter again
         name = (_json_of(name, "adapter_config.json") or {}).get("base_model_name_or_path")
         if not isinstance(name, str) or not name or name in seen:
-            return None
+            return {}
         seen.add(name)
         config = _json_of(name, "config.json")
-    text = config.get("text_config")
-    sections = [text, config] if isinstance(text, dict) else [config]
-    found = (section.get(key) for section in sections for key in DEPTH)
-    return next((depth for depth in found if isinstance(depth, int)), None)
+    return config
 
 
 def student_depth(recipe: Recipe) -> int | None:
@@ -258,11 +279,11 @@ def cache_command(recipe: Recipe, folder: str, teacher: str = "", layers: tuple[
     """The command that writes the cache that the recipe wants; TEACHER where nobody knows which one."""
     plan = Train(batch_size=recipe.train.batch_size, seed=recipe.train.seed)
     plain = Recipe(
-        "vanilla_distillation", student=recipe.student, data=replace(recipe.data, hard_share=1.0), train=plan,
-        teacher=Teacher(recipe.teacher.name or teacher or "TEACHER"),
+        "vanilla_distillation", task=recipe.task, student=recipe.student, train=plan,
+        data=replace(recipe.data, hard_share=1.0), teacher=Teacher(recipe.teacher.name or teacher or "TEACHER"),
     )  # fmt: skip
     words = ["cache", *words_of(plain)[3:], "--to", folder]
-    words += ["--keep-layers", *map(str, layers)] if layers else []
+    words += ["--keep-layers", *spelled(layers).split(", ")] if layers else []
     return f"{program()} {shlex.join(words)}"
 
 
@@ -271,11 +292,11 @@ def _check_kept(recipe: Recipe, wanted: set[int], objective: str) -> None:
     kept = manifest.get("settings", {}).get("layers", [])
     if wanted <= set(kept):
         return
-    spelled = ", ".join(map(str, sorted(wanted)))
-    stored = f"only those of {', '.join(map(str, kept))}" if kept else "none"
+    stored, blocks = f"only those of {spelled(kept)}" if kept else "none", tuple(sorted(wanted))
     teacher = str(manifest.get("about", {}).get("teacher", ""))
-    command = cache_command(recipe, f"{folder.rstrip('/')}-layers", teacher, tuple(sorted(wanted)))
+    command = cache_command(recipe, f"{folder.rstrip('/')}-layers", teacher, blocks)
     raise RecipeError(
-        f"{objective} compares hidden states, here of teacher blocks {spelled}, and the cache {folder} keeps {stored}",
+        f"{objective} compares hidden states, here of teacher blocks {spelled(blocks)}, and the cache {folder} keeps "
+        f"{stored}",
         f"--keep-layers keeps them, in a cache of its own: {command}",
     )

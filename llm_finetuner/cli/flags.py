@@ -3,12 +3,13 @@
 import argparse
 
 from llm_finetuner.cli.settings import Setting, by_flag, settings
+from llm_finetuner.layer_maps import POOLED_NAME
 from llm_finetuner.registry import MENU
 
 LISTS = (
     "methods", "tunings", "objectives", "layers", "teachers", "tasks", "optimizers", "schedules", "runs",
 )  # fmt: skip
-NOT_READ = ("data.hard_share", "teacher.from_scratch")  # by what only asks a teacher
+NOT_READ = ("data.hard_share", "data.mask", "teacher.from_scratch")  # by what only asks a teacher
 MODES = ("top_k", "sampled", "fp16", "fp32")  # of a cache
 
 SECTIONS = {  # of the recipe, and what help calls them
@@ -102,7 +103,7 @@ def _run(child: argparse.ArgumentParser) -> None:
 
 def _cache(child: argparse.ArgumentParser) -> None:
     child.usage = "%(prog)s --student MODEL --teacher MODEL --data SOURCE --to FOLDER [flags]"
-    _add_named(child, ("student.", "teacher.", "data."), ("train.batch_size", "train.seed"))
+    _add_named(child, ("student.", "teacher.", "data."), ("task", "train.batch_size", "train.seed"))
     child.add_argument("--to", metavar="FOLDER", help="where the cache goes; what it holds already is kept")
     child.add_argument("--k", type=int, metavar="N", help="most probable tokens a position (default: 50)")
     child.add_argument("--mode", choices=MODES, help="what is kept of an answer (default: top_k)")
@@ -111,10 +112,10 @@ def _cache(child: argparse.ArgumentParser) -> None:
     )
     child.add_argument(
         "--keep-layers",
-        type=int,
+        type=lambda word: word if word == POOLED_NAME else int(word),
         nargs="+",
         metavar="N",
-        help="teacher blocks whose hidden states are kept too",
+        help=f"teacher blocks whose hidden states are kept too; {POOLED_NAME}: what a label is read off",
     )
     add_set(child)
 
@@ -165,6 +166,8 @@ def _benchmark(child: argparse.ArgumentParser) -> None:
     child.add_argument("model", help="folder of a run, or a model")
     child.add_argument("--prompts", metavar="FILE", required=True, help="one prompt a line, or .jsonl")
     child.add_argument("--references", metavar="FILE", help="the wanted completions, in the same order")
+    told = "of T5 and its kin: what stands before every prompt (default: what stood there in training)"
+    child.add_argument("--prefix", metavar="TEXT", help=told)
 
 
 def _resume(child: argparse.ArgumentParser) -> None:

@@ -3,6 +3,7 @@
 import os
 import shlex
 import webbrowser
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from llm_finetuner.cli.console import Screen
 from llm_finetuner.cli.exits import OK, program
 from llm_finetuner.cli.folder import check_output
 from llm_finetuner.cli.listing import runs_in
-from llm_finetuner.cli.needed import check_complete
+from llm_finetuner.cli.needed import TRANSFORMING, check_complete
 from llm_finetuner.cli.prompts import BACK, Ask, Pick
 from llm_finetuner.cli.recipes import existing, offered
 from llm_finetuner.cli.training import recipe_in, train_and_compare
@@ -195,18 +196,29 @@ def compare() -> Any:
             return BACK
         measuring.compare({"run": folder, "baseline": baseline}, screen)
         return OK
-    why = 'One prompt a line, or .jsonl with "prompt".'
-    path = prompts.ask("Prompts", why, Ask("prompts.txt", existing_prompts, is_path=True))
-    if path is BACK:
+    files = ask_files(recipe_in(folder).task)
+    if files is BACK:
         return BACK
-    measuring.benchmark({"model": folder, "prompts": path}, screen)
+    measuring.benchmark({"model": folder, **files}, screen)
     return OK
 
 
-def existing_prompts(typed: str) -> str:
-    """A file of prompts as typed. Raises RecipeError."""
+def ask_files(task: str) -> Any:
+    """{"prompts": path}, and "references" for sources, which have no second half to be held against; or BACK."""
+    found = {}
+    for key in ("prompts", *(["references"] if task in TRANSFORMING else [])):
+        one = key.removesuffix("s")
+        typed = Ask(f"{key}.txt", partial(file_of_lines, one), is_path=True)
+        found[key] = prompts.ask(key.capitalize(), f'One {one} a line, or .jsonl with "{one}".', typed)
+        if found[key] is BACK:
+            return BACK
+    return found
+
+
+def file_of_lines(key: str, typed: str) -> str:
+    """A file of prompts or of references as typed. Raises RecipeError."""
     try:
-        measuring.read_lines(typed.strip(), "prompt")
+        measuring.read_lines(typed.strip(), key)
     except FinetunerError as error:
         raise RecipeError(error.what, error.hint) from error
     return typed.strip()

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_finetuner import registry
+from llm_finetuner.cli.console import evaluated
 from llm_finetuner.cli.plain import first_line
 from llm_finetuner.layer_maps import NAMED, layer_pairs
 from llm_finetuner.registry import options_of, resolve
@@ -29,12 +30,12 @@ class Run:
     method: str
     student: str
     steps: int
-    perplexity: float | None
+    figures: dict[str, float | None]  # of its best evaluation
     finished: bool
 
     @property
     def summary(self) -> str:
-        quality = f", perplexity {self.perplexity:.3f}" if self.perplexity is not None else ""
+        quality = f", {evaluated(self.figures)}" if evaluated(self.figures) else ""
         student = Path(self.student).name if Path(self.student).is_absolute() else self.student
         return f"{self.method} of {student}, {self.steps} steps{'' if self.finished else ' so far'}{quality}"
 
@@ -96,8 +97,7 @@ def read_run(folder: Path) -> Run | None:
     training, log = folder / "training.json", folder / "log.jsonl"
     if training.exists():
         done = json.loads(training.read_text(encoding="utf-8"))
-        return Run(
-            str(folder), recipe.method, recipe.student.name, done["steps"], done["eval_perplexity"], True
-        )
+        figures = {name: value for name, value in done.items() if name.startswith("eval_")}
+        return Run(str(folder), recipe.method, recipe.student.name, done["steps"], figures, True)
     steps = sum(1 for _ in log.open(encoding="utf-8")) if log.exists() else 0
-    return Run(str(folder), recipe.method, recipe.student.name, steps, None, False)
+    return Run(str(folder), recipe.method, recipe.student.name, steps, {}, False)

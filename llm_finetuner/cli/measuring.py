@@ -1,14 +1,18 @@
 """The commands compare and benchmark. Heavy imports stand inside the functions."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from llm_finetuner.cli.exits import program
+from llm_finetuner.cli.fitting import has_two_stacks
 from llm_finetuner.cli.hub import prepare
-from llm_finetuner.cli.needed import WRITING
+from llm_finetuner.cli.needed import TRANSFORMING, WRITING
 from llm_finetuner.cli.training import comparison, recipe_in
 from llm_finetuner.errors import CheckpointError, DataError, RecipeError
+from llm_finetuner.recipe import Data
+from llm_finetuner.registry import TASKS, resolve
 
 
 def compare(given: dict[str, Any], screen) -> Any:
@@ -24,7 +28,7 @@ def compare(given: dict[str, Any], screen) -> Any:
 
 def benchmark(given: dict[str, Any], screen) -> Any:
     """benchmark MODEL --prompts FILE [--references FILE]."""
-    check_writes(given["model"])
+    task, data = written_by(given["model"])
     prompts = read_lines(given["prompts"], "prompt")
     references = read_lines(given["references"], "reference") if "references" in given else None
     if references is not None and len(references) != len(prompts):
@@ -39,7 +43,9 @@ def benchmark(given: dict[str, Any], screen) -> Any:
     from llm_finetuner.finetuner import LLMFineTuner
     from llm_finetuner.models.loading import load_tokenizer, load_trained
 
-    tuner = LLMFineTuner(load_trained(name, merge=True), tokenizer=load_tokenizer(name))
+    model = load_trained(name, merge=True, auto=resolve(TASKS, task).auto)
+    tuner = LLMFineTuner(model, task=task, tokenizer=load_tokenizer(name))
+    tuner.recipe = replace(tuner.recipe, data=replace(data, prefix=given.get("prefix", data.prefix)))
     tuner.load_model(method="full")
     figures = tuner.benchmark(prompts, references)
     # the facade reports no overlap as a number above 0, for ratios
@@ -48,13 +54,17 @@ def benchmark(given: dict[str, Any], screen) -> Any:
     return {**figures, "scored_against": tuner.benchmarked_against}
 
 
-def check_writes(model: str) -> None:
-    """Raise RecipeError for a run whose model completes no prompts."""
-    if (Path(model) / "recipe.yaml").exists() and recipe_in(model).task not in WRITING:
+def written_by(model: str) -> tuple[str, Data]:
+    """(the task of a model that writes, how a run read its data). Raises RecipeError for one that writes nothing."""
+    if not (Path(model) / "recipe.yaml").exists():
+        return (TRANSFORMING if has_two_stacks(model) else WRITING)[0], Data()
+    recipe = recipe_in(model)
+    if recipe.task not in (*WRITING, *TRANSFORMING):
         raise RecipeError(
-            f"{model} is a model for {recipe_in(model).task}, which completes no prompts",
+            f"{model} is a model for {recipe.task}, which completes no prompts",
             f"its figures on held-out rows: {program()} compare {model}",
         )
+    return recipe.task, recipe.data
 
 
 def read_lines(path: str, key: str) -> list[str]:

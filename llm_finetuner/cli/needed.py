@@ -14,10 +14,12 @@ OWN = {
     "remote": ("url", "--url"),
 }  # what a kind of teacher has in place of a model
 WRITING = ("causal_lm",)  # tasks whose models continue texts
-ADAPTED = ("causal_lm", "seq2seq_lm")  # tasks whose models LoRA and its kin fit
+FILLING = ("masked_lm",)  # tasks whose models fill in hidden tokens
+TRANSFORMING = ("seq2seq_lm",)  # tasks whose models have an encoder and a decoder
 CLASSIFYING = ("classification", "multi_label_classification")  # texts
 OF_LABELS = (*CLASSIFYING, "token_classification")  # tasks whose answers are labels
-OF_ANY_TASK = ("live", "ensemble")  # kinds of teachers that need not write
+STORED = ("cached", "live_cached")  # kinds of teachers whose answers are on disk
+OF_ANY_TASK = ("live", "ensemble", *STORED)  # kinds of teachers that need not write
 
 
 def is_part(name: str) -> bool:
@@ -53,8 +55,7 @@ def fitting_kinds(scheme: Scheme) -> tuple[str, ...]:
         return ("live", "ensemble")
     if scheme.teacher != "given":
         return ()
-    stored = ("cached", "live_cached")
-    return tuple(kind for kind in TEACHERS if not (scheme.on_policy and kind in stored))
+    return tuple(kind for kind in TEACHERS if not (scheme.on_policy and kind in STORED))
 
 
 def check_complete(recipe: Recipe) -> None:

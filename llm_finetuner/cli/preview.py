@@ -16,7 +16,7 @@ from llm_finetuner.registry import TASKS, resolve
 class Sight:
     """rows: [(text, counted)] a row. examples and length (tokens, on average) are what training will see.
 
-    labels: how often each label is given, for texts to classify.
+    labels: how often each label is given, of texts and of tags. weights: what each weighs, where weights are wanted.
     """
 
     sentence: str
@@ -24,6 +24,7 @@ class Sight:
     examples: int
     length: float
     labels: dict[str, int] = field(default_factory=dict)
+    weights: dict[str, float] = field(default_factory=dict)
 
 
 def look(recipe: Recipe) -> Sight:
@@ -51,18 +52,18 @@ def _look(task_name: str, student: str, spelled: str, _stamp: tuple) -> Sight:
     tokenizer = load_tokenizer(student)
     found, dataset = read(data, task)
     limit = min(data.max_length, positions(student) or data.max_length)  # what training will cut at
-    data, labels = dataclasses.replace(data, max_length=limit), {}
+    data, labels, weights = dataclasses.replace(data, max_length=limit), {}, {}
     if task.shapes_of_text:
         said, rows, stats = _text(found.shape, dataset, tokenizer, data)
     else:
-        said, rows, stats, labels = seen(task_name, task, dataset, tokenizer, data, student)
+        said, rows, stats, labels, weights = seen(task_name, task, dataset, tokenizer, data, student)
     count, sampled = len(dataset), min(SAMPLE, len(dataset))
     examples = max(1, round(count * stats["examples"] / sampled))
     cut = cut_in_words(int(stats["truncated"]), sampled, count, limit)
     sentence = f"{count:,} rows, {said}" if said else f"{count:,} prepared rows"
     skipped = f", {found.skipped} bad rows left out" if found.skipped else ""
     sentence = f"{sentence}{skipped}, {stats['mean_length']:.0f} tokens on average{cut}"
-    return Sight(sentence, rows, examples, stats["mean_length"], labels)
+    return Sight(sentence, rows, examples, stats["mean_length"], labels, weights)
 
 
 def _text(shape: Any, dataset: Any, tokenizer: Any, data: Data) -> tuple[str, list, dict[str, float]]:
@@ -79,10 +80,3 @@ def cut_in_words(cut: int, seen: int, rows: int, limit: int) -> str:
     """How many rows are longer than the limit, for the end of the sentence."""
     among = "" if seen == rows else f" of the first {seen}"
     return f"; {cut}{among} rows are longer than {limit} tokens and will be cut" if cut else ""
-
-
-def labels_in_words(labels: dict[str, int], most: int = 20) -> str:
-    """ "labels: bad 12, good 14", the most frequent ones first where there are many."""
-    often = sorted(labels, key=lambda name: -labels[name])[:most] if len(labels) > most else list(labels)
-    more = f", {len(labels) - most} more" if len(labels) > most else ""
-    return f"labels: {', '.join(f'{name} {labels[name]:,}' for name in often)}{more}"

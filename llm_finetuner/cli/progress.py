@@ -14,8 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from llm_finetuner.cli import imports
-from llm_finetuner.cli.console import Screen, text
-from llm_finetuner.cli.plain import count, duration, size
+from llm_finetuner.cli.console import Screen, evaluated, text
+from llm_finetuner.cli.plain import count, duration, listed, size
 
 EVERY = 5.0  # seconds between plain lines
 SHOWN = 4  # terms of a loss in one line
@@ -25,7 +25,7 @@ BLOCKS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 ASCII_BLOCKS = "_.-=+*#@"
 NOT_TERMS = {
     "step", "epoch", "loss", "teacher_nll", "agreement", "tokens_per_second", "learning_rate", "grad_norm",
-    "seconds", "eval_loss", "eval_perplexity", "eval_accuracy", "padding",
+    "seconds", "padding",
 }  # fmt: skip
 
 
@@ -136,6 +136,8 @@ class View:
             f"{count(plan.get('parameters'))} parameters{share}{teacher}, "
             f"{plan.get('device')}, {plan.get('precision')}"
         )
+        if plan.get("class_weights"):
+            self.screen.say(listed("class weights", plan["class_weights"]))
         if self.resumed_from:
             self.screen.say(f"resumed from step {self.resumed_from}")
         self._start()
@@ -248,8 +250,5 @@ class View:
 def evaluation_line(record: dict[str, Any]) -> str:
     """An evaluation in one line."""
     best = ", the best so far" if record.get("best") else ""
-    if "eval_accuracy" in record:  # a task whose answers are labels
-        figure = f"accuracy {record['eval_accuracy']:.1%}"
-    else:
-        figure = f"perplexity {record['eval_perplexity']:.3f}"
-    return f"evaluation at step {record.get('step')}: loss {record['eval_loss']:.4f}, {figure}{best}"
+    figures = f"loss {record['eval_loss']:.4f}, {evaluated(record)}"
+    return f"evaluation at step {record.get('step')}: {figures}{best}"

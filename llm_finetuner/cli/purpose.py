@@ -1,12 +1,20 @@
 """What a model is for, as the menu asks it: which tasks a method can be run for, and what a task leaves to ask."""
 
 from llm_finetuner.cli import spoken
-from llm_finetuner.cli.needed import ADAPTED, OF_ANY_TASK, WRITING
+from llm_finetuner.cli.needed import FILLING, OF_ANY_TASK, OF_LABELS, TRANSFORMING, WRITING
 from llm_finetuner.cli.prompts import Pick
 from llm_finetuner.recipe import Recipe
 from llm_finetuner.registry import METHODS, TASKS, menu_entry, resolve
 
 TEXT = Recipe.task
+ONLY_FOR = {  # settings that are for models of these tasks only
+    "train.packing": WRITING,
+    "data.loss_on": WRITING,
+    "student.keep_encoder": TRANSFORMING,
+    "data.label_names": OF_LABELS,
+    "data.class_weights": OF_LABELS,
+    "data.mask": FILLING,
+}
 
 
 def task_of(answers: dict) -> str:
@@ -15,10 +23,10 @@ def task_of(answers: dict) -> str:
 
 
 def pick_task(answers: dict) -> Pick | None:
-    """Not asked where a model has to write, and for adapters, which are for models that write."""
-    _, method, tuning, _ = menu_entry(answers["method"])
+    """Not asked where a model has to write."""
+    _, method, _, _ = menu_entry(answers["method"])
     scheme = resolve(METHODS, method)()
-    if scheme.writing or scheme.on_policy or tuning != "full":
+    if scheme.writing or scheme.on_policy:
         return None
     return Pick([(name, *told, None) for name, told in spoken.TASKS.items() if name in TASKS], TEXT)
 
@@ -34,9 +42,5 @@ def example(answers: dict) -> tuple[str, str]:
 
 
 def pointless(task: str) -> tuple[str, ...]:
-    """Settings that are for models that write only."""
-    return () if task in WRITING else ("train.packing", "data.loss_on")
-
-
-def takes_adapters(task: str) -> bool:
-    return task in ADAPTED
+    """Settings that are for other tasks."""
+    return tuple(path for path, tasks in ONLY_FOR.items() if task not in tasks)

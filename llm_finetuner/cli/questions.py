@@ -29,10 +29,10 @@ from llm_finetuner.cli.asking import (
 )
 from llm_finetuner.cli.fitting import NO_STATES
 from llm_finetuner.cli.hub import is_on_hub
-from llm_finetuner.cli.needed import compares_blocks, fitting_kinds, is_part
+from llm_finetuner.cli.needed import OF_LABELS, TRANSFORMING, compares_blocks, fitting_kinds, is_part
 from llm_finetuner.cli.plain import first_line
 from llm_finetuner.cli.prompts import BACK, Ask, Mark, Pick
-from llm_finetuner.cli.purpose import example, kinds_for, pick_task, pointless, takes_adapters, task_of
+from llm_finetuner.cli.purpose import example, kinds_for, pick_task, pointless, task_of
 from llm_finetuner.cli.settings import MEMBERS, Setting, fields_of, options_in
 from llm_finetuner.errors import RecipeError
 from llm_finetuner.recipe import Data, Model, Recipe, Teacher, Train
@@ -42,6 +42,7 @@ from llm_finetuner.scheme import Scheme
 ASKED = ("train.epochs", "train.batch_size", "train.learning_rate", "data.max_length", "data.samples")
 ELSEWHERE = (  # asked with the models and the data
     "student.name", "teacher.name", "teacher.kind", "data.source", "data.config", "data.split", "data.text_columns",
+    "data.prefix",
 )  # fmt: skip
 FIRST = {  # of a kind of teacher, what is asked at once; the rest on request
     "ensemble": ("members", "weights", "mixture"),
@@ -96,10 +97,11 @@ def chain(answers: Answers) -> Steps:
 
 def caching(answers: Answers) -> Steps:
     """What a teacher's answers are written down for."""
-    k = Question("job.k", lambda a: Ask("50", whole_number))
+    k = Question("job.k", lambda a: None if task_of(a) in OF_LABELS else Ask("50", whole_number))
     return [
+        plain("task", pick_task),
         *student(answers),
-        plain("teacher.name", lambda a: Ask(spoken.EXAMPLE_TEACHER, teacher_name, is_path=True)),
+        plain("teacher.name", lambda a: Ask(example(a)[1], teacher_name, is_path=True)),
         *data(),
         *known("data.max_length", "data.samples"),
         (k, k.why()),
@@ -163,6 +165,7 @@ def data() -> Steps:
         plain("data.source", lambda a: Ask(found_data(), data_source, is_path=True)),
         plain("data.config", pick_config),
         plain("data.split", pick_split),
+        plain("data.prefix", ask_prefix),
         plain("data.look", lambda a: None),
     ]
 
@@ -262,16 +265,23 @@ def pick_scratch(key: str, answers: Answers) -> Pick | None:
     return Pick([yes, no], True) if lacks_weights(answers, key) else None
 
 
-def pick_tuning(answers: Answers) -> Pick | None:
-    if not takes_adapters(task_of(answers)):
-        return None
+def pick_tuning(answers: Answers) -> Pick:
     described = [(name, name, first_line(resolve(TUNINGS, name)), None) for name in TUNINGS]
     return Pick(described, menu_entry(answers["method"])[2])
 
 
+def field_of_data(path: str) -> Ask:
+    """A line for a setting of the data that may be nothing."""
+    setting = next(s for s in fields_of(Data, "data") if s.path == path)
+    return Ask(setting.nothing, setting.parse)
+
+
 def pick_config(answers: Answers) -> Ask | None:
-    setting = next(s for s in fields_of(Data, "data") if s.path == "data.config")
-    return Ask(setting.nothing, setting.parse) if is_on_hub(answers["data.source"]) else None
+    return field_of_data("data.config") if is_on_hub(answers["data.source"]) else None
+
+
+def ask_prefix(answers: Answers) -> Ask | None:
+    return field_of_data("data.prefix") if task_of(answers) in TRANSFORMING else None
 
 
 def pick_split(answers: Answers) -> Ask | None:

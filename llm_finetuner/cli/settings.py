@@ -14,12 +14,16 @@ from typing import Any, Literal
 from llm_finetuner.cli import typed as text_of
 from llm_finetuner.cli.wording import CHOICES, FLAGS, HELP, NOTHING
 from llm_finetuner.errors import RecipeError
+from llm_finetuner.ranges import number_or_text
 from llm_finetuner.recipe import Data, Model, Recipe, Teacher, Train
 from llm_finetuner.registry import METHODS, TEACHERS, TUNINGS, menu_entry, resolve
 
 LAYERS = ("options.feature_layers", "options.layers")
 MEMBERS = "teacher.options.members"
-NOT_OF_TEACHERS = ("teacher.keep_blocks", "teacher.keep_width")  # of a student that is cut from its teacher
+WEIGHTS = "data.class_weights"
+KEPT = ("keep_blocks", "keep_width", "keep_encoder")  # of a student that is cut from its teacher
+VERBATIM = ("data.prefix",)  # blanks at the end are part of it
+NOT_OF_TEACHERS = tuple(f"teacher.{name}" for name in KEPT)
 FOR_TYPES = {"Context": object, "Provider": object}  # what annotations name without importing it
 
 
@@ -81,6 +85,8 @@ class Setting:
         text = ",".join(words).strip()
         if self.optional and text.lower() in ("", self.nothing, "none"):
             return None
+        if self.path in VERBATIM:
+            return typed
         if self.path in LAYERS:
             return text_of.read_layers(text)
         if self.is_mapping:
@@ -100,9 +106,12 @@ class Setting:
     def _mapping(self, words: list[str]) -> dict[str, Any]:
         if self.path == "options.objectives":
             return text_of.read_objectives(words)
+        parts = [part for word in words for part in word.split(",")]
+        if self.path == WEIGHTS:
+            return text_of.read_weights(parts)
         if "".join(words).strip().lower() in ("", self.nothing):
             return {}
-        return text_of.read_conditions([part for word in words for part in word.split(",")])
+        return text_of.read_conditions(parts)
 
     def _items(self, text: str) -> Any:
         items = [word.strip() for word in text.split(",") if word.strip()]
@@ -111,6 +120,8 @@ class Setting:
             return items[0]  # weights: loss
         if text.lower() == "none":
             return []
+        if isinstance(kind[0], types.UnionType):
+            return [number_or_text(item) for item in items]
         wanted = {int: "whole numbers", float: "numbers"}.get(kind[0], "names")
         if not all(_reads(item, kind[0]) for item in items):
             raise RecipeError(f"{self.path} must be {wanted}, got {text!r}")
@@ -118,7 +129,8 @@ class Setting:
 
     def spell(self, value: Any) -> str:
         """How a user would type the value in one line; `parse` reads it back."""
-        return ", ".join(self.words(value)) if self.path == "data.only" else " ".join(self.words(value))
+        apart = ", " if self.path in ("data.only", WEIGHTS) else " "
+        return apart.join(self.words(value))
 
     def words(self, value: Any) -> list[str]:
         """The value as the words of a command; `parse` reads them back."""

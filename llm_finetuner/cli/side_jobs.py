@@ -22,7 +22,8 @@ def cache() -> Any:
     screen = Screen()
 
     def carry_out(recipe: Recipe, answers: dict[str, Any]) -> None:
-        teaching.write_cache(recipe, answers["job.to"], {"k": answers["job.k"]}, screen)
+        options = {"k": answers["job.k"]} if "job.k" in answers else {}  # of few labels all are kept
+        teaching.write_cache(recipe, answers["job.to"], options, screen)
 
     return teacher_job("vanilla_distillation", "cache", screen, teaching.check_cache, carry_out)
 

@@ -28,7 +28,7 @@ def soft_labels(recipe: Recipe) -> tuple[list[dict[str, Any]], list[str]]:
     from llm_finetuner.engine import default_device
     from llm_finetuner.models import labels, loading
     from llm_finetuner.named_models import load_teacher
-    from llm_finetuner.output import Want
+    from llm_finetuner.output import Want, moved
 
     task, device = resolve(TASKS, recipe.task)(), default_device(None)
     teacher = load_teacher(recipe.teacher, device, task.auto)
@@ -39,7 +39,7 @@ def soft_labels(recipe: Recipe) -> tuple[list[dict[str, Any]], list[str]]:
     step = max(1, len(dataset) // EXAMPLES)
     few = dataset.select(range(0, min(len(dataset), EXAMPLES * step), step))
     rows = task.prepare_rows(few, tokenizer, data, teacher).dataset.with_format(None)
-    batch = {name: x.to(device) for name, x in task.collate(list(rows)).items()}
+    batch = moved(task.collate(list(rows)), device)
     output = task.run(teacher, batch, Want())
     texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in rows["input_ids"]]
     names = names_of(dataset)

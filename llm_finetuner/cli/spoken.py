@@ -32,6 +32,7 @@ TITLES = {
     "data.source": "Training data",
     "data.config": "Configuration of the data set",
     "data.split": "Split",
+    "data.prefix": "What stands before every source?",
     "data.samples": "How many rows?",
     "data.max_length": "Longest example, in tokens",
     "options.feature_layers": "Layers to match",
@@ -55,6 +56,7 @@ WHY = {  # where the help of the flag is too short for someone who sees it for t
     "data.source": "A .jsonl .json .csv .tsv .parquet .txt file, a folder, a glob, or a data set on the hub.",
     "data.config": "Hub data sets may come in several, such as wikitext-2-raw-v1.",
     "data.split": "The part of the data set to train on.",
+    "data.prefix": 'T5 has learned to be told what to do: "summarize: ", with a blank behind it. none: nothing.',
     "options.temperature": "1 to 10. How much of the teacher's doubt the student sees. 1: probabilities as they are; "
     "2: the usual softening; 5: unlikely tokens count clearly; 10: nearly their ranking only. 4..1: from 4 down to 1.",
     "options.alpha": "0 to 1: the weight of the ground truth; the teacher has the rest. 0: the teacher only; "

@@ -38,8 +38,11 @@ def read(data: Data, task: Any) -> tuple[Any, Any]:
 
 def seen(
     name: str, task: Any, dataset: Any, tokenizer: Any, data: Data, student: str
-) -> tuple[str, list[Row], dict[str, float], dict[str, int]]:
-    """(layout in words, rows to show, figures of the first rows, counts of labels). Raises FinetunerError."""
+) -> tuple[str, list[Row], dict[str, float], dict[str, int], dict[str, float]]:
+    """(layout in words, rows to show, figures of the first rows, counts of labels, what they weigh).
+
+    Raises FinetunerError.
+    """
     if name in OF_LABELS:
         dataset = with_labels(name, dataset, data, labels_of(student))
     head = dataset.select(range(min(SAMPLE, len(dataset))))
@@ -52,11 +55,26 @@ def seen(
         said = f"read: {', '.join(done.columns)}"
     first = done.dataset.select(range(min(SHOWN, len(done.dataset)))).with_format(None)
     shown = [in_words(name, row, tokenizer, names_of(done.dataset)) for row in first]
-    counts = counts_of(dataset, done.shape) if name in CLASSIFYING and done.shape else {}
-    return said, shown, done.stats, counts
+    counts, weights = counted(name, task, dataset, done.shape, data) if done.shape else ({}, {})
+    return said, shown, done.stats, counts, weights
 
 
 # ---- labels
+
+
+def counted(
+    name: str, task: Any, dataset: Any, layout: Any, data: Data
+) -> tuple[dict[str, int], dict[str, float]]:
+    """(how often each label is given, what each weighs where weights are wanted). Raises DataError, RecipeError."""
+    from llm_finetuner.data import class_weights
+
+    if name not in OF_LABELS:
+        return {}, {}
+    counts, total = (counts_of if name in CLASSIFYING else tag_counts)(dataset, layout, data.label_names)
+    if not data.class_weights:
+        return counts, {}
+    given = {label: counts.get(label, 0) for label in names_of(dataset)}
+    return counts, class_weights.weigh(data.class_weights, given, total, task.exclusive)
 
 
 def labels_of(model: str) -> list[str]:
@@ -79,7 +97,7 @@ def with_labels(task: str, dataset: Any, data: Data, own: list[str]) -> Any:
         return dataset
     module = labelled if task in CLASSIFYING else tagged
     if generic(own) and "input_ids" not in dataset.column_names:
-        own = module.names(dataset, module.recognise(dataset, data.text_columns)) or own
+        own = module.names(dataset, module.recognise(dataset, data.text_columns), data.label_names) or own
     return label_names.put(dataset, own)
 
 
@@ -95,16 +113,16 @@ def switched_on(shares: list[float]) -> list[int]:
     return [number for number, share in enumerate(shares) if share > 0.5]
 
 
-def counts_of(dataset: Any, layout: Any) -> dict[str, int]:
-    """How many rows have each label; values that are no label are told when the rows are prepared."""
+def counts_of(dataset: Any, layout: Any, label_names: list[str] | None) -> tuple[dict[str, int], int]:
+    """(how many rows have each label, how many have any); what is no label is told when the rows are prepared."""
     from llm_finetuner.data.class_names import reader
     from llm_finetuner.errors import DataError
 
     names = names_of(dataset)
-    counts, without = dict.fromkeys(names, 0), 0
+    counts, total, without = dict.fromkeys(names, 0), 0, 0
     if layout.label is None:
-        return {WITHOUT: len(dataset)}
-    numbers = reader(dataset, layout, names, layout.kind)
+        return {WITHOUT: len(dataset)}, 0
+    numbers = reader(dataset, layout, names, layout.kind, label_names)
     for value in dataset.select_columns([layout.label]).with_format(None)[layout.label]:
         try:
             found = numbers(value)
@@ -113,9 +131,29 @@ def counts_of(dataset: Any, layout: Any) -> dict[str, int]:
         if found[:1] == [IGNORED]:
             without += 1
             continue
+        total += 1
         for number in found if layout.kind == "single" else switched_on(found):
             counts[names[number]] += 1
-    return {**counts, **({WITHOUT: without} if without else {})}
+    return {**counts, **({WITHOUT: without} if without else {})}, total
+
+
+def tag_counts(dataset: Any, shape: Any, label_names: list[str] | None) -> tuple[dict[str, int], int]:
+    """The same of words and their tags."""
+    from llm_finetuner.data import tagged
+    from llm_finetuner.errors import DataError
+
+    names, column = names_of(dataset), shape.columns[1]
+    counts = [0] * len(names)
+    number_of = tagged.numbers(dataset, shape, names, label_names)
+    for tags in dataset.select_columns([column]).with_format(None)[column]:
+        for tag in tags or ():
+            try:
+                number = None if tag in tagged.UNTAGGED else number_of(tag)
+            except DataError:
+                continue
+            if number is not None:
+                counts[number] += 1
+    return dict(zip(names, counts, strict=True)), sum(counts)
 
 
 # ---- rows

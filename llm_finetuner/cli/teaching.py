@@ -10,10 +10,11 @@ from llm_finetuner.cli.exits import program
 from llm_finetuner.cli.fitting import check_fit, check_kept_layers
 from llm_finetuner.cli.folder import OTHER, check_shared
 from llm_finetuner.cli.hub import names_in, prepare
-from llm_finetuner.cli.needed import WRITING, check_complete, is_part
+from llm_finetuner.cli.needed import check_complete, is_part
 from llm_finetuner.cli.settings import build, paths_in
 from llm_finetuner.cli.words import words_of
 from llm_finetuner.errors import RecipeError
+from llm_finetuner.layer_maps import kept_blocks
 from llm_finetuner.recipe import Recipe, Teacher
 
 ENOUGH_MASS = 0.8
@@ -25,7 +26,7 @@ def cache(given: dict[str, Any], screen) -> Any:
     names = {"k": "k", "mode": "mode", "draws": "draws", "keep_layers": "layers"}
     options = {names[name]: given[name] for name in names if name in given}
     if recipe.teacher:
-        check_kept_layers(recipe, options.get("layers", []))
+        check_kept_layers(recipe, kept_blocks(options.get("layers"), "--keep-layers"))
     return write_cache(recipe, _needed(given, "FOLDER"), options, screen)
 
 
@@ -39,12 +40,12 @@ def write_cache(recipe: Recipe, folder: str, options: dict[str, Any], screen) ->
     repeats = figures["repeats"]
     again = f"; {repeats:,} more rows repeat one of them and are stored once" if repeats else ""
     rows = [
-        ("answers to", f"{figures['rows']:,} rows, {figures['tokens']:,} tokens{again}"),
-        ("size", f"{figures['bytes_per_token']:.0f} bytes a token, beside hidden states"),
+        ("answers to", f"{figures['rows']:,} rows, {figures['tokens']:,} answers{again}"),
+        ("size", f"{figures['bytes_per_token']:.0f} bytes an answer, beside hidden states"),
     ]
     if figures["mean_kl"] is not None:
-        rows.append(("mean error", f"{figures['mean_kl']:.5f} nats a token, KL(teacher || cache)"))
-    if options.get("mode", "top_k") == "top_k":
+        rows.append(("mean error", f"{figures['mean_kl']:.5f} nats an answer, KL(teacher || cache)"))
+    if figures["top_mass"] is not None:
         mass = figures["top_mass"]
         few = "" if mass >= ENOUGH_MASS else ": more would lose less (--k)"
         rows.append((f"held by the {options.get('k', 50)} best", f"{mass:.1%} of the probability{few}"))
@@ -60,10 +61,6 @@ def check_cache(recipe: Recipe, folder: str) -> None:
     """Raise RecipeError where the answers cannot be had, or the folder is somebody else's."""
     check_complete(recipe)
     check_fit(recipe, trains=False)
-    if recipe.task not in WRITING:
-        raise RecipeError(
-            "a cached teacher answers models that continue texts, and this one does not", "teacher.kind=live"
-        )
     if recipe.teacher.kind != "live":
         raise RecipeError("only the answers of one live teacher can be cached", "give one --teacher")
     check_shared(replace(recipe, output=folder), CACHE, "--to")  # any of its files: a cache began here

@@ -5,7 +5,7 @@ from typing import Any
 
 from llm_finetuner import ramp
 from llm_finetuner.errors import RecipeError
-from llm_finetuner.layer_maps import NAMED
+from llm_finetuner.layer_maps import NAMED, POOLED_NAME
 from llm_finetuner.ranges import number_or_text
 
 OBJECTIVES_FORM = (
@@ -14,8 +14,8 @@ OBJECTIVES_FORM = (
 
 
 def read_layers(text: str) -> str | list:
-    """Read "0,3" as [0, 3], "0:1,3:7" as [[0, 1], [3, 7]] and "last" as it is. Raises RecipeError."""
-    if text.strip() in NAMED:
+    """Read "0,3" as [0, 3], "0:1,3:7" as [[0, 1], [3, 7]], "last" and "pooled" as they are. Raises RecipeError."""
+    if text.strip() in (*NAMED, POOLED_NAME):
         return text.strip()
     try:
         parts = [[int(number) for number in word.split(":")] for word in text.replace(",", " ").split()]
@@ -24,7 +24,7 @@ def read_layers(text: str) -> str | list:
     if not parts or any(len(part) not in (1, 2) or min(part) < 0 for part in parts):
         raise RecipeError(
             f"layers must be block numbers from 0 (0,3,6), pairs (0:1,3:7) or a map, got {text!r}",
-            f"maps: {', '.join(NAMED)}",
+            f"maps: {', '.join(NAMED)}; {POOLED_NAME}: what a text's label is read off",
         )
     return [part[0] if len(part) == 1 else part for part in parts]
 
@@ -96,6 +96,19 @@ def read_conditions(words: list[str]) -> dict[str, Any]:
         if not equals or not column.strip():
             raise RecipeError(f"{word!r} is not column=value", "example: --only subject=math")
         found[column.strip()] = read_plain(text.strip())
+    return found
+
+
+def read_weights(words: list[str]) -> str | dict[str, Any]:
+    """Read `bad=2`, `good=1` as {"bad": 2, "good": 1}, and one word, such as balanced, as it is. Raises RecipeError."""
+    if len(words) == 1 and "=" not in words[0]:
+        return words[0].strip()
+    found = {}
+    for word in words:
+        label, equals, weight = word.rpartition("=")
+        if not equals or not label.strip():
+            raise RecipeError(f"{word!r} is not label=weight", "example: --class-weights bad=2 good=1")
+        found[label.strip()] = number_or_text(weight.strip())
     return found
 
 

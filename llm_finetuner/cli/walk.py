@@ -7,7 +7,7 @@ from llm_finetuner.cli import imports, prompts
 from llm_finetuner.cli.asking import NEW_STAGE, STAGE, so_far
 from llm_finetuner.cli.chains import chain_of
 from llm_finetuner.cli.hub import names_in, prepare
-from llm_finetuner.cli.plain import clean
+from llm_finetuner.cli.plain import clean, listed
 from llm_finetuner.cli.prompts import BACK, Ask, Pick
 from llm_finetuner.cli.questions import Question, questions
 from llm_finetuner.cli.settings import Setting, fields_of
@@ -140,7 +140,7 @@ class Walk:
 
     def _show(self) -> FinetunerError | None:
         """Print the preview; what went wrong, if something did."""
-        from llm_finetuner.cli.preview import labels_in_words, look
+        from llm_finetuner.cli.preview import look
 
         prompts.note("Reading the data ... (the first time torch is loaded, which takes a while)")
         imports.wait()  # a broken library is no mistake of the data, so it is raised
@@ -152,6 +152,7 @@ class Walk:
             return error
         self.screen.say(clean(sight.sentence))
         self.screen.preview(sight.rows)
-        if sight.labels:
-            self.screen.say(clean(labels_in_words(sight.labels)))
+        for title, numbers in (("labels", sight.labels), ("class weights", sight.weights)):
+            if numbers:
+                self.screen.say(listed(title, numbers))
         return None

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from llm_finetuner.cli.settings import (
+    KEPT,
     MEMBERS,
     Setting,
     build,
@@ -16,7 +17,7 @@ from llm_finetuner.errors import RecipeError
 from llm_finetuner.recipe import Recipe, Teacher
 from llm_finetuner.registry import MENU, TEACHERS, menu_entry
 
-WHOLE = ("options.objectives", "data.only")  # mappings that are one setting
+WHOLE = ("options.objectives", "data.only", "data.class_weights")  # mappings that are one setting
 
 
 def words_of(recipe: Recipe) -> list[str]:
@@ -65,7 +66,7 @@ def _changed(recipe: Recipe, entry: str, distil: bool) -> dict[str, Any]:
     if distil:
         plain.update({s.path: s.default for s in fields_of(Teacher, "teacher")})
         plain.update({s.path: s.default for s in options_in_use(recipe, distil)})
-        plain.update({"teacher.keep_blocks": Teacher.keep_blocks, "teacher.keep_width": Teacher.keep_width})
+        plain.update({f"teacher.{name}": getattr(Teacher, name) for name in KEPT})
         plain["teacher.options"] = {}
     plain["teacher"] = None
     flat = flatten(recipe.to_dict())

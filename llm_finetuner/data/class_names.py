@@ -8,12 +8,13 @@ Weakness: of two classes, [0, 1] could name both, and is read as off, on.
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from llm_finetuner.data.examples import IGNORED
 from llm_finetuner.data.label_columns import Labelled, is_list
-from llm_finetuner.errors import DataError
+from llm_finetuner.data.label_names import by_number, check_among
+from llm_finetuner.errors import NAME_NUMBERS, DataError
 
 if TYPE_CHECKING:
     import datasets
@@ -23,13 +24,17 @@ NUMBER = re.compile(r"-?\d+(\.\d+)?")
 MEND = "mend the row, or leave such rows out: on_bad_row='skip'"
 
 
-def names(dataset: "datasets.Dataset", layout: Labelled) -> list[str]:
-    """The names of the classes in order: those of a ClassLabel, else the distinct values.
+def names(
+    dataset: "datasets.Dataset", layout: Labelled, label_names: Sequence[str] | None = None
+) -> list[str]:
+    """The names of the classes in order: the user's for its numbers, those of a ClassLabel, else the distinct values.
 
     Numbers are sorted as numbers, other names alphabetically; lists with a value for each class give "0", "1", ...
     What cannot be a label is passed over, for `prepare` tells its row; no label at all gives []. Raises DataError
     if the numbers are measurements rather than classes.
     """
+    if label_names:
+        return list(label_names)
     if layout.label is None:
         return []
     if own := _own_names(dataset, layout.label):
@@ -103,9 +108,16 @@ def _name_of(value: object, own: list[str] | None) -> str:
 
 
 def reader(
-    dataset: "datasets.Dataset", layout: Labelled, labels: list[str], kind: str
+    dataset: "datasets.Dataset",
+    layout: Labelled,
+    labels: list[str],
+    kind: str,
+    label_names: Sequence[str] | None = None,
 ) -> Callable[[Any], list]:
-    """value of the label column -> the row's `labels`; raises DataError for a label that is not known."""
+    """value of the label column -> the row's `labels`; raises DataError for a label that is not known.
+
+    label_names: what the user calls the numbers 0, 1, ... of the column.
+    """
     known = {name: number for number, name in enumerate(labels)}
     if not labels or len(known) < len(labels):
         raise DataError(f"the names of the classes are {labels}", "there is at least one, each once")
@@ -116,20 +128,44 @@ def reader(
         raise DataError(what, "make the task multi-label, or name a column with one label a row")
     own = _own_names(dataset, layout.label) if layout.label else []
     own = own if any(name in known for name in own) else []  # else the numbers themselves are the classes
+    label_names = list(label_names or ())
+    check_among(label_names, labels)
     listed = ", ".join(repr(name) for name in labels[:20]) + (", ..." if len(labels) > 20 else "")
 
     def find(value: object) -> int | None:
-        name = _name_of(value, own)
+        name = _name_of(value, [] if label_names else own)
+        if label_names and name not in UNLABELLED:
+            name = by_number(name, label_names)
         if name not in known and name not in UNLABELLED:
             raise DataError(
-                f"label {name!r} in column '{layout.label}' is not known; known are {listed}", MEND
+                f"label {name!r} in column '{layout.label}' is not known; known are {listed}",
+                NAME_NUMBERS if NUMBER.fullmatch(name) else MEND,
             )
         return known.get(name)
 
     if kind == "single":
         return lambda value: [IGNORED if (number := find(value)) is None else number]
-    full = layout.kind == "multi" and _full_width(dataset, layout.label, len(labels)) is not None
+    width = len(label_names or labels)
+    full = layout.kind == "multi" and _full_width(dataset, layout.label, width) is not None
+    if full and label_names:
+        return _reordered(label_names, labels)
     return lambda value: to_floats(value if layout.kind == "multi" else [value], full, find, len(labels))
+
+
+def _reordered(names: list[str], labels: list[str]) -> Callable[[list | None], list[float]]:
+    """A value for each of `names` -> one for each of `labels`. Raises DataError where some have none."""
+    if len(names) < len(labels):
+        raise DataError(
+            f"lists give values to {', '.join(names)}, and the labels of the model are {', '.join(labels)}",
+            "give every label a value, and a name in label_names",
+        )
+    order = [names.index(label) for label in labels]
+
+    def read(value: list | None) -> list[float]:
+        given = to_floats(value, True, int, len(names))
+        return [given[place] for place in order]
+
+    return read
 
 
 def to_floats(value: list | None, full: bool, find: Callable, classes: int) -> list[float]:

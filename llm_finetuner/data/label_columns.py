@@ -108,11 +108,11 @@ def _named(
 def _text_holders(dataset: "datasets.Dataset") -> list[str]:
     """Columns that hold text in at least one of the first rows."""
     head = dataset.select(range(min(shapes.SAMPLE, len(dataset)))).with_format(None)
-    columns = [field.name for field in dataset.features.arrow_schema if _is_string(field.type)]
+    columns = [field.name for field in dataset.features.arrow_schema if is_string(field.type)]
     return [column for column in columns if any(value and value.strip() for value in head[column])]
 
 
-def _is_string(kind: Any) -> bool:
+def is_string(kind: Any) -> bool:
     import pyarrow.types as types
 
     return types.is_string(kind) or types.is_large_string(kind)
@@ -128,7 +128,7 @@ def _fits_label(kind: Any) -> bool:
     import pyarrow.types as types
 
     kind = kind.value_type if is_list(kind) else kind
-    plain = (types.is_integer, types.is_floating, types.is_boolean, types.is_null, _is_string)
+    plain = (types.is_integer, types.is_floating, types.is_boolean, types.is_null, is_string)
     return any(fits(kind) for fits in plain)
 
 

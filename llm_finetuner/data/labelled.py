@@ -1,12 +1,14 @@
 """Rows of text with classes -> token ids and labels for a classifier.
 
-A prepared row has input_ids, attention_mask, token_type_ids where the tokenizer gives them, and labels:
+A prepared row has input_ids, attention_mask, token_type_ids where the tokenizer gives them, texts (the text or the two,
+for a teacher that has another tokenizer) and labels:
 
     single   [class number]                      one class a text; [-100] where there is none
     multi    C floats, 0 or 1 or between         each of C classes on or off; -100.0 throughout where unknown
 
 `label_columns` says which columns are read, `class_names` what their values mean.
-Weakness: a tokenizer without a template for pairs (GPT-2) puts nothing between the two texts.
+Weakness: a tokenizer without a template for pairs (GPT-2) puts nothing between the two texts. One that gives no
+segments (DistilBERT) gives none to a teacher of the same tokens either that has some (BERT), and so hears pairs worse.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from llm_finetuner.data.class_names import MEND, column_of, names, reader, to_floats
 from llm_finetuner.data.examples import IGNORED, Builder
-from llm_finetuner.data.label_columns import Labelled, describe, is_list, recognise
+from llm_finetuner.data.label_columns import Labelled, describe, is_list, is_string, recognise
 from llm_finetuner.data.text import BATCH, Prepared
 from llm_finetuner.errors import DataError
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Labelled", "describe", "names", "prepare", "recognise"]
 
 TOKEN_COLUMNS = ("input_ids", "attention_mask", "token_type_ids")
+TEXTS = "texts"
 
 
 def prepare(
@@ -35,10 +38,12 @@ def prepare(
     max_length: int = 512,
     on_bad_row: str = "stop",
     kind: str | None = None,
+    label_names: Sequence[str] | None = None,
 ) -> Prepared:
     """Tokenise with the tokenizer's own special tokens and number the classes in the order of `labels`.
 
-    A class is found by its name, and by its number too where all names are generic (LABEL_0, LABEL_1, ...). Of a
+    A class is found by its name, and by its number too where all names are generic (LABEL_0, LABEL_1, ...);
+    `label_names` says what numbers in the data are called. Of a
     pair that is longer than `max_length` the longer text is cut. `kind` ("single" | "multi") is the model's, where
     it may differ from what the rows show: unlabelled text for a multi-label model. Rows that have input_ids are
     checked and taken as they are. In stats counted_tokens is the number of labelled rows, dropped that of rows
@@ -58,13 +63,12 @@ def prepare(
     if max_length < max(4, special + len(layout.text)):
         least = max(4, special + len(layout.text))
         raise DataError(f"max_length is {max_length}", f"it is {least} tokens or more")
-    given = TOKEN_COLUMNS if "token_type_ids" in tokenizer.model_input_names else TOKEN_COLUMNS[:2]
-    builder = _Rows(given, kind)
-    target = reader(dataset, layout, list(labels), kind)
+    builder = _Rows([*_columns_of(tokenizer), TEXTS], kind)
+    target = reader(dataset, layout, list(labels), kind, label_names)
     for rows in _good_batches(dataset, layout, target, on_bad_row, builder):
-        texts = [list(column) for column in zip(*(text for text, _ in rows), strict=True)]
-        for number, tokens in enumerate(_encode(texts, tokenizer, given, max_length, builder)):
-            builder.put(tokens, rows[number][1])
+        texts = [text for text, _ in rows]
+        for number, tokens in enumerate(_encode(texts, tokenizer, max_length, builder)):
+            builder.put([*tokens, texts[number]], rows[number][1])
         builder.flush()
     columns = [*layout.text, *([layout.label] if layout.label else [])]
     return Prepared(builder.finish(), layout, columns, builder.stats())
@@ -77,24 +81,25 @@ class _Rows(Builder):
         super().__init__()
         self.columns, self.kind = columns, kind
 
-    def put(self, tokens: Sequence[list[int]], labels: list) -> None:
-        """One row: its token columns and its labels; a text without any token is dropped."""
-        if not tokens[0]:
+    def put(self, values: Sequence[list | None], labels: list) -> None:
+        """One row: its columns, token ids first, and its labels; a text without any token is dropped."""
+        count = len(values[0])
+        if not count:
             self.dropped += 1
             return
-        self.waiting.append((*tokens, labels))
+        self.waiting.append((*values, labels))
         self.examples += 1
-        self.tokens += len(tokens[0])
+        self.tokens += count
         self.counted += labels[0] != IGNORED
-        self.longest = max(self.longest, len(tokens[0]))
+        self.longest = max(self.longest, count)
 
     def flush(self) -> None:
         """Turn what is waiting into Arrow."""
         import pyarrow as pa
 
         label = pa.int64() if self.kind == "single" else pa.float32()
-        kinds = {name: pa.int32() if name == "input_ids" else pa.int8() for name in self.columns}
-        kinds["labels"] = label
+        wide = {"input_ids": pa.int32(), TEXTS: pa.string()}
+        kinds = {**{name: wide.get(name, pa.int8()) for name in self.columns}, "labels": label}
         columns = zip(*self.waiting, strict=True) if self.waiting else [[]] * len(kinds)
         arrays = [pa.array(c, pa.list_(k)) for c, k in zip(columns, kinds.values(), strict=True)]
         self.batches.append(pa.record_batch(arrays, names=list(kinds)))
@@ -108,21 +113,32 @@ class _Rows(Builder):
         return self.dataset()
 
 
+def tokens_of(
+    texts: Sequence[Sequence[str]], tokenizer: Any, limit: int | None
+) -> dict[str, list[list[int]]]:
+    """The token columns of texts, or of pairs of them, cut to `limit`: of a pair the longer text."""
+    columns = [list(column) for column in zip(*texts, strict=True)]
+    cut = {} if limit is None else {"truncation": "longest_first", "max_length": limit}
+    coded = tokenizer(*columns, return_attention_mask=True, verbose=False, **cut)
+    return {name: coded[name] for name in _columns_of(tokenizer)}
+
+
+def _columns_of(tokenizer: Any) -> Sequence[str]:
+    return TOKEN_COLUMNS if "token_type_ids" in tokenizer.model_input_names else TOKEN_COLUMNS[:2]
+
+
 def _encode(
-    texts: list[list[str]], tokenizer: Any, columns: Sequence[str], limit: int, builder: Builder
+    texts: list[list[str]], tokenizer: Any, limit: int, builder: Builder
 ) -> Iterator[list[list[int]]]:
     """The token columns of each text (or pair), cut to `limit` and counted where cut."""
     if not texts:
         return
-    coded = tokenizer(
-        *texts, truncation="longest_first", max_length=limit, return_attention_mask=True, verbose=False
-    )
-    at_limit = [row for row, ids in enumerate(coded["input_ids"]) if len(ids) >= limit]
+    coded = tokens_of(texts, tokenizer, limit)
+    at_limit = [texts[row] for row, ids in enumerate(coded["input_ids"]) if len(ids) >= limit]
     if at_limit:  # only these can have been cut
-        picked = [[column[row] for row in at_limit] for column in texts]
-        whole = tokenizer(*picked, verbose=False)["input_ids"]
+        whole = tokens_of(at_limit, tokenizer, None)["input_ids"]
         builder.truncated += sum(len(ids) > limit for ids in whole)
-    for values in zip(*(coded[name] for name in columns), strict=True):
+    for values in zip(*coded.values(), strict=True):
         yield list(values)
 
 
@@ -161,18 +177,25 @@ def _take_ready(
     tokens = [name for name in TOKEN_COLUMNS if name in dataset.column_names]
     label = next((name for name in ("labels", "label") if name in dataset.column_names), None)
     given = TOKEN_COLUMNS if "token_type_ids" in tokens else TOKEN_COLUMNS[:2]
-    builder = _Rows(given, kind or _ready_kind(dataset, label))
-    names_read = [*tokens, *([label] if label else [])]
+    texts = [TEXTS] if _holds_texts(dataset) else []
+    builder = _Rows([*given, *texts], kind or _ready_kind(dataset, label))
+    names_read = [*tokens, *texts, *([label] if label else [])]
     for number, row in enumerate(dataset.select_columns(names_read).with_format(None), 1):
         try:
             checked = _ready_labels(row.get(label), builder.kind, len(labels))
-            builder.put(_ready_tokens(row, given), checked)
+            builder.put([*_ready_tokens(row, given), *(row[name] for name in texts)], checked)
         except DataError as error:
             builder.refuse(number, error, on_bad_row)
         if number % BATCH == 0:
             builder.flush()
     builder.flush()
     return Prepared(builder.finish(), None, ["input_ids"], builder.stats())
+
+
+def _holds_texts(dataset: "datasets.Dataset") -> bool:
+    """Whether the rows have kept their texts, and no column of that name holds something else."""
+    kind = dataset.features.arrow_schema.field(TEXTS).type if TEXTS in dataset.column_names else None
+    return kind is not None and is_list(kind) and is_string(kind.value_type)
 
 
 def _ready_kind(dataset: "datasets.Dataset", label: str | None) -> str:

@@ -1,11 +1,10 @@
 """Text -> token ids with some of them hidden, and what stood there as labels (BERT, arXiv 1810.04805, section 3.1).
 
 What is hidden depends on the seed and the number of the row alone: neither on the batch nor on the process. So a row
-looks the same in each epoch, and what a teacher said of it can be kept.
-Weakness: for the same reason there is no dynamic masking (RoBERTa), which helps where few rows are met many times.
+looks the same in each epoch, and what a teacher said of it can be kept. `Redraw` hides other tokens in each epoch.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +18,8 @@ from llm_finetuner.errors import DataError
 if TYPE_CHECKING:
     import datasets
 
-HIDDEN, SWAPPED = 0.8, 0.1  # of the chosen tokens: become the mask token; another token; the rest stays
+SHARE = 0.15  # of a block's tokens is chosen
+HIDDEN, SWAPPED = 0.8, 0.1  # of those: become the mask token; another token; the rest stays
 
 
 def recognise(dataset: "datasets.Dataset", text_columns: Sequence[str] | str | None = None) -> Shape:
@@ -40,7 +40,7 @@ def prepare(
     text_columns: Sequence[str] | str | None = None,
     max_length: int = 512,
     seed: int = 0,
-    share: float = 0.15,
+    share: float = SHARE,
     on_bad_row: str = "stop",
 ) -> Prepared:
     """Tokenise each row, cut it into blocks of at most `max_length`, and hide `share` of each block's tokens.
@@ -78,21 +78,49 @@ def prepare(
     return Prepared(builder.dataset(), shape, list(shape.columns), builder.stats())
 
 
+def plain_tokens(tokenizer: Any) -> np.ndarray:
+    """[V] true for tokens that can be hidden, all but the special ones. Raises DataError where nothing hides them."""
+    if tokenizer.mask_token_id is None:
+        raise DataError(
+            "masked_lm hides tokens behind a mask token, and this tokenizer has none",
+            "take a model that was trained to fill in (BERT, DistilBERT, RoBERTa), or another task: "
+            "causal_lm for models that write on (GPT, Llama), seq2seq_lm for T5 and BART",
+        )
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    vocabulary = set(tokenizer.get_vocab().values())
+    plain = np.zeros(max(vocabulary) + 1, bool)
+    plain[sorted(vocabulary - special - set(tokenizer.all_special_ids))] = True
+    return plain
+
+
+def uncovered(row: Mapping[str, Any]) -> list[int]:
+    """The tokens of a prepared row as they were before some were hidden."""
+    pairs = zip(row["input_ids"], row["labels"], strict=True)
+    return [shown if label == IGNORED else label for shown, label in pairs]
+
+
+class Redraw:
+    """Hides other tokens of a prepared row in each epoch: dynamic masking (RoBERTa, arXiv 1907.11692, section 4.1).
+
+    Which ones depends on the seed, the epoch and the row's number alone, so neither on the batch, the process nor on
+    where a run was interrupted.
+    """
+
+    def __init__(self, tokenizer: Any, seed: int):
+        self.hide, self.seed = _Mask(tokenizer, SHARE), seed
+
+    def __call__(self, row: Mapping[str, Any], epoch: int, number: int) -> dict[str, Any]:
+        draw = np.random.default_rng([self.seed, epoch, number])
+        shown, labels = self.hide(uncovered(row), draw)
+        return {**row, "input_ids": shown, "labels": labels}
+
+
 class _Mask:
     """Hides tokens of a block; the vocabulary without its special tokens is looked up once."""
 
     def __init__(self, tokenizer: Any, share: float):
-        if tokenizer.mask_token_id is None:
-            raise DataError(
-                "masked_lm hides tokens behind a mask token, and this tokenizer has none",
-                "take a model that was trained to fill in (BERT, DistilBERT, RoBERTa), or another task: "
-                "causal_lm for models that write on (GPT, Llama), seq2seq_lm for T5 and BART",
-            )
-        special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-        vocabulary = set(tokenizer.get_vocab().values())
-        self.pool = np.array(sorted(vocabulary - special - set(tokenizer.all_special_ids)))
-        self.plain = np.zeros(max(vocabulary) + 1, bool)  # [V]
-        self.plain[self.pool] = True
+        self.plain = plain_tokens(tokenizer)
+        self.pool = np.flatnonzero(self.plain)
         self.mask, self.share = tokenizer.mask_token_id, share
 
     def __call__(self, block: list[int], draw: np.random.Generator) -> tuple[list[int], list[int]]:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from llm_finetuner.data import rows
 from llm_finetuner.data.examples import IGNORED, check_options
+from llm_finetuner.data.label_names import by_number, check_among
 from llm_finetuner.data.shapes import Shape
 from llm_finetuner.data.text import Prepared
-from llm_finetuner.errors import DataError
+from llm_finetuner.errors import NAME_NUMBERS, DataError
 
 if TYPE_CHECKING:
     import datasets
@@ -55,11 +56,12 @@ def describe(shape: Shape) -> str:
     return f"tagged words: each word of '{words}' is given, its tag in '{tags}' is learned"
 
 
-def names(dataset: "datasets.Dataset", shape: Shape) -> list[str]:
-    """The labels: the names of the dataset's ClassLabel; or the tags found, 'O' first; or "0" to the largest number.
-
-    Raises DataError where there is no tag.
+def names(dataset: "datasets.Dataset", shape: Shape, label_names: Sequence[str] | None = None) -> list[str]:
+    """The labels: what the user calls its numbers; or the names of the dataset's ClassLabel; or the tags found, 'O'
+    first; or "0" to the largest number. Raises DataError where there is no tag.
     """
+    if label_names:
+        return list(label_names)
     tags = shape.columns[1]
     known = _class_names(dataset, tags)
     if known:
@@ -86,11 +88,13 @@ def prepare(
     text_columns: Sequence[str] | str | None = None,
     max_length: int = 512,
     on_bad_row: str = "stop",
+    label_names: Sequence[str] | None = None,
 ) -> Prepared:
     """Tokenise words and place their tags, as numbers in `labels`; what is longer than `max_length` is cut off.
 
-    Rows that have input_ids and labels are taken as they are. Raises DataError for a tokenizer that cannot say which
-    word a token belongs to, for bad rows (on_bad_row="skip" leaves them out) and if nothing is left.
+    `label_names` says what numbers among the tags are called. Rows that have input_ids and labels are taken as they
+    are. Raises DataError for a tokenizer that cannot say which word a token belongs to, for bad rows
+    (on_bad_row="skip" leaves them out) and if nothing is left.
     """
     check_options(dataset, max_length, on_bad_row)
     builder = rows.Unshifted()
@@ -103,7 +107,7 @@ def prepare(
             "tags need a fast tokenizer: load the model's with AutoTokenizer.from_pretrained(..., use_fast=True)",
         )
     shape = recognise(dataset, text_columns)
-    number_of = _numbers(_class_names(dataset, shape.columns[1]), labels)
+    number_of = numbers(dataset, shape, labels, label_names)
     around = rows.frame(tokenizer)
     room = around.room(max_length)
     for batch in rows.good_batches(
@@ -128,12 +132,20 @@ def _place(tags: list[int], words: list[int | None]) -> list[int]:
     return [IGNORED if word in (None, before) else tags[word] for before, word in steps]
 
 
-def _numbers(known: list[str], labels: Sequence[str]) -> Callable[[str | int], int | None]:
-    """Tag -> its number in `labels`, or None. `known`: the names behind a dataset's own numbers, or none."""
+def numbers(
+    dataset: "datasets.Dataset", shape: Shape, labels: Sequence[str], label_names: Sequence[str] | None
+) -> Callable[[str | int], int | None]:
+    """Tag -> its number in `labels`, or None. Raises DataError for a number that the user gave no name."""
     if not labels:
         raise DataError("there are no labels to learn", "give their names: labels=[...]")
     place = {name: number for number, name in enumerate(labels)}
-    own = [place.get(name) for name in known] if known else list(range(len(labels)))
+    if label_names:
+        check_among(label_names, labels)
+        return lambda tag: place[by_number(str(tag), label_names)]
+    known = _class_names(dataset, shape.columns[1])
+    own = [place.get(name) for name in known] or [
+        place.get(f"LABEL_{i}", place.get(str(i))) for i in range(len(labels))
+    ]
 
     def number_of(tag: str | int) -> int | None:
         if isinstance(tag, str):
@@ -164,7 +176,7 @@ def _read(
             listed = ", ".join(labels[:SHOWN]) + (", ..." if len(labels) > SHOWN else "")
             raise DataError(
                 f"the tag {tag!r} of word {place} ({word!r}) is not among the {len(labels)} labels: {listed}",
-                hint,
+                NAME_NUMBERS if str(tag).isdigit() else hint,
             )
         placed.append(number)
     return words, placed

@@ -15,6 +15,7 @@ token that a decoder starts from.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llm_finetuner.data import rows
@@ -64,6 +65,60 @@ def recognise(dataset: "datasets.Dataset", text_columns: Sequence[str] | str | N
     raise DataError(f"no source and target among the columns found: {listed}", EXPECTED)
 
 
+@dataclass(frozen=True)
+class Side:
+    """How the texts of one side become token ids: what stands before them, around them, and where they are cut."""
+
+    tokenizer: Any
+    frame: rows.Frame
+    max_length: int
+    prefix: str = ""
+    target: bool = False
+
+    def __call__(self, texts: Sequence[str]) -> list[tuple[list[int], bool]]:
+        """(ids, whether the text was longer) of each; a target without a token is empty: it would teach to say nothing.
+
+        Raises DataError where max_length leaves no room.
+        """
+        room = self.frame.room(self.max_length)
+        if not texts:
+            return []
+        named = {"text_target" if self.target else "text": [self.prefix + text for text in texts]}
+        found = []
+        for ids in self.tokenizer(**named, add_special_tokens=False, verbose=False)["input_ids"]:
+            if ids[-1:] == self.frame.back[:1]:  # data may have written EOS already
+                ids = ids[:-1]
+            kept = [] if self.target and not ids else self.frame.around(ids[:room])
+            found.append((kept, len(ids) > room))
+        return found
+
+
+def sources(tokenizer: Any, max_length: int, prefix: str = "") -> Side:
+    """The side of what is given."""
+    return Side(tokenizer, rows.frame(tokenizer), max_length, prefix)
+
+
+def targets(tokenizer: Any, max_length: int) -> Side:
+    """The side of what is learned. Raises DataError for a tokenizer without an end of text."""
+    return Side(tokenizer, target_frame(tokenizer), max_length, target=True)
+
+
+def target_frame(tokenizer: Any) -> rows.Frame:
+    """What stands around a target: EOS behind it, where the tokenizer writes no end (BERT: [SEP]) by itself.
+
+    Raises DataError for a tokenizer without an end of text.
+    """
+    front, back = rows.frame(tokenizer, target=True)
+    if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in back:
+        back = [*back, tokenizer.eos_token_id]
+    if not back:
+        raise DataError(
+            "this tokenizer has no end-of-text token: the model would not learn where to stop",
+            "give it one (tokenizer.eos_token), or take a model with encoder and decoder: T5, BART",
+        )
+    return rows.Frame(front, back)
+
+
 def describe(shape: Shape) -> str:
     """One plain sentence for the user on how rows are read."""
     *given, last = shape.columns
@@ -92,45 +147,15 @@ def prepare(
         rows.take_ready(dataset, builder, aligned=False)
         return Prepared(builder.dataset(), None, ["input_ids"], builder.stats())
     shape = recognise(dataset, text_columns)
-    around, ends = rows.frame(tokenizer), _target_frame(tokenizer)
-    room, space = around.room(max_length), ends.room(max_length)
+    source, target = sources(tokenizer, max_length, prefix), targets(tokenizer, max_length)
     held = [_column(dataset, name) for name in shape.columns]
     for batch in rows.good_batches(dataset, held, lambda row: _read(row, shape), on_bad_row, builder):
-        for given, wanted in _encode([pair for _, pair in batch], tokenizer, prefix):
-            given, wanted = _without_end(given, around), _without_end(wanted, ends)
-            builder.truncated += len(given) > room or len(wanted) > space
-            ids = around.around(given[:room])
-            # A target without a token would teach to say nothing: it counts as dropped.
-            builder.add_labels(ids, [1] * len(ids), ends.around(wanted[:space]) if wanted else [])
+        given, wanted = source([pair[0] for _, pair in batch]), target([pair[1] for _, pair in batch])
+        for (ids, cut), (labels, also_cut) in zip(given, wanted, strict=True):
+            builder.truncated += cut or also_cut
+            builder.add_labels(ids, [1] * len(ids), labels)
         builder.flush()
     return Prepared(builder.dataset(), shape, list(shape.columns), builder.stats())
-
-
-def _target_frame(tokenizer: Any) -> rows.Frame:
-    """What stands around a target; EOS behind it, where the tokenizer writes no end (BERT: [SEP]) by itself."""
-    front, back = rows.frame(tokenizer, target=True)
-    if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in back:
-        back = [*back, tokenizer.eos_token_id]
-    if not back:
-        raise DataError(
-            "this tokenizer has no end-of-text token: the model would not learn where to stop",
-            "give it one (tokenizer.eos_token), or take a model with encoder and decoder: T5, BART",
-        )
-    return rows.Frame(front, back)
-
-
-def _without_end(ids: list[int], frame: rows.Frame) -> list[int]:
-    """Data may have written EOS already, which the frame puts there."""
-    return ids[:-1] if ids[-1:] == frame.back[:1] else ids
-
-
-def _encode(pairs: list[tuple[str, str]], tokenizer: Any, prefix: str) -> list[tuple[list[int], list[int]]]:
-    """[(ids of the source, ids of the target)] without special tokens."""
-    if not pairs:
-        return []
-    sources = tokenizer([prefix + source for source, _ in pairs], add_special_tokens=False, verbose=False)
-    targets = tokenizer(text_target=[target for _, target in pairs], add_special_tokens=False, verbose=False)
-    return list(zip(sources["input_ids"], targets["input_ids"], strict=True))
 
 
 def _named(dataset: "datasets.Dataset", wanted: Sequence[str] | str) -> Shape:

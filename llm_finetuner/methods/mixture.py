@@ -10,17 +10,18 @@ from llm_finetuner.registry import OBJECTIVES, unknown
 from llm_finetuner.scheme import Scheme, Term
 
 DEFAULT = {"cross_entropy": 0.5, "forward_kl": {"weight": 0.5, "temperature": 2.0}}
-OF_TERM = ("weight", "layers", "projection")
+OF_TERM = ("weight", "layers", "tokens", "projection")
 _AGAIN = re.compile(r"(.+)_\d+$")  # forward_kl_2
 
 
 def distillation(*, objectives: dict[str, Any] | None = None, layers: str | list | None = None) -> Scheme:
     """The sum of named objectives: {"cross_entropy": 0.5, "skew_forward_kl": {"weight": 0.5, "lam": 0.1}}.
 
-    An objective is a weight, or a mapping of weight, layers, projection and the objective's own options; weights and
-    temperatures may change over the run ("1..0"). The same objective a second time is called forward_kl_2, as in the
-    log. layers: the pairs of blocks of the terms that name none. None takes half cross-entropy, half forward KL at
-    temperature 2.
+    An objective is a weight, or a mapping of weight, layers, tokens, projection and the objective's own options;
+    weights and temperatures may change over the run ("1..0"). The same objective a second time is called forward_kl_2,
+    as in the log. layers: the pairs of blocks of the terms that name none. tokens: first compares hidden states of each
+    text's first token, [CLS] of encoders, where models are read at all of them. None takes half cross-entropy, half
+    forward KL at temperature 2.
     """
     terms = []
     if objectives is not None and not isinstance(objectives, dict):
@@ -37,10 +38,12 @@ def distillation(*, objectives: dict[str, Any] | None = None, layers: str | list
             check_ramp(f"temperature of {name}", given["temperature"], 0.1, 100)
         options = {key: value for key, value in given.items() if key not in OF_TERM}
         placed = given.get("layers", layers)
-        projection = given.get("projection", "linear")
+        projection, tokens = given.get("projection", "linear"), given.get("tokens", "all")
         if projection not in ("linear", "orthogonal"):
             raise RecipeError(f"projection of {name} must be linear or orthogonal, got {projection!r}")
-        terms.append(Term(objective, weight, options, layers=placed, projection=projection))
+        if tokens not in ("all", "first"):
+            raise RecipeError(f"tokens of {name} must be all or first, got {tokens!r}")
+        terms.append(Term(objective, weight, options, placed, projection, tokens))
     if not any(any(ends(term.weight)) for term in terms):
         raise RecipeError("no objective has a weight", f"the default is objectives: {DEFAULT}")
     return Scheme(tuple(terms))

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from llm_finetuner.errors import ModelError
-from llm_finetuner.models.loading import blocks_of
+from llm_finetuner.layer_maps import POOLED
+from llm_finetuner.models.stacks import blocks_of
 from llm_finetuner.output import Want
 
 SEPARATE = {
@@ -120,7 +121,8 @@ def capture(model: nn.Module, want: Want) -> tuple[dict, list]:
     def keep_input(_module, args, kwargs):
         kept["embeddings", 0] = args[0] if args else kwargs["hidden_states"]
 
-    for block in want.layers:
+    layers = [block for block in want.layers if block != POOLED]  # which is read where the answers are
+    for block in layers:
         hooks.append(blocks[block].register_forward_hook(keep(("features", block), _first)))
     for block in want.attention:
         found = attention_of(blocks[block])
@@ -134,7 +136,7 @@ def capture(model: nn.Module, want: Want) -> tuple[dict, list]:
     if want.embeddings:
         hooks.append(blocks[0].register_forward_pre_hook(keep_input, with_kwargs=True))
     if not want.answers:
-        last = max((*want.layers, *want.attention, *want.states, 0))
+        last = max((*layers, *want.attention, *want.states, 0))
         hooks.append(blocks[last].register_forward_hook(_stop))  # after those that keep its output
     return kept, hooks
 

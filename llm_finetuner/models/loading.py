@@ -9,6 +9,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from llm_finetuner.errors import ModelError
+from llm_finetuner.models import labels
+from llm_finetuner.models.task_layers import kept_whole
 from llm_finetuner.output import Head, at_least_float32
 
 HEAD_TRANSFORM_TOLERANCE = 1e-3  # relative; half-precision heads round differently by up to this
@@ -62,6 +64,7 @@ def load_pretrained(
         options["quantization_config"] = transformers.BitsAndBytesConfig(
             load_in_4bit=load_in_4bit,
             load_in_8bit=load_in_8bit,
+            llm_int8_skip_modules=kept_whole(_without_weights(auto, name)),  # for both
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=compute,
@@ -77,6 +80,15 @@ def load_pretrained(
     if load_in_4bit and device.type == "cpu":
         _keep_unpacked(model)
     return model
+
+
+def _without_weights(auto: str, name: str) -> nn.Module:
+    """The model of a configuration, without storage. Raises ModelError."""
+    import transformers
+
+    config = _load(lambda kind: kind.from_pretrained(name, trust_remote_code=False), "AutoConfig", name)
+    with torch.device("meta"):
+        return getattr(transformers, auto).from_config(config)
 
 
 def _keep_unpacked(model: nn.Module) -> None:
@@ -113,9 +125,9 @@ def load_trained(
     from peft import PeftConfig, PeftModel
 
     base = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
-    model = PeftModel.from_pretrained(
-        load_pretrained(base or "", auto=auto, device=device, **options), str(folder)
-    ).to(device)
+    model = load_pretrained(base or "", auto=auto, device=device, **options)
+    labels.read(model, folder)
+    model = PeftModel.from_pretrained(model, str(folder)).to(device)
     return model.merge_and_unload() if merge else model.get_base_model()
 
 
@@ -149,24 +161,6 @@ def same_vocabulary(a, b) -> tuple[bool, str]:
         False,
         f"token {missing!r} is known to one of the two only ({shared:,} of {max(len(ours), len(theirs)):,} shared)",
     )
-
-
-def blocks_of(model: nn.Module) -> nn.ModuleList:
-    """The stack of blocks of a transformers model, first to last. Raises ModelError where there is none to be found.
-
-    Of a model with encoder and decoder it is the decoder's, whose states the head reads. The config names the depth
-    of the two in many ways, but a decoder's outermost list is that of its blocks.
-    """
-    if model.config.is_encoder_decoder:
-        stack = next((m for m in model.get_decoder().modules() if isinstance(m, nn.ModuleList)), None)
-        if stack is None:
-            raise ModelError(f"{type(model).__name__} has no list of blocks in its decoder")
-        return stack
-    depth = model.config.get_text_config().num_hidden_layers
-    stacks = [m for m in model.base_model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
-    if not stacks:
-        raise ModelError(f"{type(model).__name__} has no list of {depth} blocks to take hidden states from")
-    return stacks[0]
 
 
 @torch.no_grad()

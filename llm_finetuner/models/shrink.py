@@ -9,11 +9,17 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from llm_finetuner.errors import ModelError, RecipeError
-from llm_finetuner.models.loading import blocks_of, check_live, is_quantised
+from llm_finetuner.models.loading import check_live, is_quantised
 from llm_finetuner.models.narrow import narrow
+from llm_finetuner.models.stacks import stacks_of, with_blocks
 
 BLOCKS = ("uniform", "first-last")
-PER_BLOCK = ("layer_types", "mlp_layer_types", "layers_block_type", "no_rope_layers")  # lists in configs
+FOR_ALL = "relative_attention_bias"  # T5's first block of each stack holds it for the blocks behind it
+SET_BY_OTHERS = (
+    "training",
+    "gradient_checkpointing",
+    f"has_{FOR_ALL}",
+)  # by training, or by the weights there are
 
 
 def parse_share(name: str) -> int | None:
@@ -35,6 +41,7 @@ def shrink(
     keep: float | int = 0.5,
     blocks: str | list[int] = "uniform",
     width: float = 1.0,
+    keep_encoder: bool = False,
     activations: Iterable[dict] | None = None,
 ) -> nn.Module:
     """A new, trainable model of the same class with some of the blocks; `model` stays as it is and shares no storage.
@@ -43,7 +50,9 @@ def shrink(
     from the first to the last ("uniform"), the first and the last ones ("first-last"), or these numbers, from 0; then
     keep is not read. Below width 1.0 heads, MLP channels and hidden dims are dropped as well, the least important on
     `activations` (a few batches with input_ids and attention_mask; None: by the weights); see narrow.py.
-    Nothing is drawn at random. Raises RecipeError for a wrong setting, ModelError where the model cannot be cut.
+    Of a model with an encoder and a decoder both are cut so. keep_encoder leaves the encoder whole, and so do numbers:
+    they are the decoder's. Nothing is drawn at random. Raises RecipeError for a wrong setting, ModelError where the
+    model cannot be cut.
     """
     check_live(model)
     if not 0 < width <= 1:
@@ -55,10 +64,26 @@ def shrink(
             f"the weights of {type(model).__name__} are quantised or not in memory and cannot be copied",
             "load the teacher in its own precision to make a student of it",
         )
-    numbers = choose_blocks(len(blocks_of(model)), keep, blocks)
-    student = _build(model, *_take_blocks(model, numbers))
+    stacks = stacks_of(model)
+    numbers = choose_in_stacks([len(stack) for stack in stacks], keep, blocks, keep_encoder)
+    student = _build(model, with_blocks(model.config, numbers), _state(model, stacks, numbers))
     _check_blocks(model, student, numbers)
     return student if width == 1 else _build(model, *narrow(student, width, activations))
+
+
+def choose_in_stacks(
+    depths: list[int], keep: float | int, blocks: str | list[int] = "uniform", keep_encoder: bool = False
+) -> list[list[int]]:
+    """The same of each stack, the first being the decoder's where there are two. Raises RecipeError, ModelError."""
+    if keep_encoder and len(depths) == 1:
+        raise RecipeError(
+            "keep_encoder is for models with an encoder and a decoder, and this one has one stack of blocks",
+            "leave it out",
+        )
+    first, *others = depths
+    whole = keep_encoder or not isinstance(blocks, str)
+    others = [list(range(depth)) if whole else choose_blocks(depth, keep, blocks) for depth in others]
+    return [choose_blocks(first, keep, blocks), *others]
 
 
 def choose_blocks(depth: int, keep: float | int, blocks: str | list[int] = "uniform") -> list[int]:
@@ -86,14 +111,13 @@ def choose_blocks(depth: int, keep: float | int, blocks: str | list[int] = "unif
 def describe(teacher: nn.Module, student: nn.Module) -> str:
     """One line on how much smaller the student is; tied weights count once."""
     before, after = (sum(weight.numel() for weight in model.parameters()) for model in (teacher, student))
-    depth, width = (
-        f"{ours} of {theirs}"
-        for ours, theirs in (
-            (len(blocks_of(student)), len(blocks_of(teacher))),
-            (student.config.get_text_config().hidden_size, teacher.config.get_text_config().hidden_size),
-        )
-    )
-    return f"{depth} blocks, width {width}, {after:,} of {before:,} parameters ({after / before:.0%})"
+    kept = [
+        f"{len(ours)} of {len(theirs)}"
+        for ours, theirs in zip(stacks_of(student), stacks_of(teacher), strict=True)
+    ]
+    blocks = f"{kept[0]} blocks" if len(kept) == 1 else f"{kept[1]} encoder and {kept[0]} decoder blocks"
+    ours, theirs = (model.config.get_text_config().hidden_size for model in (student, teacher))
+    return f"{blocks}, width {ours} of {theirs}, {after:,} of {before:,} parameters ({after / before:.0%})"
 
 
 def _count(depth: int, keep: float | int) -> int:
@@ -115,31 +139,17 @@ def _count(depth: int, keep: float | int) -> int:
     return count
 
 
-def _take_blocks(model: nn.Module, numbers: list[int]) -> tuple[PretrainedConfig, dict[str, Tensor]]:
-    """The config and weights of `model` with these blocks only. Raises ModelError where that makes no whole model."""
-    config = type(model.config).from_dict(model.config.to_dict())
-    text = config.get_text_config()
-    if config.is_encoder_decoder:
-        raise ModelError(
-            f"{type(model).__name__} has two stacks of blocks, an encoder's and a decoder's",
-            "name a student instead",
-        )
-    lists = text.to_dict()
-    for name in PER_BLOCK:
-        if lists.get(name):
-            setattr(text, name, [lists[name][number] for number in numbers])
-    text.num_hidden_layers = len(numbers)
-    stack = blocks_of(model)
-    prefix = next(name for name, module in model.named_modules() if module is stack)
-    renamed = {f"{prefix}.{old}.": f"{prefix}.{new}." for new, old in enumerate(numbers)}
-    state = {}
-    for name, weight in model.state_dict().items():
-        start = re.match(rf"{re.escape(prefix)}\.\d+\.", name)
-        if start is None:
-            state[name] = weight
-        elif start[0] in renamed:
-            state[renamed[start[0]] + name[start.end() :]] = weight
-    return config, state
+def _state(model: nn.Module, stacks: list[nn.ModuleList], numbers: list[list[int]]) -> dict[str, Tensor]:
+    """The weights of `model` with these blocks of each stack only, under their new numbers."""
+    names = [next(name for name, module in model.named_modules() if module is stack) for stack in stacks]
+    prefixes = tuple(f"{name}." for name in names)
+    state = {name: weight for name, weight in model.state_dict().items() if not name.startswith(prefixes)}
+    for prefix, stack, kept in zip(prefixes, stacks, numbers, strict=True):
+        shared = {name: weight for name, weight in stack[0].state_dict().items() if FOR_ALL in name}
+        for new, old in enumerate(kept):
+            block = {**(shared if new == 0 else {}), **stack[old].state_dict()}
+            state |= {f"{prefix}{new}.{name}": weight for name, weight in block.items()}
+    return state
 
 
 def _build(model: nn.Module, config: PretrainedConfig, state: dict[str, Tensor]) -> nn.Module:
@@ -154,7 +164,7 @@ def _build(model: nn.Module, config: PretrainedConfig, state: dict[str, Tensor])
             student = kind._from_config(
                 config, dtype=model.dtype, attn_implementation=model.config._attn_implementation
             )
-        student.to(model.device).load_state_dict(state)
+        _ready(student.to(model.device), state).load_state_dict(state)
     except (ValueError, RuntimeError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ModelError(f"{kind.__name__} cannot be cut: {reason}", "name a student instead") from error
@@ -164,33 +174,50 @@ def _build(model: nn.Module, config: PretrainedConfig, state: dict[str, Tensor])
     return student.train(model.training)
 
 
-def _check_blocks(teacher: nn.Module, student: nn.Module, numbers: list[int]) -> None:
+def _ready(student: nn.Module, state: dict[str, Tensor]) -> nn.Module:
+    """Make a place for every weight of the state, of its type: some stay in float32 in a T5 that is in float16.
+
+    What the config ties and the state holds apart is untied: T5 1.1, mT5 and Flan-T5 are tied by their config only.
+    """
+    first: dict[int, str] = {}
+    for name, weight in list(student.named_parameters(remove_duplicate=False)):
+        other = first.setdefault(id(weight), name)
+        if name not in state or other not in state:
+            continue  # load_state_dict says so
+        if not torch.equal(state[name], state[other]):
+            holder, _, last = name.rpartition(".")
+            setattr(student.get_submodule(holder), last, nn.Parameter(torch.empty_like(state[name])))
+        weight.data = weight.data.to(state[other].dtype)
+    return student
+
+
+def _check_blocks(teacher: nn.Module, student: nn.Module, numbers: list[list[int]]) -> None:
     """Hold that no block works differently under its new number (a window, a kind of attention, a scale)."""
-    stacks = blocks_of(teacher), blocks_of(student)
-    for new, old in enumerate(numbers):
-        for theirs, ours in zip(stacks[0][old].modules(), stacks[1][new].modules(), strict=True):
-            for name, value in _settings(theirs).items():
-                now = _settings(ours).get(name)
-                if now != value and (value, now) != (old, new):
-                    kind = type(teacher).__name__
-                    raise ModelError(
-                        f"block {old} of {kind} has {name} {value}, and as block {new} it would have {now}",
-                        "choose other blocks, or name a student",
-                    )
+    kind = type(teacher).__name__
+    for theirs, ours, kept in zip(stacks_of(teacher), stacks_of(student), numbers, strict=True):
+        for new, old in enumerate(kept):
+            modules = dict(ours[new].named_modules())
+            for place, module in theirs[old].named_modules():
+                now = _settings(modules[place])
+                for name, value in _settings(module).items():
+                    if now.get(name) != value and (value, now.get(name)) != (old, new):
+                        said = f"has {name} {value}, and as block {new} it would have {now.get(name)}"
+                        raise ModelError(
+                            f"block {old} of {kind} {said}", "choose other blocks, or name a student"
+                        )
     config = teacher.config.to_dict()
-    if config.get("scale_attn_by_inverse_layer_idx") and numbers != list(range(len(numbers))):
+    if config.get("scale_attn_by_inverse_layer_idx") and numbers[0] != list(range(len(numbers[0]))):
         raise ModelError(
-            f"the attention of {type(teacher).__name__} depends on the number of its block",
+            f"the attention of {kind} depends on the number of its block",
             "keep the first blocks, or name a student",
         )
 
 
 def _settings(module: nn.Module) -> dict[str, object]:
-    """The plain values among a module's attributes, but those that training sets."""
+    """The plain values among a module's attributes."""
     plain = (bool, int, float, str, type(None))
-    passing = ("training", "gradient_checkpointing")
     return {
         k: v
         for k, v in vars(module).items()
-        if isinstance(v, plain) and not k.startswith("_") and k not in passing
+        if isinstance(v, plain) and not k.startswith("_") and k not in SET_BY_OTHERS
     }

@@ -12,6 +12,8 @@ from llm_finetuner.errors import ModelError
 
 BLANK = "\u2581"  # how SentencePiece writes a blank
 ROLES = ("eos", "bos", "pad")  # the order in which special tokens find their partner
+PROBED = 1000  # tokens of a vocabulary, about
+STRANGE = "Na\u00efve  \u00c5NGSTR\u00d6M\t\u4e2d\u6587's"  # accents, blanks, a script without blanks
 
 
 class Vocabulary:
@@ -217,3 +219,14 @@ def _longest(text: bytes, by_bytes: dict[bytes, int], rest: int) -> int:
         if text[:end] in by_bytes:
             return by_bytes[text[:end]]
     return rest
+
+
+def probe(tokenizer: Any) -> list[list[int]]:
+    """How a tokenizer cuts texts made of its own tokens, in each case, strange ones, and a pair.
+
+    Two of one vocabulary that lower the case, drop accents or set special tokens otherwise differ in it.
+    """
+    words = sorted(tokenizer.get_vocab())
+    text = " ".join(words[:: max(1, len(words) // PROBED)])
+    texts = [(each,) for each in (text, text.lower(), text.upper(), text.title(), STRANGE)]
+    return [list(tokenizer(*each, verbose=False)["input_ids"]) for each in (*texts, (STRANGE, text))]

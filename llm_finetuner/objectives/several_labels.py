@@ -17,10 +17,19 @@ def binary_cross_entropy(student: Tensor, targets: Tensor, *, label_smoothing: f
     0 for a text whose labels are not known (all -100). label_smoothing is the share of each target that is spread
     over its two outcomes. Raises RecipeError for a share outside [0, 1).
     """
+    return weighted_binary_cross_entropy(student, targets, None, label_smoothing=label_smoothing)
+
+
+def weighted_binary_cross_entropy(
+    student: Tensor, targets: Tensor, weights: Tensor | None, *, label_smoothing: float = 0.0
+) -> Tensor:
+    """The same with a weight of each label's being on [C]: - w q log p - (1 - q) log(1 - p), q the target, smoothed or
+    not, as torch defines it."""
     check_number("label_smoothing", label_smoothing, 0, 1, closed=True)
     logits, known = at_least_float32(student), targets >= 0
+    weights = None if weights is None else weights.to(logits)
     aims = torch.where(known, targets, 0).to(logits.dtype) * (1 - label_smoothing) + label_smoothing / 2
-    loss = F.binary_cross_entropy_with_logits(logits, aims, reduction="none")
+    loss = F.binary_cross_entropy_with_logits(logits, aims, reduction="none", pos_weight=weights)
     return torch.where(known, loss, 0).mean(-1)
 
 

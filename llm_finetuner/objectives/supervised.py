@@ -19,12 +19,24 @@ def cross_entropy(student: Tensor, targets: Tensor, *, label_smoothing: float = 
     label_smoothing is the share of the target that is spread evenly over the vocabulary (arXiv 1512.00567), less
     columns of -inf. Raises RecipeError for a share outside [0, 1).
     """
+    return weighted_cross_entropy(student, targets, None, label_smoothing=label_smoothing)
+
+
+def weighted_cross_entropy(
+    student: Tensor, targets: Tensor, weights: Tensor | None, *, label_smoothing: float = 0.0
+) -> Tensor:
+    """The same with a weight for each column [V]: - sum over c of w_c q_c log p_c, q the target, smoothed or not.
+
+    As torch defines it for both together.
+    """
     check_number("label_smoothing", label_smoothing, 0, 1, closed=True)
     logits = at_least_float32(student)
-    loss = F.cross_entropy(logits, targets, reduction="none")
+    weights = None if weights is None else weights.to(logits)
+    loss = F.cross_entropy(logits, targets, weights, reduction="none")
     if label_smoothing == 0:
         return loss
     log_p, known = logits.log_softmax(-1), logits > -math.inf
+    log_p = log_p if weights is None else log_p * weights
     even = -torch.where(known, log_p, 0).sum(-1) / known.sum(-1)
     return (1 - label_smoothing) * loss + label_smoothing * torch.where(targets == -100, 0, even)
 

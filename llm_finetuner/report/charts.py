@@ -1,10 +1,11 @@
-"""The charts of a report: each loss over the steps, and quality against size and against speed."""
+"""The charts of a report: what models are judged by (each, over the steps, against size and speed), and each loss."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from llm_finetuner.registry import OBJECTIVES
-from llm_finetuner.report import svg
+from llm_finetuner.report import svg, table
 
 POINTS = 60  # of a line; where a run has more steps, a point is the mean of several
 COLOURS = 7  # classes c0 to c6 of the page
@@ -20,7 +21,16 @@ SHAPES = {
     "baseline_steps": "triangle",
     "baseline_compute": "diamond",
 }
-UNITS = {"hidden_mse": "squared units", "hidden_cosine": "1 - cosine"}  # else nats a token
+NATS = {
+    "cross_entropy", "eval_loss", "forward_kl", "reverse_kl", "adaptive_kl", "jsd", "skew_forward_kl",
+    "skew_reverse_kl", "span_kl", "attention_kl", "value_relation",
+}  # fmt: skip
+UNITS = {  # of other terms; else those of the loss
+    "hidden_mse": "squared units", "embedding_mse": "squared units", "logit_mse": "squared units",
+    "hidden_cosine": "1 - cosine", "cka": "1 - CKA", "loss": "weighted sum of the terms",
+}  # fmt: skip
+TICKS = {"accuracy": lambda value: f"{100 * value:.3g} %"}  # else a plain number
+ROW, ROOM = 26, 200  # height of a model in the chart by model, and room on its left for their names
 
 
 @dataclass(frozen=True)
@@ -36,8 +46,13 @@ def colours(verdict: dict[str, Any], histories: dict[str, list[dict]]) -> dict[s
     return {name: f"c{index % COLOURS}" for index, name in enumerate(names)}
 
 
-def loss_charts(histories: dict[str, list[dict]], colour: dict[str, str]) -> list[Chart]:
-    """One chart for each term of the loss, as it was trained on; evaluations stand where cross-entropy does."""
+def loss_charts(
+    histories: dict[str, list[dict]], colour: dict[str, str], measure: dict[str, Any]
+) -> list[Chart]:
+    """What is judged by, as it was evaluated, and each term of the loss, as it was trained on.
+
+    Evaluations of the loss stand where cross-entropy does.
+    """
     records = [record for history in histories.values() for record in history]
     named = dict.fromkeys(key for record in records for key in record if key in OBJECTIVES or ":" in key)
     terms = sorted(named, key=lambda term: term != "cross_entropy")
@@ -46,39 +61,62 @@ def loss_charts(histories: dict[str, list[dict]], colour: dict[str, str]) -> lis
         terms.insert(0, "eval_loss")
     if terms != ["cross_entropy"]:
         terms.append("loss")
-    charts = [_loss_chart(term, histories, colour) for term in terms]
+    charts = [_headline_chart(histories, colour, measure)]
+    charts += [_loss_chart(term, histories, colour, measure["unit"]) for term in terms]
     return [chart for chart in charts if chart]
 
 
-def _loss_chart(term: str, histories: dict[str, list[dict]], colour: dict[str, str]) -> Chart | None:
+def _headline_chart(histories: dict, colour: dict[str, str], measure: dict[str, Any]) -> Chart | None:
+    key, name = f"eval_{measure['key']}", measure["name"]
+    dots = {run: [(r["step"], r[key]) for r in of_run if _known(r, key)] for run, of_run in histories.items()}
+    if not any(dots.values()):
+        return None
+    ticks, show = TICKS.get(measure["key"], svg.label), table.headline(measure).show
+    drawn = _over_steps(dots, dots, colour, name, ticks, lambda value: f"{name} {show(value)}")
+    return Chart(name, svg.drawing(drawn, f"{name} over optimizer steps"), "Held-out rows.")
+
+
+def _loss_chart(
+    term: str, histories: dict[str, list[dict]], colour: dict[str, str], unit: str
+) -> Chart | None:
     lines, dots = {}, {}
     for name, history in histories.items():
         known = [(record["step"], record[term]) for record in history if _known(record, term)]
         lines[name] = thinned(known) if term != "eval_loss" else []
         evaluated = term in ("cross_entropy", "eval_loss")
         dots[name] = [(r["step"], r["eval_loss"]) for r in history if evaluated and _known(r, "eval_loss")]
-    points = [point for found in (*lines.values(), *dots.values()) for point in found]
-    if not points:
+    if not any(lines.values()) and not any(dots.values()):
         return None
-    heights = [height for _step, height in points]
-    floor = svg.HEIGHT - svg.BOTTOM
-    x = svg.scale([0, max(step for step, _ in points)], svg.LEFT, svg.WIDTH - svg.RIGHT, room=0.0)
-    y = svg.scale(heights, floor, svg.TOP, log=svg.spread(heights, 8))
-    parts = svg.frame(x, y, "optimizer steps", "nats a token" if term not in UNITS else UNITS[term])
-    for name, found in lines.items():
-        if found:
-            parts.append(svg.path(f"run {colour[name]}", [(x(step), y(height)) for step, height in found]))
-    for name, found in dots.items():
-        for step, height in found:
-            said = f"{name}, step {step}: held-out loss {height:.4g}"
-            parts.append(svg.marker("circle", f"dot {colour[name]}", x(step), y(height), 3.5, said))
+    y_title = f"nats {unit}" if term in NATS else UNITS.get(term, "loss")
+    drawn = _over_steps(lines, dots, colour, y_title, svg.label, lambda value: f"held-out loss {value:.4g}")
     note = {
         "cross_entropy": "Lines: training batches. Dots: held-out rows." if any(dots.values()) else "",
         "eval_loss": "Held-out rows.",
         "loss": "What was differentiated. Runs with other weights are not comparable here.",
     }
     title = {"loss": "weighted total", "eval_loss": "held-out loss"}.get(term, term.replace("_", " "))
-    return Chart(title, svg.drawing(parts, f"{title} over optimizer steps"), note.get(term, ""))
+    return Chart(title, svg.drawing(drawn, f"{title} over optimizer steps"), note.get(term, ""))
+
+
+def _over_steps(
+    lines: dict[str, list], dots: dict[str, list], colour: dict[str, str], y_title: str,
+    ticks: Callable[[float], str], said: Callable[[float], str],
+) -> list[str]:  # fmt: skip
+    """Lines and dots (step, height) of every run. said: of a dot, for its tooltip."""
+    points = [point for found in (*lines.values(), *dots.values()) for point in found]
+    heights = [height for _step, height in points]
+    floor = svg.HEIGHT - svg.BOTTOM
+    x = svg.scale([0, max(step for step, _ in points)], svg.LEFT, svg.WIDTH - svg.RIGHT, room=0.0)
+    y = svg.scale(heights, floor, svg.TOP, log=svg.spread(heights, 8))
+    parts = svg.frame(x, y, "optimizer steps", y_title, ticks)
+    for name, found in lines.items():
+        if found:
+            parts.append(svg.path(f"run {colour[name]}", [(x(step), y(height)) for step, height in found]))
+    for name, found in dots.items():
+        for step, height in found:
+            tip = f"{name}, step {step}: {said(height)}"
+            parts.append(svg.marker("circle", f"dot {colour[name]}", x(step), y(height), 3.5, tip))
+    return parts
 
 
 def _known(record: dict, key: str) -> bool:
@@ -95,45 +133,76 @@ def thinned(points: list[tuple[float, float]], most: int = POINTS) -> list[tuple
     ]
 
 
+def model_chart(verdict: dict[str, Any], colour: dict[str, str]) -> Chart | None:
+    """What is judged by, of each model, with its interval: one below the other."""
+    lines, note = _near(verdict)
+    if not lines:
+        return None
+    measure = verdict["measure"]
+    key, show = measure["key"], table.headline(measure).show
+    ends = _ends(lines, key)
+    floor = svg.TOP + ROW * len(lines)
+    x = svg.scale(ends, ROOM, svg.WIDTH - svg.RIGHT - 50, log=svg.spread(ends, 5), room=0.1)
+    parts = svg.floor(x, floor, measure["name"], TICKS.get(key, svg.label), left=ROOM)
+    for index, line in enumerate(lines):
+        y, kind = svg.TOP + ROW * (index + 0.5), colour[line["name"]]
+        if _known(line, f"{key}_low"):
+            parts.append(svg.line(f"bar {kind}", x(line[f"{key}_low"]), y, x(line[f"{key}_high"]), y))
+        parts.append(svg.marker(SHAPES[line["role"]], f"point {kind}", x(line[key]), y, 5))
+        parts.append(svg.text(ROOM - 12, y + 4, _short(line["name"]), "name", "end"))
+        parts.append(svg.text(svg.WIDTH - svg.RIGHT, y + 4, show(line[key]), "tick", "end"))
+    return Chart(measure["name"], svg.drawing(parts, f"{measure['name']} by model", floor + svg.BOTTOM), note)
+
+
 def tradeoff_charts(verdict: dict[str, Any], colour: dict[str, str]) -> list[Chart]:
-    """Perplexity of each model against its parameters and against its speed."""
-    lines = [line for line in verdict["models"] if _known(line, "perplexity")]
-    worst = max((line["perplexity"] for line in lines if line["role"] != "untouched"), default=0)
-    far = [line for line in lines if line["role"] == "untouched" and line["perplexity"] > FAR * worst > 0]
-    near = [line for line in lines if line not in far]
-    size = _tradeoff(near, "parameters", "parameters", colour)
-    speed = _tradeoff(near, "tokens_per_second", "tokens a second", colour)
+    """What is judged by, of each model, against its parameters and against its speed."""
+    near, note = _near(verdict)
+    size = _tradeoff(near, "parameters", "parameters", colour, verdict["measure"])
+    speed = _tradeoff(near, "tokens_per_second", "tokens a second", colour, verdict["measure"])
     found = [("quality against size", size), ("quality against speed", speed)]
-    note = "Perplexity, lower is better; bars are 95 % intervals."
-    for line in far:
-        note += f" Off the scale: {line['name']}, {line['perplexity']:,.0f}."
     return [Chart(title, drawn, note) for title, drawn in found if drawn]
 
 
-def _tradeoff(lines: list[dict], key: str, title: str, colour: dict[str, str]) -> str | None:
-    shown = [line for line in lines if _known(line, key)]
+def _near(verdict: dict[str, Any]) -> tuple[list[dict], str]:
+    """The models that fit on one scale, and what to say below it."""
+    measure = verdict["measure"]
+    key, lower, show = measure["key"], measure["lower"], table.headline(measure).show
+    lines = [line for line in verdict["models"] if _known(line, key)]
+    bad = {
+        line["name"]: line[key] if lower else 1 - line[key] for line in lines
+    }  # of a share: what is missed
+    worst = max((bad[line["name"]] for line in lines if line["role"] != "untouched"), default=0)
+    far = [line for line in lines if line["role"] == "untouched" and bad[line["name"]] > FAR * worst > 0]
+    note = f"{measure['name'].capitalize()}, {'lower' if lower else 'higher'} is better; bars are 95 % intervals."
+    for line in far:
+        note += f" Off the scale: {line['name']}, {show(line[key])}."
+    return [line for line in lines if line not in far], note
+
+
+def _ends(lines: list[dict], key: str) -> list[float]:
+    return [line[k] for line in lines for k in (key, f"{key}_low", f"{key}_high") if _known(line, k)]
+
+
+def _tradeoff(
+    lines: list[dict], price: str, title: str, colour: dict[str, str], measure: dict[str, Any]
+) -> str | None:
+    shown = [line for line in lines if _known(line, price)]
     if not shown:
         return None
-    ends = [
-        line[k]
-        for line in shown
-        for k in ("perplexity", "perplexity_low", "perplexity_high")
-        if _known(line, k)
-    ]
+    key, name, show = measure["key"], measure["name"], table.headline(measure).show
+    ends = _ends(shown, key)
     floor = svg.HEIGHT - svg.BOTTOM
-    x = svg.scale([line[key] for line in shown], svg.LEFT + 10, svg.WIDTH - NAMES, log=True, room=0.1)
+    x = svg.scale([line[price] for line in shown], svg.LEFT + 10, svg.WIDTH - NAMES, log=True, room=0.1)
     y = svg.scale(ends, floor, svg.TOP, log=svg.spread(ends, 5), room=0.1)
-    parts = svg.frame(x, y, title, "perplexity")
+    parts = svg.frame(x, y, title, name, TICKS.get(key, svg.label))
     for line in shown:
-        at, kind = x(line[key]), colour[line["name"]]
-        if _known(line, "perplexity_low"):
-            parts.append(
-                svg.line(f"bar {kind}", at, y(line["perplexity_low"]), at, y(line["perplexity_high"]))
-            )
-        said = f"{line['name']}: perplexity {line['perplexity']:.4g}, {title} {svg.label(line[key])}"
-        parts.append(svg.marker(SHAPES[line["role"]], f"point {kind}", at, y(line["perplexity"]), 5, said))
-    places = [(x(line[key]), y(line["perplexity"]), line["name"]) for line in shown]
-    return svg.drawing(parts + _labels(places, svg.TOP + 4, floor - 10), f"perplexity against {title}")
+        at, kind = x(line[price]), colour[line["name"]]
+        if _known(line, f"{key}_low"):
+            parts.append(svg.line(f"bar {kind}", at, y(line[f"{key}_low"]), at, y(line[f"{key}_high"])))
+        said = f"{line['name']}: {name} {show(line[key])}, {title} {svg.label(line[price])}"
+        parts.append(svg.marker(SHAPES[line["role"]], f"point {kind}", at, y(line[key]), 5, said))
+    places = [(x(line[price]), y(line[key]), line["name"]) for line in shown]
+    return svg.drawing(parts + _labels(places, svg.TOP + 4, floor - 10), f"{name} against {title}")
 
 
 def _labels(places: list[tuple[float, float, str]], top: float, floor: float) -> list[str]:
@@ -143,9 +212,12 @@ def _labels(places: list[tuple[float, float, str]], top: float, floor: float) ->
     for (x, y, name), height in zip(places, apart([y for _x, y, _name in places], top, floor), strict=True):
         if abs(height - y) > 3:
             parts.append(svg.line("leader", x + 5, y, x + 13, height))
-        short = name if len(name) <= LONGEST else name[: LONGEST - 2] + ".."
-        parts.append(svg.text(x + 15, height + 4, short, "name"))
+        parts.append(svg.text(x + 15, height + 4, _short(name), "name"))
     return parts
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= LONGEST else name[: LONGEST - 2] + ".."
 
 
 def apart(heights: list[float], top: float, floor: float) -> list[float]:

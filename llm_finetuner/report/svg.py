@@ -4,7 +4,7 @@ Inline SVG follows the page into dark mode and needs no font and no file; a pict
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -81,34 +81,42 @@ def label(value: float) -> str:
     return f"{value:.3g}"
 
 
-def frame(x: Scale, y: Scale, x_title: str, y_title: str) -> list[str]:
-    """Grid lines, numbers and titles of both axes."""
-    floor = HEIGHT - BOTTOM
+def frame(
+    x: Scale, y: Scale, x_title: str, y_title: str, y_ticks: Callable[[float], str] = label
+) -> list[str]:
+    """Grid lines, numbers and titles of both axes. y_ticks: what numbers of the upright axis are written as."""
+    bottom = HEIGHT - BOTTOM
     parts = []
     for value in y.ticks():
         parts.append(line("grid", LEFT, y(value), WIDTH - RIGHT, y(value)))
-        parts.append(text(LEFT - 6, y(value) + 4, label(value), "tick", "end"))
-    room = -math.inf
+        parts.append(text(LEFT - 6, y(value) + 4, y_ticks(value), "tick", "end"))
+    middle = (TOP + bottom) / 2
+    parts.append(
+        f'<text class="title" text-anchor="middle" transform="translate(9 {middle}) rotate(-90)">'
+        f"{escape(y_title)}</text>"
+    )
+    return parts + floor(x, bottom, x_title)
+
+
+def floor(
+    x: Scale, bottom: float, title: str, ticks: Callable[[float], str] = label, left: float = LEFT
+) -> list[str]:
+    """The level axis at the height `bottom`, with its numbers and title."""
+    parts, room = [line("axis", left, bottom, WIDTH - RIGHT, bottom)], -math.inf
     for value in x.ticks():
         if x(value) < room:
             continue  # its number would run into the one before
         room = x(value) + 36
-        parts.append(line("axis", x(value), floor, x(value), floor + 4))
-        parts.append(text(x(value), floor + 17, label(value), "tick", "middle"))
-    parts.append(line("axis", LEFT, floor, WIDTH - RIGHT, floor))
-    parts.append(text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, x_title, "title", "middle"))
-    middle = (TOP + floor) / 2
-    parts.append(
-        f'<text class="title" text-anchor="middle" transform="translate(13 {middle}) rotate(-90)">'
-        f"{escape(y_title)}</text>"
-    )
+        parts.append(line("axis", x(value), bottom, x(value), bottom + 4))
+        parts.append(text(x(value), bottom + 17, ticks(value), "tick", "middle"))
+    parts.append(text((left + WIDTH - RIGHT) / 2, bottom + BOTTOM - 6, title, "title", "middle"))
     return parts
 
 
-def drawing(parts: list[str], says: str) -> str:
+def drawing(parts: list[str], says: str, height: float = HEIGHT) -> str:
     """The whole picture; `says` describes it to those who cannot see it."""
     body = "\n".join(parts)
-    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(says)}">\n{body}\n</svg>'
+    return f'<svg viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{escape(says)}">\n{body}\n</svg>'
 
 
 def line(kind: str, x1: float, y1: float, x2: float, y2: float) -> str:

@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from llm_finetuner.benchmark.judge import ENOUGH
-from llm_finetuner.report.table import DASH, duration, significant
+from llm_finetuner.benchmark.judge import ENOUGH, change
+from llm_finetuner.report.table import DASH, duration, headline
 from llm_finetuner.report.write import markdown
 
-HEAD = "| | trial | {settings}loss, nats a token | minus the best, 95 % interval | told apart | steps | time | state |"
+HEAD = "| | trial | {settings}loss, nats {unit} | minus the best, 95 % interval | told apart | steps | time | state |"
 BELOW = """
 Every loss in the table is on the rows that choose; of a trial that did not finish it is the last there was. +- is the
 standard deviation over seeds. Told apart: a paired bootstrap over 30 examples or more leaves out 0 and, with several
@@ -44,7 +44,8 @@ def undecided(result: dict[str, Any]) -> str:
 
 def _table(result: dict[str, Any]) -> list[str]:
     names = list(dict.fromkeys(name for line in result["trials"] for name in line["values"]))
-    head = HEAD.format(settings="".join(f"{markdown(name)} | " for name in names))
+    settings = "".join(f"{markdown(name)} | " for name in names)
+    head = HEAD.format(settings=settings, unit=result["measure"]["unit"])
     lines = [head, "|---" * (head.count("|") - 1) + "|"]
     for place, line in enumerate(result["trials"], 1):
         values = line["values"]
@@ -84,29 +85,29 @@ def _words(result: dict[str, Any]) -> list[str]:
         f"Best: trial {best['number']} ({markdown(winner)}), loss {best['loss']:.4f} on the rows that chose it. "
         f"{undecided(result)}.",
         "",
-        _reported(report, best),
+        _reported(report, best, result["measure"]),
         "",
     ]
     return said + [line for note in result["notes"] for line in (f"- {markdown(note)}", "")]
 
 
-def _reported(report: dict[str, Any], best: dict[str, Any]) -> str:
+def _reported(report: dict[str, Any], best: dict[str, Any], measure: dict[str, Any]) -> str:
     where = (
         f"On the same {report['examples']} examples that chose it, so the figure is optimistic"
         if report["optimistic"]
         else f"On {report['examples']} other held-out examples, which chose nothing"
     )
-    said = f"{where}: perplexity {_perplexity(report['winner'])}"
+    said = f"{where}: {measure['name']} {_shown(report['winner'], measure)}"
     if report["given"] is None:
         return f"{said}. The recipe as given did not finish, so there is nothing to hold it against."
     if best["given"]:
         return f"{said}. The recipe as given is the best of them."
-    pair = report["difference"]
-    said += f", the recipe as given {_perplexity(report['given'])}; difference {pair['difference']:+.4f} nats a token"
-    said += f" ({pair['low']:+.4f} to {pair['high']:+.4f})" if pair["low"] is not None else ""
-    return f"{said}. {PAID[report['paid']]}"
+    said += f", the recipe as given {_shown(report['given'], measure)}: the winner's is "
+    return f"{said}{change(report['difference'], report['examples'], measure['change_unit'])}. {PAID[report['paid']]}"
 
 
-def _perplexity(figures: dict[str, float | None]) -> str:
-    between = f" ({significant(figures['low'])} to {significant(figures['high'])})" if figures["low"] else ""
-    return significant(figures["perplexity"]) + between
+def _shown(figures: dict[str, float | None], measure: dict[str, Any]) -> str:
+    show, known = headline(measure).show, figures["low"] is not None
+    return show(figures[measure["key"]]) + (
+        f" ({show(figures['low'])} to {show(figures['high'])})" if known else ""
+    )

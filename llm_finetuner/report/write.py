@@ -50,31 +50,48 @@ def _content(
     verdict: dict[str, Any], histories: dict[str, list[dict]], recipe: Recipe | None
 ) -> dict[str, Any]:
     colour = charts.colours(verdict, histories)
-    losses = charts.loss_charts(histories, colour)
-    tradeoffs = charts.tradeoff_charts(verdict, colour)
+    measure = verdict["measure"]
     roles = {model["role"] for model in verdict["models"]}
     plain = next((role for role in BESIDE if role in roles), None)
     shown = [m["name"] for m in verdict["models"] if m["role"] in ("teacher", plain, *JUDGED)]
+    labelled, labels = table.by_label(verdict)
     return {
         "verdict": verdict,
         "paid": PAID[verdict["paid"]],
         "others": verdict["findings"][1:],
         "compared": compared(verdict),
+        "scored": scored(verdict),
         "roles": table.ROLES,
-        "groups": table.groups(verdict["models"]),
+        "groups": table.groups(verdict["models"], measure),
         "dash": table.DASH,
         "differences": table.differences(verdict),
+        "labelled": labelled,
+        "labels": labels,
         "colour": colour,
         "runs": [name for name, history in histories.items() if history],
-        "losses": [
-            (chart, Markup(chart.svg)) for chart in losses
-        ],  # our own drawing, its texts escaped in svg.py
-        "tradeoffs": [(chart, Markup(chart.svg)) for chart in tradeoffs],
+        "by_model": _drawn([charts.model_chart(verdict, colour)]),
+        "losses": _drawn(charts.loss_charts(histories, colour, measure)),
+        "tradeoffs": _drawn(charts.tradeoff_charts(verdict, colour)),
         "samples": [
             (sample, [(name, sample["completions"][name]) for name in shown]) for sample in verdict["samples"]
         ],
+        "shown": shown,
+        "answers": verdict["answers"],
         "settings": recipe and yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True),
     }
+
+
+def _drawn(found: list[charts.Chart | None]) -> list[tuple[charts.Chart, Markup]]:
+    """The charts there are, with our own drawings, whose texts are escaped in svg.py."""
+    return [(chart, Markup(chart.svg)) for chart in found if chart]
+
+
+def scored(verdict: dict[str, Any]) -> str:
+    """What the models were scored on."""
+    units, tokens, examples = verdict["measure"]["units"], verdict["tokens"], verdict["examples"]
+    if tokens == examples:
+        return f"Scored on {examples:,} held-out {units}."
+    return f"Scored on {tokens:,} {units} of {examples:,} held-out examples."
 
 
 def compared(verdict: dict[str, Any]) -> str:
@@ -91,12 +108,13 @@ def compared(verdict: dict[str, Any]) -> str:
             said.append(form.format(size))
     judged = next(model for model in verdict["models"] if model["name"] == verdict["findings"][0]["name"])
     if judged["retained"] is not None:
-        said.append(f"{judged['retained']:.1f} % of its performance")
+        kept = "performance" if verdict["measure"]["lower"] else verdict["measure"]["name"]
+        said.append(f"{judged['retained']:.1f} % of its {kept}")
     if not said:
         return ""
     text = f"Beside the teacher, {judged['name']} has {', '.join(said[:-1])} and {said[-1]}."
     if verdict["cost"]["ratio"] is not None:
-        text += f" A step of distillation takes the compute of {verdict['cost']['ratio']:.1f} steps of cross-entropy."
+        text += f" A step of distillation takes the compute of {verdict['cost']['ratio']:.1f} steps of plain training."
     return text
 
 

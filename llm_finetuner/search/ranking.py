@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from llm_finetuner.benchmark.judge import ENOUGH, answer
+from llm_finetuner.benchmark.measure import Measure
 from llm_finetuner.benchmark.quality import Quality, paired_difference
 from llm_finetuner.search.record import STATES, Record, Trial, mean_quality
 
@@ -17,7 +18,7 @@ CHOOSE, REPORT = "choose", "report"  # the two halves of the held-out rows
 
 
 def ranked(record: Record, seeds: int) -> list[dict[str, Any]]:
-    """One line a trial, best first; what did not finish comes last. Losses are nats a token.
+    """One line a trial, best first; what did not finish comes last. Losses are nats a position that counts.
 
     difference, low, high: loss minus that of the best, with its 95 % interval, over so many examples. apart: told
     apart from the best: the interval rests on enough examples and leaves out 0 and, with several seeds,
@@ -93,8 +94,11 @@ def _against(own: list[Quality], mean: Quality, best: list[Quality], best_mean: 
     }
 
 
-def reported(record: Record, winner: Trial, seeds: int, rows: str) -> dict[str, Any]:
-    """The winner and the recipe as given on `rows`, and whether the search paid: yes, no or unclear."""
+def reported(record: Record, winner: Trial, seeds: int, rows: str, measure: Measure) -> dict[str, Any]:
+    """The winner and the recipe as given on `rows`, and whether the search paid: yes, no or unclear.
+
+    Chosen is by loss, as the weights within a run are; reported is what the task is judged by.
+    """
     given = next((trial for trial in _finished(record, seeds) if trial.given), None)
     own = mean_quality(_scores(record, winner, seeds, rows))
     examples = int((own.tokens > 0).sum())
@@ -102,20 +106,21 @@ def reported(record: Record, winner: Trial, seeds: int, rows: str) -> dict[str, 
         "rows": rows,
         "examples": examples,
         "optimistic": rows == CHOOSE,  # these rows chose the winner
-        "winner": _figures(own),
+        "winner": _figures(own, measure),
         "given": None,
         "difference": None,
         "paid": "unclear",
     }
     if given is not None:
         other = mean_quality(_scores(record, given, seeds, rows))
-        pair = paired_difference(own, other)
-        said |= {"given": _figures(other), "difference": pair}
+        pair = measure.compare(own, other)
+        said |= {"given": _figures(other, measure), "difference": pair}
         if winner is not given and rows == REPORT:
             said["paid"] = answer(pair, examples)
     return said
 
 
-def _figures(quality: Quality) -> dict[str, float | None]:
-    low, high = quality.interval()
-    return {"loss": quality.loss, "perplexity": quality.perplexity, "low": low, "high": high}
+def _figures(quality: Quality, measure: Measure) -> dict[str, float | None]:
+    """The loss, and the measure's figure with its interval under low and high."""
+    low, high = measure.interval(quality)
+    return {"loss": quality.loss, measure.key: measure.value(quality), "low": low, "high": high}

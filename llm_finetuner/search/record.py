@@ -30,7 +30,7 @@ class Run:
 
     seed: int
     folder: str
-    loss: float  # nats a token on the rows that choose
+    loss: float  # nats a position on the rows that choose
     steps: int
     seconds: float
 
@@ -111,21 +111,26 @@ class Record:
 
     def keep_scores(self, folder: str, qualities: dict[str, Quality]) -> None:
         """qualities: on the rows that choose and, where rows were set apart, on those that report."""
-        arrays = {
-            f"{rows}_{name}": getattr(q, name) for rows, q in qualities.items() for name in ("nll", "tokens")
-        }
+        arrays = {}
+        for rows, quality in qualities.items():
+            kept = {"nll": quality.nll, "tokens": quality.tokens, "right": quality.right}
+            arrays |= {f"{rows}_{name}": array for name, array in kept.items() if array is not None}
         with writing(self.folder / folder):
             np.savez(self.folder / folder / "scores.npz", **arrays)
 
     def scores(self, run: Run, rows: str) -> Quality:
         """What a run scored, by example; the figures that are no sums of examples are not kept."""
         with np.load(self.folder / run.folder / "scores.npz") as arrays:
-            return Quality(arrays[f"{rows}_nll"], arrays[f"{rows}_tokens"], np.nan, np.nan)
+            return Quality(arrays[f"{rows}_nll"], arrays[f"{rows}_tokens"], right=arrays.get(f"{rows}_right"))
 
 
 def mean_quality(qualities: list[Quality]) -> Quality:
-    """Losses of every example averaged over seeds."""
-    return replace(qualities[0], nll=np.mean([quality.nll for quality in qualities], axis=0))
+    """Losses and right answers of every example averaged over seeds."""
+    nll = np.mean([quality.nll for quality in qualities], axis=0)
+    known = qualities[0].right is not None
+    return replace(
+        qualities[0], nll=nll, right=np.mean([q.right for q in qualities], axis=0) if known else None
+    )
 
 
 def content_of(recipe: Recipe) -> dict[str, Any]:

@@ -5,11 +5,13 @@ share rows. A batch is padded [B, T] for everybody; only the forward pass of a m
 other rows, and what is picked from it is the same N positions in the same order.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from llm_finetuner.benchmark.text import continuations, encode
 from llm_finetuner.data import text
 from llm_finetuner.data.layout import share_rows
 from llm_finetuner.errors import DataError, RecipeError
@@ -21,15 +23,17 @@ from llm_finetuner.recipe import Data
 from llm_finetuner.task import Task
 
 IGNORE = -100
+NEW_TOKENS = 64  # of a completion that is held against a reference
 
 
 class CausalLM(Task):
     """Decoder language models of transformers."""
 
     auto = "AutoModelForCausalLM"
-    writes = True
-    adapters = True
+    writes = generates = True
+    peft_type = "CAUSAL_LM"
     shapes_of_text = True
+    first = 1  # nothing predicts the one before
 
     def prepare_rows(self, rows: Any, tokenizer: Any, data: Data, model: nn.Module | None) -> text.Prepared:
         """Tokenise and mark what is counted. Raises DataError."""
@@ -37,9 +41,35 @@ class CausalLM(Task):
             rows, tokenizer, text_columns=data.text_columns, max_length=data.max_length, loss_on=data.loss_on
         )
 
-    def predict(self, model: nn.Module, tokenizer: Any, texts: list[str], max_length: int) -> list[str]:
+    def predict(self, model: nn.Module, tokenizer: Any, texts: list[str], data: Data) -> list[str]:
         """Raises RecipeError: such a model writes."""
         raise RecipeError("a model for causal_lm continues texts", "generate(prompts) has it write")
+
+    # ---- completions
+
+    def new_tokens(self, data: Data) -> int:
+        """Tokens of a completion, at most, where nothing else is said."""
+        return NEW_TOKENS
+
+    def prompt_ids(self, texts: Sequence[str], tokenizer: Any, data: Data) -> list[list[int]]:
+        """Tokens of prompts. Raises DataError."""
+        return [encode(tokenizer, prompt) for prompt in texts]
+
+    def answer_ids(self, texts: Sequence[str], tokenizer: Any, data: Data) -> list[list[int]]:
+        """Tokens of completions that are known."""
+        return [list(tokenizer(said, add_special_tokens=False)["input_ids"]) for said in texts]
+
+    def write(self, model: nn.Module, tokenizer: Any, prompts: Sequence[list[int]], **options: Any) -> list:
+        """(new tokens, whether the model ended the text) for each prompt, greedily."""
+        return continuations(model, tokenizer, prompts, **options)
+
+    def joined(self, prompt: list[int], answer: list[int], positions: int | None) -> dict[str, list[int]]:
+        """The example in which the answer counts."""
+        ids, labels = prompt + answer, [IGNORE] * len(prompt) + answer
+        kept = slice(None if positions is None else -positions, None)
+        return {"input_ids": ids[kept], "attention_mask": [1] * len(ids[kept]), "labels": labels[kept]}
+
+    # ---- models
 
     def check_model(self, model: nn.Module, name: str) -> None:
         """Raise ModelError where the head does what this version does not know."""
@@ -62,9 +92,13 @@ class CausalLM(Task):
             batch["packed"] = torch.tensor(_places(examples))
         return batch
 
-    def count(self, batch: dict[str, Tensor]) -> int:
-        """Positions that count: labels but the first, which nothing predicts."""
-        return int((batch["labels"][:, 1:] != IGNORE).sum())
+    def positions(self, batch: dict[str, Tensor]) -> dict[str, Any]:
+        """Where the positions that count stand; what the student wrote itself is no ground truth."""
+        found = super().positions(batch)
+        if "sampled" in batch:  # [B]
+            wrote_N = batch["sampled"][found["examples"]]
+            found["targets"] = torch.where(wrote_N, IGNORE, found["targets"])
+        return found
 
     def cost(self, batch: dict[str, Tensor]) -> tuple[int, int]:
         """(tokens that a forward pass reads, places that it computes, which padding is the rest of)."""
@@ -82,19 +116,15 @@ class CausalLM(Task):
         try:
             rows = layout.pick(model.base_model(**layout.inputs, use_cache=False).last_hidden_state)
         except Enough:
-            rows = layout.targets_N.new_empty(len(layout.targets_N), 0)
+            rows = layout.example_N.new_empty(len(layout.example_N), 0)
         finally:
             for hook in hooks:
                 hook.remove()
-        targets = layout.targets_N
-        if "sampled" in batch:  # [B]: what the student wrote itself is no ground truth
-            targets = torch.where(batch["sampled"][layout.example_N], IGNORE, targets)
         return Output(
             rows=rows,
             head=head_of(model),
             **sort_out(kept, layout.pick, layout.pick_maps),
-            targets=targets,
-            examples=layout.example_N,
+            **self.positions(batch),
         )
 
 
@@ -108,7 +138,6 @@ class _Layout:
     def __init__(self, batch: dict[str, Tensor], packed: bool):
         ids_BT, labels_BT = batch["input_ids"], batch["labels"]
         self.example_N, label_N = _counted(labels_BT).nonzero(as_tuple=True)
-        self.targets_N = labels_BT[self.example_N, label_N]
         self.tokens, self.first_N = ids_BT.shape[1], None
         self.read_B = _tokens_read(labels_BT)
         self.row_N, self.place_N = self.example_N, label_N - 1  # of [R, L], which is [B, T] where padded

@@ -4,14 +4,17 @@ Shapes: B texts, T tokens, D width of what the scoring layer reads, C labels; M 
 The positions that count (N) are the texts: N = B. What is read of the blocks belongs to the M tokens.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from llm_finetuner.benchmark.classes import Confusion
 from llm_finetuner.benchmark.label_tally import LabelTally
+from llm_finetuner.benchmark.measure import accuracy
 from llm_finetuner.benchmark.quality import Tally, eval_mode
 from llm_finetuner.checks import check_numbers
 from llm_finetuner.data import columns, label_names, labelled
@@ -23,9 +26,9 @@ from llm_finetuner.models import labels
 from llm_finetuner.models.anatomy import read_before, sort_out
 from llm_finetuner.models.loading import check_logits
 from llm_finetuner.objectives.several_labels import binary_cross_entropy, binary_kl
-from llm_finetuner.output import Head, Output, Want
+from llm_finetuner.output import Head, Output, Want, moved
 from llm_finetuner.recipe import Data
-from llm_finetuner.task import Task, padded
+from llm_finetuner.task import Asked, Task, padded
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
@@ -34,8 +37,10 @@ class Classification(Task):
     """Models that transformers loads with AutoModelForSequenceClassification."""
 
     auto = "AutoModelForSequenceClassification"
+    measure = accuracy("a text", "texts")
     labels = True
-    pooled = True
+    peft_type = "SEQ_CLS"
+    pooled = all_tokens = keeps_texts = True
     kind = "single"  # or "multi"
 
     def vocabulary(self, model: nn.Module) -> int:
@@ -46,12 +51,13 @@ class Classification(Task):
 
     def prepare_rows(self, rows: Any, tokenizer: Any, data: Data, model: nn.Module | None) -> Prepared:
         """Tokenise; labels that the model has no names for are named as the data name them. Raises DataError."""
-        known = label_names.of(rows) or (labels.names_of(model) if model is not None else [])
+        known = label_names.known(rows, data.label_names, [] if model is None else labels.names_of(model))
         if labels.generic(known) and "input_ids" not in rows.column_names:
-            known = labelled.names(rows, labelled.recognise(rows, data.text_columns)) or known
+            layout = labelled.recognise(rows, data.text_columns)
+            known = labelled.names(rows, layout, data.label_names) or known
         done = labelled.prepare(
             rows, tokenizer, labels=known, text_columns=data.text_columns, max_length=data.max_length,
-            on_bad_row=data.on_bad_row, kind=self.kind,
+            on_bad_row=data.on_bad_row, kind=self.kind, label_names=data.label_names,
         )  # fmt: skip
         if model is not None and model.config.pad_token_id is None:  # or transformers takes no batches
             model.config.pad_token_id = tokenizer and tokenizer.pad_token_id
@@ -80,33 +86,77 @@ class Classification(Task):
             )
 
     def collate(self, examples: list[dict], counted: bool = True, packed: bool = False) -> dict[str, Tensor]:
-        """Pad on the right to the longest: {input_ids, attention_mask, ...} [B, T], labels [B].
+        """Pad on the right to the longest: {input_ids, attention_mask, ...} [B, T], labels [B]; texts as they are.
 
         counted=False marks the stand-in batch of a process that has no example left in a step: no text of it counts.
         """
-        batch = {name: padded(examples, name) for name in INPUTS if name in examples[0]}
+        batch: dict[str, Any] = {name: padded(examples, name) for name in INPUTS if name in examples[0]}
         batch["labels"] = self.targets(examples)
         batch["counts"] = torch.full((len(examples),), counted)
+        if labelled.TEXTS in examples[0]:
+            batch[labelled.TEXTS] = [example[labelled.TEXTS] for example in examples]
         return batch
+
+    def read_anew(self, batch: dict[str, Any], tokenizer: Any, limit: int | None) -> dict[str, Any]:
+        """The same texts in another tokenizer's tokens, which stand on the CPU, at most `limit` of each."""
+        coded = labelled.tokens_of(batch[labelled.TEXTS], tokenizer, limit)
+        rows = [dict(zip(coded, row, strict=True)) for row in zip(*coded.values(), strict=True)]
+        tokens = {name: padded(rows, name) for name in coded}
+        return {**tokens, "labels": batch["labels"], "counts": batch["counts"]}
+
+    def check_texts(self, rows: Any) -> None:
+        """Raise DataError where rows do not hold their texts, each one text or each a pair."""
+        there = labelled.TEXTS in rows.column_names
+        held = columns.lengths(rows, labelled.TEXTS) if there else np.zeros(1)  # NaN where there is none
+        if not held[0] or (held != held[0]).any():
+            raise DataError(
+                "the rows hold token ids and not all of the texts that they were made of, which a teacher with another "
+                "tokenizer reads",
+                f"give rows of text, which are tokenised here, or a list of the one or two texts in {labelled.TEXTS!r}",
+            )
 
     def targets(self, examples: list[dict]) -> Tensor:
         """Class numbers: [B]."""
         return torch.tensor([example["labels"][0] for example in examples])
 
-    def count(self, batch: dict[str, Tensor]) -> int:
+    def count(self, batch: dict[str, Any]) -> int:
         """Texts, with a label or without."""
         return int(batch["counts"].sum())
 
+    def positions(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Where the texts stand: targets [N] or [N, C], examples [N] and tokens [M] of an Output."""
+        counts_B, targets = batch["counts"], batch["labels"][batch["counts"]]
+        text_M = _inside(batch).nonzero()[:, 0]
+        return {
+            "targets": targets,
+            "examples": torch.arange(len(targets), device=targets.device),
+            "tokens": (counts_B.cumsum(0) - 1)[text_M],
+        }
+
+    def asked(self, row: Mapping[str, Any]) -> Asked:
+        """What the answer to one row hangs on, padded or not. It is asked for with a label or without.
+
+        The texts too: a teacher with another tokenizer may tell what the student's tokens do not, such as the case.
+        """
+        seen = np.asarray(row["attention_mask"]).astype(bool)
+        segments, more = np.asarray(row.get("token_type_ids", 0), np.uint8), b""
+        if segments.any():  # those of a single text are what they are where there are none
+            more = b"segments" + segments[seen].tobytes()
+        if row.get(labelled.TEXTS) is not None:
+            more += json.dumps(list(row[labelled.TEXTS])).encode()
+        counted = np.array([row.get("counts", True)], bool)
+        return Asked(np.asarray(row["input_ids"])[seen], more, counted)
+
     @torch.no_grad()
     def predict(
-        self, model: nn.Module, tokenizer: Any, texts: Sequence[str | Sequence[str]], max_length: int
+        self, model: nn.Module, tokenizer: Any, texts: Sequence[str | Sequence[str]], data: Data
     ) -> list[list[dict[str, Any]]]:
         """[{"label", "score"}] of each text or pair of texts, the most probable label first."""
         parts = [[text] if isinstance(text, str) else text for text in texts]
-        coded = [tokenizer(*part, truncation=True, max_length=max_length) for part in parts]
+        coded = [tokenizer(*part, truncation=True, max_length=data.max_length) for part in parts]
         unknown = [IGNORED] * self.vocabulary(model)
         batch = self.collate([{**one, "labels": unknown} for one in coded])
-        output = self.run(model, {name: x.to(model.device) for name, x in batch.items()}, Want())
+        output = self.run(model, moved(batch, model.device), Want())
         said = self.probabilities(output.head(output.rows).float()).tolist()
         named = [zip(labels.names_of(model), row, strict=True) for row in said]
         return [
@@ -145,29 +195,30 @@ class Classification(Task):
 
     def run(self, model: nn.Module, batch: dict[str, Tensor], want: Want) -> Output:
         """One forward pass, which ends before the layer that scores the labels: the caller runs it."""
-        counts_B, mask_BT = batch["counts"], batch["attention_mask"].bool()
+        counts_B, mask_BT, inside_BT = batch["counts"], batch["attention_mask"].bool(), _inside(batch)
         scorer = labels.scorer_of(model)
         read, kept = read_before(model, scorer, _inputs(model, batch), want)
-        targets_N, inside_BT = batch["labels"][counts_B], mask_BT & counts_B[:, None]
-        rows_ND = targets_N.new_empty(len(targets_N), 0) if read is None else _pooled(read, mask_BT)[counts_B]
+        where = self.positions(batch)
+        none = where["targets"].new_empty(len(where["targets"]), 0)
+        rows_ND = none if read is None else _pooled(read, mask_BT)[counts_B]
         found = sort_out(kept, lambda x: x[inside_BT], lambda maps: maps.transpose(1, 2)[inside_BT])
-        if read is not None:
+        if POOLED in want.layers:
             found["features"][POOLED] = rows_ND
-        numbers_B = counts_B.cumsum(0) - 1
-        return Output(
-            rows=rows_ND,
-            head=Head(scorer),
-            **found,
-            targets=targets_N,
-            examples=torch.arange(len(targets_N), device=targets_N.device),
-            tokens=numbers_B[inside_BT.nonzero()[:, 0]],
-        )
+        return Output(rows=rows_ND, head=Head(scorer), **found, **where)
 
 
 class SeveralLabels(Classification):
     """Any number of labels for a text, each true or false for itself; targets are [B, C] of 0 and 1."""
 
+    measure = accuracy(
+        "a text", "texts", ("macro_f1", "micro_f1"), "subset accuracy",
+        accuracy="share of the texts of which all labels are right; its 95 % interval is Wilson's",
+        agreement="share of the labels of all texts of which model and teacher say the same",
+        calibration_error="expected calibration error of the probability that a label is true, 15 bins of equal width",
+        loss="negative log-likelihood of a label being true or false, in nats: the mean over labels and texts",
+    )  # fmt: skip
     kind = "multi"
+    exclusive = False
     objectives = {"cross_entropy": binary_cross_entropy, "forward_kl": binary_kl}
     unfit = (
         "mse", "huber", "reverse_kl", "adaptive_kl", "alpha_beta", "total_variation", "jsd", "skew_forward_kl",
@@ -191,6 +242,11 @@ def _inputs(model: nn.Module, batch: Any) -> dict[str, Tensor]:
     """What the model reads of a batch: segments only where it has an embedding for them."""
     segments = model.config.to_dict().get("type_vocab_size", 0) > 1
     return {name: batch[name] for name in INPUTS if name in batch and (segments or name != "token_type_ids")}
+
+
+def _inside(batch: Any) -> Tensor:
+    """Which places hold a token of a text that counts: [B, T]."""
+    return batch["attention_mask"].bool() & batch["counts"][:, None]
 
 
 def _pooled(read: Tensor, mask_BT: Tensor) -> Tensor:

@@ -44,6 +44,9 @@ def _term(term: Term, levels: Sequence[float]) -> Term:
     if levels and name == "mse":
         return replace(term, objective="pinball", options={"quantiles": list(levels)})
     if levels and name in OF_QUANTILES:
-        raise RecipeError(f"{name} reads one number a step, and this model gives quantiles", "leave it out, or quantiles: []")
+        raise RecipeError(
+            f"{name} reads one number a step, and this model gives quantiles",
+            "leave it out, or quantiles: []",
+        )
     options = {} if name != term.objective else term.options
     return replace(term, objective=name, options=options)

@@ -7,11 +7,15 @@ shifted. What is read of blocks is the decoder's, at the N positions; attention 
 Data order, train.max_tokens and tokens_per_second go by the source alone: targets of one batch may differ in length.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from llm_finetuner.benchmark import targets, text
+from llm_finetuner.benchmark.measure import perplexity
 from llm_finetuner.benchmark.quality import eval_mode
 from llm_finetuner.data import columns, transform
 from llm_finetuner.data.examples import IGNORED
@@ -21,14 +25,16 @@ from llm_finetuner.models.anatomy import read_before, sort_out
 from llm_finetuner.models.loading import check_logits, entry_device, head_of, positions_of
 from llm_finetuner.output import Output, Want
 from llm_finetuner.recipe import Data
-from llm_finetuner.task import Task
+from llm_finetuner.task import Asked, Task
 
 
 class Seq2Seq(Task):
     """Models that transformers loads with AutoModelForSeq2SeqLM."""
 
     auto = "AutoModelForSeq2SeqLM"
-    adapters = True  # writes is False: they write texts, but none that goes on with what it was given
+    measure = perplexity("a target token", "target tokens")
+    peft_type = "SEQ_2_SEQ_LM"
+    generates = True  # but writes is False: no target goes on with what was given
 
     def vocabulary(self, model: nn.Module) -> int:
         """Width of the logits: V."""
@@ -39,7 +45,8 @@ class Seq2Seq(Task):
     def prepare_rows(self, rows: Any, tokenizer: Any, data: Data, model: nn.Module | None) -> Prepared:
         """Tokenise sources and targets; max_length holds for each of them. Raises DataError."""
         return transform.prepare(
-            rows, tokenizer, text_columns=data.text_columns, max_length=data.max_length, on_bad_row=data.on_bad_row
+            rows, tokenizer, text_columns=data.text_columns, max_length=data.max_length, prefix=data.prefix or "",
+            on_bad_row=data.on_bad_row,
         )  # fmt: skip
 
     def fit(self, model: nn.Module, rows: Any, seed: int) -> None:
@@ -70,6 +77,49 @@ class Seq2Seq(Task):
         targets = ((labels_BS != IGNORED) * end_S).amax(1).sum()  # what is masked before the last one is read
         return int(mask_BT.sum() + targets), mask_BT.numel() + labels_BS.numel()
 
+    def asked(self, row: Mapping[str, Any]) -> Asked:
+        """What the answers to one row hang on, padded or not: its source, and its target up to what counts last."""
+        seen, labels = np.asarray(row["attention_mask"]).astype(bool), np.asarray(row["labels"])
+        target = labels[: np.flatnonzero(labels != IGNORED).max(initial=-1) + 1]
+        read = b"target" + target.astype("<i4").tobytes()
+        return Asked(np.asarray(row["input_ids"])[seen], read, target != IGNORED)
+
+    # ---- targets that a model writes
+
+    def predict(self, model: nn.Module, tokenizer: Any, texts: Sequence[str], data: Data) -> list[str]:
+        """The target of each text, greedily."""
+        sources = self.prompt_ids(texts, tokenizer, data)
+        found = self.write(model, tokenizer, sources, max_new_tokens=data.max_length, batch_size=len(texts))
+        return [text.decode(tokenizer, tokens) for tokens, _ in found]
+
+    def new_tokens(self, data: Data) -> int:
+        """Tokens of a target, at most."""
+        return data.max_length
+
+    def prompt_ids(self, texts: Sequence[str], tokenizer: Any, data: Data) -> list[list[int]]:
+        """Tokens of sources, as rows have them. Raises DataError."""
+        return [ids for ids, _ in transform.sources(tokenizer, data.max_length, data.prefix or "")(texts)]
+
+    def answer_ids(self, texts: Sequence[str], tokenizer: Any, data: Data) -> list[list[int]]:
+        """Tokens of targets, as rows have them. Raises DataError."""
+        return [ids for ids, _ in transform.targets(tokenizer, data.max_length)(texts)]
+
+    def write(self, model: nn.Module, tokenizer: Any, sources: Sequence[list[int]], **options: Any) -> list:
+        """(tokens of the target, whether the model ended it) for each source, greedily. Raises DataError."""
+        return targets.write(model, tokenizer, sources, **options)
+
+    def joined(self, source: list[int], target: list[int], positions: int | None) -> dict[str, list[int]]:
+        """The example of both."""
+        return {"input_ids": source, "attention_mask": [1] * len(source), "labels": target[:positions]}
+
+    def sampled_figures(
+        self, model: nn.Module, tokenizer: Any, rows: Any, data: Data, count: int | None, batch_size: int
+    ) -> dict[str, Any]:
+        """rouge1, rouge2, rougeL of greedy targets against the rows' own, and rouge_rows, how many were written."""
+        chosen = text.references_in(self, tokenizer, rows, text.TARGETS if count is None else count, data)
+        said = text.complete(self, model, tokenizer, chosen, batch_size)
+        return {**text.rouge([written for written, _ in said], chosen.texts), "rouge_rows": len(said)}
+
     # ---- models
 
     def check_packing(self, model: nn.Module) -> None:
@@ -78,19 +128,6 @@ class Seq2Seq(Task):
             "train.packing is for models with one stack of blocks, not for an encoder with a decoder",
             "train.max_tokens fills batches to an equal number of tokens of their sources",
         )
-
-    @torch.no_grad()
-    def predict(self, model: nn.Module, tokenizer: Any, texts: list[str], max_length: int) -> list[str]:
-        """The target of each text, greedily."""
-        said = []
-        for text in texts:
-            coded = tokenizer(text, truncation=True, max_length=max_length, return_tensors="pt").to(
-                model.device
-            )
-            given = {name: coded[name] for name in ("input_ids", "attention_mask")}
-            ids = model.generate(**given, do_sample=False, num_beams=1, max_new_tokens=max_length)[0]
-            said.append(tokenizer.decode(ids, skip_special_tokens=True))
-        return said
 
     @torch.no_grad()
     def check_model(self, model: nn.Module, name: str) -> None:
@@ -122,16 +159,13 @@ class Seq2Seq(Task):
 
     def run(self, model: nn.Module, batch: dict[str, Tensor], want: Want) -> Output:
         """One forward pass, which ends before the output layer: the caller runs it, position by position."""
-        counted_BS = batch["labels"] != IGNORED
-        targets_N = batch["labels"][counted_BS]
+        counted_BS, found = batch["labels"] != IGNORED, self.positions(batch)
         read, kept = _pass(model, batch, want)
-
         return Output(
-            rows=targets_N.new_empty(len(targets_N), 0) if read is None else read[counted_BS],
+            rows=found["targets"].new_empty(len(found["targets"]), 0) if read is None else read[counted_BS],
             head=head_of(model),
             **sort_out(kept, lambda x: x[counted_BS], lambda maps: maps.transpose(1, 2)[counted_BS]),
-            targets=targets_N,
-            examples=counted_BS.nonzero()[:, 0],
+            **found,
         )
 
 

@@ -1,7 +1,7 @@
 """A teacher whose answers were written down (caching.py): no model in memory, found by what a row holds.
 
 A row is found whatever batch, order, padding, process or attempt asks for it. One that is not there is an error that
-says what differs. Shapes: B sequences, N positions that count, R bytes a record, C columns, D hidden width.
+says what differs. Shapes: n positions that count, R bytes a record, C columns, D hidden width.
 """
 
 from collections.abc import Sequence
@@ -11,22 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llm_finetuner.data.examples import IGNORED
 from llm_finetuner.errors import DataError, ModelError, RecipeError
-from llm_finetuner.output import Columns, Output, Want
+from llm_finetuner.layer_maps import spelled
+from llm_finetuner.models import labels
+from llm_finetuner.output import Columns, Output, Want, moved
 from llm_finetuner.scheme import Term
 from llm_finetuner.teachers.codec import Exact, Sampled, TopK
-from llm_finetuner.teachers.identity import (
-    Key,
-    keys_of_batch,
-    keys_of_rows,
-    of_tokenizer,
-)
+from llm_finetuner.teachers.identity import Key, keys_of_batch, keys_of_rows, of_run
 from llm_finetuner.teachers.provider import Context, Provider
-from llm_finetuner.teachers.store import Store
+from llm_finetuner.teachers.store import Store, name_of
 from llm_finetuner.terms import reads
 
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
+LOGITS = "logits"  # what is kept where answers do not exclude each other; else log-probabilities
 
 
 def cached(spec: Any, context: Context, *, path: str = "") -> "Cached":
@@ -42,21 +39,33 @@ def cached(spec: Any, context: Context, *, path: str = "") -> "Cached":
 
 def answers_in(store: Store, context: Context) -> "Cached":
     """The teacher that a store is, for a student. Raises DataError, ModelError."""
-    path, present = store.folder, of_tokenizer(context.tokenizer)
-    teacher = Cached(store, context.device, {**present, **context.about})
-    width, held = context.task.vocabulary(context.student), teacher.settings["vocabulary"]
+    path, present, task = store.folder, of_run(context), context.task
+    written, settings = store.manifest["about"], store.manifest["settings"]
+    why = _other(written, settings, present, task)
+    if why:
+        raise DataError(
+            f"the cache {path} was made {why}",
+            "make the cache as this run is, or take the model that the cache was made for",
+        )
+    order = labels.order_of(context.student, written["labels"], context.seed) if task.labels else None
+    width, held = task.vocabulary(context.student), settings["vocabulary"]
     if held > width or (held < width and context.tokenizer is None):
         raise ModelError(
             f"the cache {path} has answers for {held} tokens, and the student has {width} logits",
             "make the cache with this run's student",
         )
-    written = teacher.store.manifest["about"]
-    if present and "tokenizer" in written and written["tokenizer"] != present["tokenizer"]:
-        raise DataError(
-            f"the cache {path} was made with another tokenizer: the same numbers are other tokens",
-            "make the cache with this run's tokenizer, or take the model that the cache was made for",
-        )
-    return teacher
+    return Cached(store, task, context.device, present, order)
+
+
+def _other(written: dict[str, Any], settings: dict[str, Any], present: dict[str, Any], task: Any) -> str:
+    """With what else than now a cache was made, so that nothing in it can be read; "" where nothing is."""
+    if written.get("task", present["task"]) != present["task"] or task.labels != ("labels" in written):
+        return f"for another task: {written.get('task', 'not noted')}, and this run is for {present['task']}"
+    if (settings.get("answers") == LOGITS) == task.exclusive:
+        return f"for {'several labels a text' if task.exclusive else 'one label a text'}, and this run is not"
+    if "tokenizer" in present and written.get("tokenizer", present["tokenizer"]) != present["tokenizer"]:
+        return "with another tokenizer: the same numbers are other tokens"
+    return ""
 
 
 class Cached(Provider):
@@ -67,8 +76,17 @@ class Cached(Provider):
 
     stored = True
 
-    def __init__(self, store: Store, device: torch.device, present: dict[str, Any] | None = None):
-        self.store, self.present = store, dict(present or {})
+    def __init__(
+        self,
+        store: Store,
+        task: Any,
+        device: torch.device,
+        present: dict[str, Any] | None = None,
+        order: Sequence[int] | None = None,
+    ):
+        """order: which of the stored columns is each of the student's, where they stand otherwise."""
+        self.store, self.task, self.present = store, task, dict(present or {})
+        self.order = None if order is None else torch.tensor(order, device=device)
         self.settings = store.manifest["settings"]
         self.codec = codec_of(self.settings, store.fitted).to(device)
         self.device = device
@@ -77,23 +95,26 @@ class Cached(Provider):
         columns = store.fitted.get("columns")
         self.columns: Columns = self.settings["vocabulary"] if columns is None else columns.to(device)
 
-    def __call__(self, batch: dict[str, Tensor], want: Want) -> Output:
+    def __call__(self, batch: dict[str, Any], want: Want) -> Output:
         self._check_want(want)
-        keys = [key for key in keys_of_batch(batch) if key.positions]
+        keys = [key for key in keys_of_batch(self.task, batch) if key.positions]
         for number, key in enumerate(keys):
             if key.whole not in self.store:
                 raise DataError(f"row {number} of a batch is not in the cache: {self._why(key)}", HINT)
-        mask_BT = batch["labels"][:, 1:] != IGNORED
+        names = {layer: name_of(layer, self.task.all_tokens) for layer in want.layers}
         return Output(
             rows=self._read(keys, "records", torch.empty(0, self.codec.record_bytes, dtype=torch.uint8)),
-            head=self.codec.decode,
+            head=self._answers,
             features={
-                layer: self._read(keys, f"layer_{layer}", torch.empty(0, self.width)).float()
-                for layer in want.layers
+                layer: self._read(keys, name, torch.empty(0, self.width)).float()
+                for layer, name in names.items()
             },
-            targets=batch["labels"][:, 1:][mask_BT].to(self.device),
-            examples=mask_BT.nonzero()[:, 0].to(self.device),
+            **moved(self.task.positions(batch), self.device),
         )
+
+    def _answers(self, records_nR: Tensor) -> Tensor:
+        answers_nC = self.codec.decode(records_nR)
+        return answers_nC if self.order is None else answers_nC[:, self.order]
 
     def prepare(self, want: Want, terms: Sequence[Term]) -> None:
         self._check_want(want)
@@ -119,7 +140,7 @@ class Cached(Provider):
 
     def check(self, rows: Any) -> None:
         missing, first, total = 0, "", 0
-        for number, key in enumerate(keys_of_rows(rows)):
+        for number, key in enumerate(keys_of_rows(self.task, rows)):
             total += 1
             if key.positions and key.whole not in self.store:
                 first = first or f"row {number}: {self._why(key)}"
@@ -135,10 +156,9 @@ class Cached(Provider):
     def _check_want(self, want: Want) -> None:
         missing = [layer for layer in want.layers if layer not in self.layers]
         if missing:
-            stored = ", ".join(map(str, self.layers)) or "none"
             raise RecipeError(
-                f"hidden states of teacher blocks {', '.join(map(str, missing))} are not in the cache "
-                f"{self.store.folder}; stored: {stored}",
+                f"hidden states of teacher blocks {spelled(missing)} are not in the cache "
+                f"{self.store.folder}; stored: {spelled(self.layers) or 'none'}",
                 "name stored blocks in layers, or make a cache with these",
             )
         if want.attention or want.states or want.embeddings:
@@ -155,9 +175,9 @@ class Cached(Provider):
             if name in written and written[name] != value
         ]
         if key.content in self.store.contents:
-            reasons.append(
-                f"its tokens are, but other positions count (loss_on was {_told(written, 'loss_on')})"
-            )
+            same = "loss_on" in written and written["loss_on"] == self.present.get("loss_on")
+            of_text = "" if same else f" (loss_on was {_told(written, 'loss_on')})"
+            reasons.append(f"its tokens are, but other positions count{of_text}")
         elif key.length > self.store.longest:
             reasons.append(
                 f"it has {key.length} tokens, the longest cached row {self.store.longest} "

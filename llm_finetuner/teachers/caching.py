@@ -7,7 +7,6 @@ Shapes: n positions, k best tokens, V vocabulary.
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +14,21 @@ import torch
 from torch import Tensor
 
 from llm_finetuner.errors import DataError, ModelError, RecipeError
-from llm_finetuner.objectives.divergence import forward_kl
-from llm_finetuner.output import Output, Want
+from llm_finetuner.layer_maps import check_kept, kept_blocks
+from llm_finetuner.output import Output, Want, moved
 from llm_finetuner.teachers import tails
-from llm_finetuner.teachers.cached import DTYPES, Cached, codec_of
+from llm_finetuner.teachers.cached import DTYPES, LOGITS, Cached, codec_of
 from llm_finetuner.teachers.identity import Key, keys_of_rows
+from llm_finetuner.teachers.measures import Error, keep_figures, scores_of
 from llm_finetuner.teachers.places import FITTED, MANIFEST
 from llm_finetuner.teachers.provider import Provider
-from llm_finetuner.teachers.store import LOCK, Entry, Store
+from llm_finetuner.teachers.store import LOCK, OF_TOKENS, Entry, Store, name_of
 
 MODES = ("top_k", "sampled", *DTYPES)
 SHARD_BYTES = 2**24  # a kill loses at most so much
 NUMBERS = 2**24  # log-probabilities in memory at a time
 FIT_NUMBERS, FIT_POSITIONS = 2**26, 8192  # that the shapes of tails are fitted to
 LOW_MASS = 0.8
-# More than so many times the error of before, and nats: what was added does not fit the folder.
-WORSE, MUCH = 2, 0.02
 OURS = (FITTED, LOCK, "bad_rows.jsonl")  # may stand in a folder where no cache has begun
 FLOAT16_MOST = torch.finfo(torch.float16).max
 
@@ -47,7 +45,7 @@ def write_cache(
     mode: str = "top_k",
     draws: int = 50,
     seed: int = 0,
-    layers: Sequence[int] = (),
+    layers: Sequence[int | str] = (),
     batch_size: int = 8,
     sample: int = 64,
     device: torch.device | str = "cpu",
@@ -56,68 +54,69 @@ def write_cache(
 ) -> dict[str, Any]:
     """Write the answers to `rows` into the folder `path`; rows that are there already are not asked again.
 
-    mode: "top_k", "sampled" (`draws` tokens a position, `seed`), "fp16" or "fp32" (every log-probability).
-    vocabulary: the teacher's first so many columns. layers: its blocks whose hidden states are kept too.
+    mode: "top_k", "sampled" (`draws` tokens a position, `seed`), "fp16" or "fp32" (every log-probability, or logit
+    where the answers of a position do not exclude each other); with no more columns than k, or draws, it is fp32.
+    vocabulary: the teacher's first so many columns. layers: its blocks whose hidden states are kept too, or "pooled".
     about: what the answers are of, such as teacher, fingerprint, tokenizer, template (identity.py), max_length,
     loss_on: a later call must bring the same. batch_size and device: of the teacher's forward passes.
     sample: rows, evenly spaced, that the fit and the error are taken from.
 
     Returns {bytes_per_token (without hidden states), mean_kl (nats, KL(teacher || what the cache answers) on the
-    sample, None for draws), top_mass (what the k best hold, on average), tokens, rows: of all that is stored, repeats
-    (how many of these rows are equal to another of them, and so stored once), path}.
+    sample, None for draws), top_mass (what the k best hold, on average, None in other modes), tokens (positions that
+    have an answer), rows: of all that is stored, repeats (how many of these rows are equal to another of them, and so
+    stored once), path}.
     Of a folder that grows the new rows are measured, and a note says where the answers to them are much less accurate.
     Raises RecipeError, DataError where the folder is of something else or damaged, TrainingError where it cannot be
     written. A kill leaves a folder that the same call goes on with, to the same bytes.
     """
     say = on_event or (lambda kind, record: None)
-    settings = settings_of(mode, k, draws, seed, layers, vocabulary, say)
+    blocks = kept_blocks(layers, "layers")
+    settings = settings_of(task, mode, k, draws, seed, blocks, vocabulary, say)
     job = Job(teacher, task, rows, settings, batch_size, torch.device(device))
     teacher.prepare(job.want, ())
     about = json.loads(json.dumps(about))  # as the manifest will give it back
     store = open_or_begin(Path(path), settings, about, job, sample)
     job.write(store, shard_bytes, say)
-    figures = measure_new(job, store, k, sample, lambda text: say("note", {"text": text}))
-    if mode == "top_k" and figures["top_mass"] < LOW_MASS:
+    figures = measure_new(job, store, sample, lambda text: say("note", {"text": text}))
+    if settings["mode"] == "top_k" and figures["top_mass"] < LOW_MASS:
         text = f"the {k} best tokens hold {figures['top_mass']:.2f} of the teacher's mass: a larger k would lose less"
         say("note", {"text": text})
     return {**figures, "repeats": len(job.numbers) - job.distinct, "path": str(path)}
 
 
-def measure_new(job: "Job", store: Store, k: int, sample: int, note: Callable[[str], None]) -> dict[str, Any]:
+def measure_new(job: "Job", store: Store, sample: int, note: Callable[[str], None]) -> dict[str, Any]:
     """Measure those of the rows that were not; the figures of all that is stored, see Store.measured."""
     shards = store.unmeasured
     new = [number for number in job.numbers if store.places[job.keys[number].whole][0] in shards]
     if new:
-        return keep_figures(store, job.measure(store, k, sample, new), note)
+        return keep_figures(store, job.measure(store, sample, new), note)
     if job.distinct == len(store.places):
-        return store.measured(job.measure(store, k, sample, job.numbers), anew=True)
+        return store.measured(job.measure(store, sample, job.numbers), anew=True)
     return {**store.manifest["measured"], "tokens": store.tokens, "rows": len(store.places)}
 
 
-def keep_figures(store: Store, figures: dict[str, Any], note: Callable[[str], None]) -> dict[str, Any]:
-    """Keep the figures of what was added to a store, and say so where it fits much worse than what was there."""
-    before, added = store.manifest.get("measured", {}).get("mean_kl"), figures["mean_kl"]
-    if before is not None and added > max(WORSE * before, MUCH):
-        note(
-            f"what was added to the cache {store.folder} has a mean error of {added:.5f} nats a token, what was there "
-            f"before {before:.5f}: its levels and tails were fitted to the data that it was begun with, so make a "
-            "cache of its own, in another folder, for these data"
-        )
-    return store.measured(figures)
-
-
-def settings_of(mode, k, draws, seed, layers, vocabulary, say) -> dict[str, Any]:
+def settings_of(
+    task: Any, mode: str, k: int, draws: int, seed: int, layers: Sequence[int], vocabulary: int, say: Callable
+) -> dict[str, Any]:
     """What decides the bytes of a record, as the manifest keeps it. Raises RecipeError."""
     if mode not in MODES:
         raise RecipeError(f"mode of a cache is {mode!r}", f"choose one of: {', '.join(MODES)}")
     for name, value in (("k", k), ("draws", draws)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise RecipeError(f"{name} must be a whole number from 1, got {value!r}")
-    if mode == "top_k" and k >= vocabulary:
-        say("note", {"text": f"k={k} is the whole vocabulary of {vocabulary}: every log-probability is kept"})
+    some = {"top_k": ("k", k), "sampled": ("draws", draws)}.get(mode)
+    if some and not task.exclusive:
+        say(
+            "note", {"text": f"several labels a text are no one distribution to keep {mode} of: all are kept"}
+        )
+        mode = "fp32"
+    elif some and some[1] >= vocabulary:
+        text = f"{some[0]}={some[1]} takes in all of {vocabulary}: every log-probability is kept"
+        say("note", {"text": text})
         mode = "fp32"
     options = {"top_k": {"k": k}, "sampled": {"draws": draws, "seed": seed}}.get(mode, {})
-    return {"mode": mode, **options, "vocabulary": vocabulary, "layers": sorted(set(layers))}
+    options |= {} if task.exclusive else {"answers": LOGITS}
+    return {"mode": mode, **options, "vocabulary": vocabulary, "layers": list(layers)}
 
 
 def open_or_begin(folder: Path, settings: dict, about: dict, job: "Job", sample: int) -> Store:
@@ -172,7 +171,8 @@ class Job:
         self.teacher, self.task, self.rows, self.settings = teacher, task, rows, settings
         self.batch_size, self.device = batch_size, device
         self.want = Want(layers=tuple(settings["layers"]))
-        self.keys = list(keys_of_rows(rows))
+        check_kept(self.want.layers, teacher.depth, task.pooled, "the teacher")
+        self.keys = list(keys_of_rows(task, rows))
         self.numbers = [number for number, key in enumerate(self.keys) if key.positions]
         self.distinct = len(
             {self.keys[number].whole for number in self.numbers}
@@ -183,14 +183,13 @@ class Job:
     def write(self, store: Store, shard_bytes: int, say) -> None:
         """Ask for what the store lacks, a shard at a time."""
         codec = codec_of(self.settings, store.fitted).to(self.device)
-        size = codec.record_bytes + 2 * self.teacher.width * len(self.want.layers)
         lacking = {
             key.whole: number
             for number, key in enumerate(self.keys)
             if key.positions and key.whole not in store
         }
         done = 0
-        for numbers in _portions(list(lacking.values()), self.keys, shard_bytes // size):
+        for numbers in self._portions(list(lacking.values()), codec.record_bytes, shard_bytes):
             entries = []
             numbers.sort(key=lambda number: self.keys[number].length)  # less padding
             for batch, said in self._answers(numbers):
@@ -207,34 +206,30 @@ class Job:
         step = -(-total // min(FIT_POSITIONS, max(1, FIT_NUMBERS // self.settings["vocabulary"])))
         parts, at = [], 0
         for _, said in self._answers(numbers):
-            for log_probs in self._log_probs(said):
-                parts.append(log_probs[-at % step :: step].clone())
-                at += len(log_probs)
+            for scores in self._scores(said):
+                parts.append(scores[-at % step :: step].clone())
+                at += len(scores)
         codec = tails.fit(torch.cat(parts), self.settings["k"])
         return {"levels": codec.levels.cpu(), "log_shapes": codec.log_shapes.half().cpu()}
 
-    def measure(self, store: Store, k: int, sample: int, numbers: list[int]) -> dict[str, Any]:
+    def measure(self, store: Store, sample: int, numbers: list[int]) -> dict[str, Any]:
         """The error on some of these rows, not those of the fit where there are enough, from what was written."""
-        cache, error = Cached(store, self.device), Error()
+        cache, error = Cached(store, self.task, self.device), Error(self.task, self.settings)
         for batch, said in self._answers(_evenly(numbers, sample, 1)):
             told, at = cache(self._collate(batch), Want()), 0
-            for log_probs in self._log_probs(said):
-                answers = told.head(told.rows[at : at + len(log_probs)])
-                at += len(log_probs)
-                error.add(log_probs, answers, k)
-        figures = error.figures(cache.codec.record_bytes)
-        return {**figures, "mean_kl": None} if self.settings["mode"] == "sampled" else figures
+            for scores in self._scores(said):
+                error.add(scores, told.head(told.rows[at : at + len(scores)]))
+                at += len(scores)
+        return error.figures(cache.codec.record_bytes)
 
     def _encode(self, codec, batch: list[int], said: Output) -> list[Entry]:
         keys = [self.keys[number] for number in batch]
         noise = torch.cat([codec.noise(key.whole, key.positions) for key in keys])
         records, at = [], 0
-        for log_probs in self._log_probs(said):
-            records.append(codec.encode(log_probs, noise[at : at + len(log_probs)]).cpu())
-            at += len(log_probs)
-        return entries_of(
-            keys, torch.cat(records), {layer: said.features[layer] for layer in self.want.layers}
-        )
+        for scores in self._scores(said):
+            records.append(codec.encode(scores, noise[at : at + len(scores)]).cpu())
+            at += len(scores)
+        return entries_of(keys, torch.cat(records), said, self.want.layers)
 
     def _answers(self, numbers: list[int]) -> Iterator[tuple[list[int], Output]]:
         for start in range(0, len(numbers), self.batch_size):
@@ -242,11 +237,24 @@ class Job:
             with torch.no_grad():
                 yield batch, self.teacher(self._collate(batch), self.want)
 
-    def _collate(self, numbers: list[int]) -> dict[str, Tensor]:
-        batch = self.task.collate([self.rows[number] for number in numbers])
-        return {name: tensor.to(self.device) for name, tensor in batch.items()}
+    def _portions(self, numbers: list[int], record_bytes: int, most: int) -> Iterator[list[int]]:
+        """Rows in their order, about so many bytes at a time: the same however often it was begun."""
+        portion, total = [], 0
+        for number in numbers:
+            key, names = self.keys[number], [name_of(x, self.task.all_tokens) for x in self.want.layers]
+            portion.append(number)
+            states = sum(_count(key, name) for name in names) * self.teacher.width
+            total += key.positions * record_bytes + 2 * states
+            if total >= most:
+                yield portion
+                portion, total = [], 0
+        if portion:
+            yield portion
 
-    def _log_probs(self, said: Output) -> Iterator[Tensor]:
+    def _collate(self, numbers: list[int]) -> dict[str, Tensor]:
+        return moved(self.task.collate([self.rows[number] for number in numbers]), self.device)
+
+    def _scores(self, said: Output) -> Iterator[Tensor]:
         """[n, V] float32, some positions at a time. Raises ModelError where the teacher has fewer columns."""
         vocabulary = self.settings["vocabulary"]
         size = max(1, NUMBERS // vocabulary)
@@ -257,56 +265,25 @@ class Job:
                 raise ModelError(
                     f"vocabulary is {vocabulary}, the teacher answers with {logits.shape[1]} columns"
                 )
-            yield logits[:, :vocabulary].to(self.device).float().log_softmax(1)
+            yield scores_of(self.task, logits[:, :vocabulary].to(self.device))
 
 
-@dataclass
-class Error:
-    """What records lose, summed over some positions."""
-
-    positions: int = 0
-    divergence: float = 0.0  # nats, KL(teacher || record)
-    best: float = 0.0  # mass of the k best
-
-    def add(self, log_probs_nV: Tensor, kept_nV: Tensor, k: int) -> None:
-        self.positions += len(log_probs_nV)
-        self.divergence += forward_kl(kept_nV, log_probs_nV).sum().item()
-        self.best += log_probs_nV.topk(min(k, log_probs_nV.shape[1])).values.exp().sum().item()
-
-    def figures(self, record_bytes: int) -> dict[str, Any]:
-        """The means, as a manifest keeps them."""
-        return {
-            "bytes_per_token": record_bytes,
-            "mean_kl": self.divergence / self.positions,
-            "top_mass": self.best / self.positions,
-        }
-
-
-def entries_of(keys: list[Key], records_NR: Tensor, features: dict[int, Tensor]) -> list[Entry]:
-    """What is kept of each row of a batch; features {layer: [N, D]}."""
-    counts = [key.positions for key in keys]
-    pieces = records_NR.split(counts)
-    states = {
-        layer: x.float().clamp(-FLOAT16_MOST, FLOAT16_MOST).half().cpu().split(counts)
-        for layer, x in features.items()
-    }
+def entries_of(keys: list[Key], records_NR: Tensor, said: Output, layers: Sequence[int]) -> list[Entry]:
+    """What is kept of each row of a batch that was answered, with the hidden states of these blocks."""
+    pieces, states = records_NR.split([key.positions for key in keys]), {}
+    for layer in layers:
+        name = name_of(layer, said.tokens is not None)
+        kept = said.features[layer].float().clamp(-FLOAT16_MOST, FLOAT16_MOST).half().cpu()
+        states[name] = kept.split([_count(key, name) for key in keys])
     return [
-        Entry(key.whole, key.content, key.length, pieces[i], {layer: s[i] for layer, s in states.items()})
+        Entry(key.whole, key.content, key.length, pieces[i], {name: s[i] for name, s in states.items()})
         for i, key in enumerate(keys)
     ]
 
 
-def _portions(numbers: list[int], keys: list[Key], positions: int) -> Iterator[list[int]]:
-    """Rows in their order, about so many positions at a time: the same however often it was begun."""
-    portion, total = [], 0
-    for number in numbers:
-        portion.append(number)
-        total += keys[number].positions
-        if total >= positions:
-            yield portion
-            portion, total = [], 0
-    if portion:
-        yield portion
+def _count(key: Key, name: str) -> int:
+    """How many vectors of a tensor of hidden states belong to a row."""
+    return key.length if name.startswith(OF_TOKENS) else key.positions
 
 
 def _evenly(numbers: list[int], count: int, half: int) -> list[int]:

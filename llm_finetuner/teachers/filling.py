@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from llm_finetuner.errors import RecipeError
+from llm_finetuner.layer_maps import check_kept, kept_blocks, spelled
 from llm_finetuner.models import loading
 from llm_finetuner.named_models import load_teacher
 from llm_finetuner.output import Output, Want
@@ -23,24 +24,17 @@ from llm_finetuner.teachers.cached import DTYPES, Cached, answers_in
 from llm_finetuner.teachers.caching import (
     NUMBERS,
     SHARD_BYTES,
-    Error,
     Job,
     check_same,
     entries_of,
-    keep_figures,
     open_or_begin,
     settings_of,
 )
 from llm_finetuner.teachers.held import Batch, Held
-from llm_finetuner.teachers.identity import (
-    Key,
-    fingerprint,
-    keys_of_batch,
-    keys_of_rows,
-    of_tokenizer,
-)
+from llm_finetuner.teachers.identity import Key, keys_of_batch, keys_of_rows, of_answers
 from llm_finetuner.teachers.matched import live_teacher
-from llm_finetuner.teachers.places import MANIFEST, check_kept, check_place, weight_files, writing_to
+from llm_finetuner.teachers.measures import Error, keep_figures, scores_of
+from llm_finetuner.teachers.places import MANIFEST, check_place, weight_files, writing_to
 from llm_finetuner.teachers.provider import Context, Provider
 from llm_finetuner.teachers.store import Store, locked
 
@@ -57,7 +51,7 @@ def fill(
     path: str,
     k: int = 50,
     mode: str = "top_k",
-    keep_layers: Sequence[int] | None = None,
+    keep_layers: Sequence[int | str] | None = None,
     given: tuple[Any, Any] | None = None,
 ) -> "Filling":
     """The teacher that fills the folder `path`; given: its model and tokenizer, else spec.name is loaded when needed.
@@ -70,24 +64,19 @@ def fill(
         raise RecipeError(
             f"mode of a cache that a run fills is {mode!r}", f"choose one of: {', '.join(MODES)}"
         )
-    check_kept(keep_layers)
+    layers = kept_blocks(keep_layers)
     check_place(path)
 
     def load() -> tuple[Provider, dict[str, Any]]:
         model, tokenizer = given or (
-            load_teacher(spec, context.device),
+            load_teacher(spec, context.device, context.task.auto),
             loading.load_tokenizer(spec.name),
         )
-        about = {
-            "teacher": spec.name,
-            "weights": fingerprint(model),
-            **context.about,
-            **of_tokenizer(context.tokenizer),
-        }
-        return live_teacher(model, tokenizer, spec.name, context), about
+        teacher = live_teacher(model, tokenizer, spec.name, context)
+        return teacher, of_answers(spec.name, model, teacher, context)
 
     files = weight_files(spec.name) if given is None else None  # before they are read
-    return Filling(Path(path).expanduser(), spec.name, load, context, (mode, k, keep_layers or ()), files)
+    return Filling(Path(path).expanduser(), spec.name, load, context, (mode, k, layers), files)
 
 
 class Filling(Provider):
@@ -104,13 +93,13 @@ class Filling(Provider):
         settings: tuple[str, int, Sequence[int]],
         files: dict[str, list[int]] | None = None,
     ):
-        """settings: mode, k and the blocks whose hidden states are kept.
+        """settings: mode, k and the numbers of the blocks whose hidden states are kept, in order.
 
         files: the weights on the disk (places.py) that the cache may be known by; None for a model given as an object.
         """
         self.folder, self.name, self.load, self.context = folder, name, load, context
         self.files, self.sure = files, False  # sure: the weights are those that the cache is of
-        self.mode, self.k, self.layers = settings[0], settings[1], tuple(sorted(set(settings[2])))
+        self.mode, self.k, self.layers = settings[0], settings[1], tuple(settings[2])
         self.live: Provider | None = None
         self.cache: Cached | None = None
         self.about: dict[str, Any] = {}
@@ -120,7 +109,7 @@ class Filling(Provider):
         self.visible = -1  # the last shard that this epoch reads
         self.stale = False  # whether an epoch ended since
         self.batch: Batch | None = None
-        self.held, self.error = Held(), Error()
+        self.held, self.error = Held(), None  # error: of what is written in this epoch
         if (folder / MANIFEST).exists():
             self._use(Store.open(folder, to_write=True))
         else:
@@ -137,13 +126,13 @@ class Filling(Provider):
         if self.stays:
             self.context.note(
                 "the losses read more of the teacher than the cache keeps, so it stays and answers in every epoch"
-                + ("" if kept else f"; to keep its hidden states: keep_layers={sorted(want.layers)}")
+                + ("" if kept else f"; to keep its hidden states: keep_layers=[{spelled(want.layers)}]")
             )
 
     def check(self, rows: Any) -> None:
         """Load the model where a row has no answer yet; where a run begins, fit what all records share."""
         begun, self.begun = self.begun, False
-        keys = [key.whole for key in keys_of_rows(rows) if key.positions]
+        keys = [key.whole for key in keys_of_rows(self.context.task, rows) if key.positions]
         if self.cache is not None:
             check_same(self.cache.store, self._settings(lambda kind, record: None), {})
         lacks = self.cache is None or not all(key in self.cache.store for key in keys)
@@ -168,6 +157,7 @@ class Filling(Provider):
 
     def _use(self, store: Store) -> None:
         self.cache, self.visible = answers_in(store, self.context), store.newest
+        self.error = self._new_error()
         self.columns, self.width, self.depth = self.cache.columns, self.cache.width, self.cache.depth
 
     def _need_live(self) -> None:
@@ -176,11 +166,7 @@ class Filling(Provider):
         self.live, self.about = self.load()
         self.columns, self.width, self.depth = self.live.columns, self.live.width, self.live.depth
         self.parameters, self.positions = self.live.parameters, self.live.positions
-        wrong = [layer for layer in self.layers if not 0 <= layer < self.depth]
-        if wrong:
-            raise RecipeError(
-                f"keep_layers names block {wrong[0]}: {self.name} has blocks 0 to {self.depth - 1}"
-            )
+        check_kept(self.layers, self.depth, self.context.task.pooled, self.name)
         self._prepare_live()
 
     def _prepare_live(self) -> None:
@@ -189,8 +175,12 @@ class Filling(Provider):
 
     def _settings(self, say: Callable[[str, dict], None]) -> dict[str, Any]:
         columns = len(self.columns) if isinstance(self.columns, Tensor) else self.columns
-        vocabulary = columns or self.context.task.vocabulary(self.live.model)
-        return settings_of(self.mode, self.k, 1, 0, self.layers, vocabulary, say)
+        task = self.context.task
+        vocabulary = columns or task.vocabulary(self.live.model)
+        return settings_of(task, self.mode, self.k, 1, 0, self.layers, vocabulary, say)
+
+    def _new_error(self) -> Error:
+        return Error(self.context.task, self.cache.settings)
 
     def _may_be_another(self) -> bool:
         """Whether the model has to be loaded to tell: it has another name, or its files are not the noted ones."""
@@ -202,11 +192,11 @@ class Filling(Provider):
 
     # ---- a batch
 
-    def __call__(self, batch: dict[str, Tensor], want: Want) -> Output:
+    def __call__(self, batch: dict[str, Any], want: Want) -> Output:
         self._finish()
         if self.stale:
             self._settle()
-        keys = [key for key in keys_of_batch(batch) if key.positions]
+        keys = [key for key in keys_of_batch(self.context.task, batch) if key.positions]
         if not self.stays and self.cache is not None and all(map(self._can_read, keys)):
             return self.cache(batch, want)
         self._need_live()
@@ -231,12 +221,12 @@ class Filling(Provider):
         def head(at: Tensor) -> Tensor:
             answers = said.head(said.rows[at])
             for here, logits in zip(at.split(size), answers[:, :vocabulary].split(size), strict=True):
-                log_probs = logits.float().log_softmax(1)
-                made = codec.encode(log_probs, log_probs.new_empty(0))
+                scores = scores_of(self.context.task, logits)
+                made = codec.encode(scores, scores.new_empty(0))
                 records[here.cpu()], asked[here.cpu()] = made.cpu(), True
                 if self.context.rank == 0:
                     some = slice(0, None, MEASURED_EVERY)
-                    self.error.add(log_probs[some], codec.decode(made[some]), self.k)
+                    self.error.add(scores[some], codec.decode(made[some]))
             return answers
 
         self.batch = Batch(keys, said, head, records, asked)
@@ -251,7 +241,7 @@ class Filling(Provider):
         size = max(1, NUMBERS // self.cache.settings["vocabulary"])
         for start in range(0, len(rest), size):
             done.head(rest[start : start + size])
-        entries = entries_of(done.keys, done.records, {i: done.said.features[i] for i in self.layers})
+        entries = entries_of(done.keys, done.records, done.said, self.layers)
         new = {e.key: e for e in entries if e.key in self.lacking and e.key not in self.held.keys}
         self.held.add(list(new.values()))
         if self.held.size >= SHARD_BYTES:
@@ -290,17 +280,17 @@ class Filling(Provider):
 
     def _report(self) -> None:
         """The size and the error of what was written; the first process tells, from its own rows."""
-        (error, self.error), store = (self.error, Error()), self.cache.store
+        error, self.error, store = self.error, self._new_error(), self.cache.store
         if not error.positions:
             return
         size = self.cache.codec.record_bytes
         figures = keep_figures(store, error.figures(size), self.context.note)
         loss, mass, tokens, rows = (figures[name] for name in ("mean_kl", "top_mass", "tokens", "rows"))
+        held = "" if mass is None else f"; the {self.k} best tokens hold {mass:.1%} of the probability"
         leaves = "" if self.stays else "; the teacher is not asked any more and leaves memory"
         self.context.note(
-            f"the cache {self.folder} holds {rows:,} rows, {tokens:,} tokens, at {size} bytes a token, "
-            f"beside hidden states; mean error {loss:.5f} nats a token, KL(teacher || cache); the {self.k} best tokens "
-            f"hold {mass:.1%} of the probability{leaves}"
+            f"the cache {self.folder} holds {rows:,} rows, {tokens:,} answers, at {size} bytes an answer, "
+            f"beside hidden states; mean error {loss:.5f} nats an answer, KL(teacher || cache){held}{leaves}"
         )
 
     # ---- checkpoints

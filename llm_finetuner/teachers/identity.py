@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,54 +10,39 @@ import torch
 from torch import Tensor, nn
 
 from llm_finetuner.data import columns
-from llm_finetuner.data.examples import IGNORED
-from llm_finetuner.errors import DataError
+from llm_finetuner.models import labels, vocabulary
 
 SIZE = 16  # bytes
-NAMES = ("input_ids", "labels", "attention_mask")
 
 
 class Key(NamedTuple):
     """What a row is found by."""
 
-    whole: bytes  # of its tokens and of which positions count
-    content: bytes  # of its tokens alone
+    whole: bytes  # of what its answers hang on and of which positions count
+    content: bytes  # of what its answers hang on alone: its tokens, mostly
     positions: int  # that count
     length: int  # tokens
 
 
-def key_of(ids: Any, labels: Any, mask: Any) -> Key:
-    """Of one row, padded or not. The labels tell which positions count: all but the first, as tasks/causal_lm.py.
-
-    Raises DataError where padding counts.
-    """
-    labels, mask = np.asarray(labels), np.asarray(mask).astype(bool)
-    tokens = np.asarray(ids)[mask].astype("<i4").tobytes()
-    counted = labels[mask][1:] != IGNORED
-    positions = int((labels[1:] != IGNORED).sum())
-    if int(counted.sum()) != positions:
-        raise DataError("a label counts where attention_mask is 0", "set the labels of padding to -100")
-    content = hashlib.blake2b(tokens, digest_size=SIZE)
+def key_of(task: Any, row: Mapping[str, Any]) -> Key:
+    """Of one row, padded or not. Raises DataError where padding counts."""
+    tokens, more, counted = task.asked(row)
+    content = hashlib.blake2b(tokens.astype("<i4").tobytes() + more, digest_size=SIZE)
     key = content.copy()
     key.update(b"counted" + np.packbits(counted).tobytes())
-    return Key(key.digest(), content.digest(), positions, len(tokens) // 4)
+    return Key(key.digest(), content.digest(), int(counted.sum()), len(tokens))
 
 
-def keys_of_batch(batch: dict[str, Tensor]) -> list[Key]:
+def keys_of_batch(task: Any, batch: dict[str, Any]) -> list[Key]:
     """The keys of each row of a collated batch."""
-    return [key_of(*row) for row in zip(*(batch[name].cpu().numpy() for name in NAMES), strict=True)]
+    near = {name: x.cpu().numpy() if isinstance(x, Tensor) else x for name, x in batch.items()}
+    rows = range(len(near["input_ids"]))
+    return [key_of(task, {name: x[row] for name, x in near.items()}) for row in rows]
 
 
-def keys_of_rows(rows: Any) -> Iterator[Key]:
+def keys_of_rows(task: Any, rows: Any) -> Iterator[Key]:
     """The keys of prepared rows, a list or a dataset, in their order."""
-    if isinstance(rows, list):
-        for row in rows:
-            yield key_of(*(row[name] for name in NAMES))
-        return
-    lengths = columns.lengths(rows)
-    for number, flat in enumerate(zip(*(columns.flat(rows, name) for name in NAMES), strict=True)):
-        ends = lengths[number * columns.BATCH : (number + 1) * columns.BATCH].cumsum()[:-1]
-        yield from map(key_of, *(np.split(column, ends) for column in flat))
+    return (key_of(task, row) for row in (rows if isinstance(rows, list) else columns.by_row(rows)))
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -79,17 +64,30 @@ def tokenizer_digest(tokenizer: Any) -> str:
     return _of_json([sorted(tokenizer.get_vocab().items()), special])
 
 
+def reading_digest(tokenizer: Any) -> str:
+    """Over its tokens and how it cuts texts into them."""
+    return _of_json([tokenizer_digest(tokenizer), vocabulary.probe(tokenizer)])
+
+
 def template_digest(tokenizer: Any) -> str:
     """Over the chat template, "none" where there is none."""
     template = tokenizer.chat_template
     return "none" if template is None else _of_json(template)
 
 
-def of_tokenizer(tokenizer: Any) -> dict[str, str]:
-    """What a cache notes of the tokenizer that its rows were made with; nothing where they came prepared."""
-    if tokenizer is None:
-        return {}
-    return {"tokenizer": tokenizer_digest(tokenizer), "template": template_digest(tokenizer)}
+def of_run(context: Any) -> dict[str, Any]:
+    """What a cache is compared with: how the rows were prepared, by which tokenizer (if it is known), and what for."""
+    tokenizer, task = context.tokenizer, context.task.auto.removeprefix("AutoModelFor")
+    told = {**context.about, "task": task}
+    if tokenizer is not None:
+        told |= {"tokenizer": tokenizer_digest(tokenizer), "template": template_digest(tokenizer)}
+    return told
+
+
+def of_answers(name: str, model: nn.Module, teacher: Any, context: Any) -> dict[str, Any]:
+    """What a cache notes of its answers: the teacher, the run that they are for, the labels in their order."""
+    told = {"teacher": name, "weights": fingerprint(model), **teacher.noted, **of_run(context)}
+    return told | ({"labels": labels.names_of(context.student)} if context.task.labels else {})
 
 
 def _of_json(value: Any) -> str:

@@ -57,7 +57,6 @@ def cached(spec: Teacher, context: Context, *, path: str = "") -> Provider:
     """The answers of a teacher that were written down in the folder `path`: no teacher in memory."""
     from llm_finetuner.teachers import cached as heavy
 
-    check_writes(context.task, "cached")
     return heavy.cached(spec, context, path=path)
 
 
@@ -106,16 +105,16 @@ def live_cached(
     path: str = "",
     k: int = 50,
     mode: str = "top_k",
-    keep_layers: list[int] | None = None,
+    keep_layers: list[int | str] | None = None,
 ) -> Provider:
     """A model whose answers fill the folder `path` during the first epoch, and are read from there in the next ones.
 
-    mode: "top_k" keeps the k best tokens of each position and the tail; "fp16" and "fp32" all of them. keep_layers: its
-    blocks whose hidden states are kept too. What the folder holds already is not asked again.
+    mode: "top_k" keeps the k best tokens of each position and the tail, and all of them where there are no more; "fp16"
+    and "fp32" always all. keep_layers: its blocks whose hidden states are kept too, or "pooled". What the folder holds
+    already is not asked again.
     """
     from llm_finetuner.teachers.filling import fill
 
-    check_writes(context.task, "live_cached")
     return fill(spec, context, path=path, k=k, mode=mode, keep_layers=keep_layers)
 
 
@@ -129,7 +128,7 @@ def check_writes(task: Any, kind: str) -> None:
 
 def check_mixture(task: Any, weights: list[float] | str | None, mixture: str) -> None:
     """Raise RecipeError for ways to mix that take the answers of a text to exclude each other where they do not."""
-    if task.objectives and (mixture != "logits" or weights == "loss"):
+    if not task.exclusive and (mixture != "logits" or weights == "loss"):
         raise RecipeError(
             "several labels a text are no one distribution, so teachers are mixed by their logits and given weights",
             "mixture: logits, and weights as numbers or none",

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from llm_finetuner.checks import check_rows
 from llm_finetuner.models import activations
 from llm_finetuner.models.loading import entry_device, positions_of
-from llm_finetuner.output import Columns, Output, Want
+from llm_finetuner.output import Columns, Output, Want, moved
 from llm_finetuner.scheme import Term
 from llm_finetuner.teachers.provider import Provider
 
@@ -53,10 +53,3 @@ class Live(Provider):
 
     def check(self, rows: Any) -> None:
         check_rows(rows, self.model)
-
-
-def moved(value: Any, device: torch.device) -> Any:
-    """Tensors of nested dicts on a device."""
-    if isinstance(value, dict):
-        return {key: moved(item, device) for key, item in value.items()}
-    return value.to(device)

@@ -4,7 +4,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from llm_finetuner.errors import RecipeError, TrainingError
 
@@ -35,18 +34,6 @@ def check_place(path: str) -> None:
         raise RecipeError(f"the cache {path} cannot be made: {there} is a file", HINT)
     if not os.access(there, os.W_OK | os.X_OK):
         raise RecipeError(f"the cache {path} cannot be made: no right to write into {there}", HINT)
-
-
-def check_kept(layers: Any) -> None:
-    """Raise RecipeError unless it is None or a list of whole numbers from 0."""
-    if layers is None:
-        return
-    listed = isinstance(layers, list | tuple)
-    if not listed or not all(type(layer) is int and layer >= 0 for layer in layers):
-        raise RecipeError(
-            f"keep_layers must be a list of whole numbers from 0, got {layers!r}",
-            "such as keep_layers: [3, 7], of the teacher's blocks",
-        )
 
 
 @contextmanager

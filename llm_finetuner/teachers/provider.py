@@ -3,8 +3,9 @@
 A registered builder is called as `builder(spec, context, **options)` and returns a Provider.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -45,6 +46,8 @@ class Provider:
         True  # whether its answers are of the student's own columns, so that they mix with another's
     )
     stored: bool = False  # answers only the rows that it was made for
+    model: nn.Module | None = None  # the one model whose answers it gives, as they are
+    noted: Mapping[str, Any] = MappingProxyType({})  # what of it a cache notes beside the weights
 
     def __call__(self, batch: dict[str, Tensor], want: Want) -> Output:
         raise NotImplementedError

@@ -24,16 +24,20 @@ class Shuffled(Provider):
     def __call__(self, batch: dict[str, Tensor], want: Want) -> Output:
         said = self.inner(batch, want)
         order_N = torch.arange(len(said.targets)).roll(len(said.targets) // 2).to(said.targets.device)
+        order_M = None if said.tokens is None else _by_kind(said.first_tokens)
 
         def roll(value: Any) -> Any:
             if isinstance(value, dict):
                 return {key: roll(item) for key, item in value.items()}
+            if order_M is not None and len(value) == len(order_M):  # not what stands for a whole text
+                return value[order_M.to(value.device)]
             return value.roll(len(value) // 2, 0)
 
         told = {name: roll(getattr(said, name)) for name in ("features", "attention", "states")}
-        for name in ("embeddings", "known"):
-            if getattr(said, name) is not None:
-                told[name] = roll(getattr(said, name))
+        if said.embeddings is not None:
+            told["embeddings"] = roll(said.embeddings)
+        if said.known is not None:
+            told["known"] = said.known.roll(len(said.known) // 2)
         return replace(said, rows=_reordered(said.rows, order_N), spans=None, **told)
 
     def prepare(self, want: Want, terms: Sequence[Term]) -> None:
@@ -59,6 +63,15 @@ class Shuffled(Provider):
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.inner.load_state(state)
+
+
+def _by_kind(first_M: Tensor) -> Tensor:
+    """An order of all tokens that puts the first of a text where another text's stands, and the others likewise."""
+    order_M = torch.arange(len(first_M), device=first_M.device)
+    for of_a_kind in (first_M, ~first_M):
+        places = order_M[of_a_kind]
+        order_M[of_a_kind] = places.roll(len(places) // 2)
+    return order_M
 
 
 def _reordered(rows: Any, order_N: Tensor) -> Any:

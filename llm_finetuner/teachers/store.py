@@ -6,11 +6,13 @@
         keys [rows, 16], contents [rows, 16]   digests of tokens with counted positions, of tokens alone
         ends [rows]                            where a row's positions end
         lengths [rows]                         its tokens
-        records [N, R], layer_<i> [N, D]       the answers: R bytes a position, hidden states in float16
+        records [N, R]                         the answers: R bytes a position
+        layer_<i>, pooled [N, D]               hidden states in float16 at the positions
+        tokens_<i> [M, D]                      or at all tokens of the rows, where a task reads those
 
 A file is written aside, flushed and renamed, then named in the manifest, so a kill leaves whole shards. Nothing in a
 file depends on when or in how many attempts it was written. Several processes may write: a lock is held while one does.
-Shapes: N positions that count, R bytes a record, D hidden width.
+Shapes: N positions that count, M tokens, R bytes a record, D hidden width.
 """
 
 import hashlib
@@ -28,23 +30,25 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from llm_finetuner.errors import DataError, TrainingError
+from llm_finetuner.layer_maps import POOLED, POOLED_NAME
 from llm_finetuner.teachers.places import FITTED, MANIFEST
 
 FORMAT = 1
 LOCK = ".lock"
 NAME = "shard_{:05d}.safetensors"
+OF_TOKENS = "tokens_"  # how the names of what is kept of all tokens begin
 MEANS = ("mean_kl", "top_mass")  # of the measurements: over tokens
 
 
 @dataclass
 class Entry:
-    """What is kept of one row: records [N, R] uint8, states {layer: [N, D]} float16."""
+    """What is kept of one row: records [N, R] uint8, states {name: [N, D] or [M, D]} float16."""
 
     key: bytes
     content: bytes
     length: int
     records: Tensor
-    states: dict[int, Tensor] = field(default_factory=dict)
+    states: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Store:
@@ -52,7 +56,10 @@ class Store:
 
     def __init__(self, folder: Path, manifest: dict[str, Any], fitted: dict[str, Tensor]):
         self.folder, self.manifest, self.fitted = folder, manifest, fitted
-        self.places: dict[bytes, tuple[int, int, int]] = {}  # key -> shard, first position, one past the last
+        self.places: dict[bytes, tuple[int, int]] = {}  # key -> shard, which of its rows
+        self.ends: dict[
+            int, tuple[np.ndarray, np.ndarray]
+        ] = {}  # shard -> of positions and tokens, 0 in front
         self.contents: set[bytes] = set()
         self.longest = 0  # tokens of a row
         self.files: dict[int, Any] = {}
@@ -121,9 +128,10 @@ class Store:
         return _number(self.manifest["shards"][-1]) if self.manifest["shards"] else -1
 
     def read(self, key: bytes, name: str) -> Tensor:
-        """`records` or `layer_<i>` of a row: [N, R] or [N, D]. Raises KeyError for a row that is not there."""
-        number, first, end = self.places[key]
-        return self._file(number).get_slice(name)[first:end]
+        """`records`, `layer_<i>` or the like of a row. Raises KeyError for a row that is not there."""
+        number, row = self.places[key]
+        ends = self.ends[number][name.startswith(OF_TOKENS)]
+        return self._file(number).get_slice(name)[int(ends[row]) : int(ends[row + 1])]
 
     def add(self, entries: list[Entry]) -> None:
         """Write one more shard of the rows that nobody wrote yet. Raises TrainingError where the disk is full."""
@@ -139,8 +147,8 @@ class Store:
                 "lengths": torch.tensor([entry.length for entry in entries]),
                 "records": torch.cat([entry.records for entry in entries]),
             }
-            for layer in entries[0].states:
-                tensors[f"layer_{layer}"] = torch.cat([entry.states[layer] for entry in entries])
+            for name in entries[0].states:
+                tensors[name] = torch.cat([entry.states[name] for entry in entries])
             data, number = save(tensors), self.newest + 1
             shard = {
                 "name": NAME.format(number),
@@ -195,17 +203,24 @@ class Store:
     def _index(self, number: int) -> None:
         file = self._file(number)
         keys, contents = (file.get_tensor(name).numpy() for name in ("keys", "contents"))
-        ends = file.get_tensor("ends").tolist()
-        for key, first, end in zip(keys, [0, *ends], ends, strict=False):
-            self.places[key.tobytes()] = (number, first, end)
+        ends, lengths = (file.get_tensor(name).numpy() for name in ("ends", "lengths"))
+        self.ends[number] = np.append(0, ends), np.append(0, lengths.cumsum())
+        self.places.update((key.tobytes(), (number, row)) for row, key in enumerate(keys))
         self.contents.update(content.tobytes() for content in contents)
-        self.longest = max(self.longest, int(file.get_tensor("lengths").max()))
+        self.longest = max(self.longest, int(lengths.max()))
 
     def _file(self, number: int) -> Any:
         if number not in self.files:
             path = self.folder / NAME.format(number)
             self.files[number] = safe_open(str(path), framework="pt")
         return self.files[number]
+
+
+def name_of(layer: int, all_tokens: bool) -> str:
+    """The tensor that holds the hidden states of a block, or of POOLED."""
+    if layer == POOLED:
+        return POOLED_NAME
+    return f"{OF_TOKENS if all_tokens else 'layer_'}{layer}"
 
 
 def locked(folder: Path) -> FileLock:

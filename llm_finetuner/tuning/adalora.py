@@ -8,6 +8,7 @@ WARM, FINAL = 0.1, 0.3  # shares of the run before pruning starts and after the 
 def adalora(
     model,
     total_steps: int,
+    task,
     *,
     target_r: int = 8,
     init_r: int = 12,
@@ -25,9 +26,9 @@ def adalora(
     config = AdaLoraConfig(
         target_r=target_r, init_r=init_r, lora_alpha=lora_alpha, lora_dropout=lora_dropout, total_step=steps,
         tinit=int(WARM * steps), tfinal=int(FINAL * steps), deltaT=max(1, steps // 100),
-        target_modules=find_targets(model, target_modules), task_type="CAUSAL_LM",
+        target_modules=find_targets(model, target_modules),
     )  # fmt: skip
-    tuned = inject(model, config)
+    tuned = inject(model, config, task)
     allocator = tuned.peft.base_model.rankallocator
 
     def penalty():

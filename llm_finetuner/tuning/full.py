@@ -3,7 +3,7 @@
 from llm_finetuner.errors import ModelError
 
 
-def full(model, total_steps: int):
+def full(model, total_steps: int, task):
     """Train all weights, held in float32. Raises ModelError for a quantised model."""
     import torch
 

@@ -6,6 +6,7 @@ from llm_finetuner.errors import ModelError
 def lora(
     model,
     total_steps: int,
+    task,
     *,
     r: int = 8,
     lora_alpha: float = 32,
@@ -17,17 +18,17 @@ def lora(
 
     config = LoraConfig(
         r=r, lora_alpha=lora_alpha, lora_dropout=lora_dropout, target_modules=find_targets(model, target_modules),
-        task_type="CAUSAL_LM",
     )  # fmt: skip
-    return inject(model, config)
+    return inject(model, config, task)
 
 
-def inject(model, config):
-    """Put the adapter into `model` in place and return it as Tuned."""
+def inject(model, config, task):
+    """Put the adapter into `model` in place and return it as Tuned. The layers of the task move whole."""
     from peft import get_peft_model, prepare_model_for_kbit_training
     from transformers.pytorch_utils import Conv1D
 
     from llm_finetuner.models.loading import is_quantised
+    from llm_finetuner.models.task_layers import task_layers
     from llm_finetuner.tuning.tuned import Tuned
 
     if is_quantised(model):
@@ -36,8 +37,35 @@ def inject(model, config):
     config.fan_in_fan_out = any(
         isinstance(module, Conv1D) for module in model.modules()
     )  # GPT-2 stores [in, out]
+    config.task_type, config.modules_to_save = task.peft_type, task_layers(model) or None
     with_adapter = get_peft_model(model, config)
-    return Tuned(model, peft=with_adapter)
+    _hold_in_float32(model)
+    return Tuned(model, peft=with_adapter, labelled=task.labels)
+
+
+def _hold_in_float32(model) -> None:
+    """Hold what moves whole in float32 behind a trunk in half precision, which swallows small steps.
+
+    Layers of two precisions then follow each other, so each of them takes its input to its own.
+    """
+    import torch
+    from peft.utils import ModulesToSaveWrapper
+
+    layers = {
+        layer
+        for wrapper in model.modules() if isinstance(wrapper, ModulesToSaveWrapper)
+        for layer in wrapper.modules_to_save.modules() if layer._parameters
+    }  # fmt: skip
+    if not any(weight.dtype.itemsize < 4 for layer in layers for weight in layer.parameters()):
+        return
+    for layer in layers:
+        layer.to(torch.float32)
+    for layer in filter(None, (*layers, model.get_output_embeddings())):
+        layer.register_forward_pre_hook(_to_own_precision)
+
+
+def _to_own_precision(layer, inputs):
+    return inputs[0].to(next(layer.parameters()).dtype), *inputs[1:]
 
 
 def find_targets(model, named: list[str] | None) -> list[str]:
@@ -50,9 +78,14 @@ def find_targets(model, named: list[str] | None) -> list[str]:
     from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
     from transformers.pytorch_utils import Conv1D
 
-    head = model.get_output_embeddings()
+    from llm_finetuner.models.task_layers import task_layers
+
+    moved = {layer for name in task_layers(model) for layer in model.get_submodule(name).modules()}
+    apart = {model.get_output_embeddings(), *moved}
     layers = {
-        name for name, m in model.named_modules() if isinstance(m, torch.nn.Linear | Conv1D) and m is not head
+        name
+        for name, m in model.named_modules()
+        if isinstance(m, torch.nn.Linear | Conv1D) and m not in apart
     }
     endings = sorted({name.rsplit(".", 1)[-1] for name in layers})
     if named:

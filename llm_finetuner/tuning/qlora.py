@@ -7,6 +7,7 @@ from llm_finetuner.tuning.lora import lora
 def qlora(
     model,
     total_steps: int,
+    task,
     *,
     r: int = 16,
     lora_alpha: float = 64,
@@ -24,6 +25,7 @@ def qlora(
     return lora(
         model,
         total_steps,
+        task,
         r=r,
         lora_alpha=lora_alpha,
         lora_dropout=lora_dropout,
