@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from llm_finetuner.benchmark.quality import evaluate
-from llm_finetuner.checks import check_rows
 from llm_finetuner.data import columns, sources, text
 from llm_finetuner.errors import DataError, RecipeError
 from llm_finetuner.learner import Learner
@@ -50,6 +49,9 @@ def load_rows(
     """Read, prepare and split: (train rows, held-out rows or None). Raises DataError."""
     if data.source is None:
         raise DataError("no data were named", "give data.source (or --data): a file, a folder or a hub name")
+    cut = task.own_parts(data.source, data, note)
+    if cut is not None:
+        return cut
     bad_rows = Path(output) / "bad_rows.jsonl"
 
     def prepared(source: str, split: str, samples: int | None):
@@ -146,7 +148,7 @@ def assemble(recipe: Recipe, parts: Parts, device: torch.device, note: Note, ran
     check_control(recipe, parts.teacher)
     tokenizer = parts.tokenizer
     if tokenizer is None and parts.train is None:
-        tokenizer = loading.load_tokenizer(student_source(recipe))
+        tokenizer = task.tokenizer(student_source(recipe))
     student = parts.tuned.model if parts.tuned else parts.student
     fresh = student is None
     student = load_student(recipe, device) if fresh else student
@@ -156,7 +158,7 @@ def assemble(recipe: Recipe, parts: Parts, device: torch.device, note: Note, ran
         train, held_out = load_rows(data, task, student, tokenizer, recipe.train.seed, recipe.output, note)
     for rows in (train, held_out):
         if rows is not None:
-            check_rows(rows, student)
+            task.check_inputs(rows, student)
     task.check_rows(train)
     for rows in (train, held_out):
         if rows is not None:
@@ -205,6 +207,7 @@ def assemble(recipe: Recipe, parts: Parts, device: torch.device, note: Note, ran
     if teacher is not None:
         teacher.prepare(learner.teacher_want, scheme.terms)
         teacher.check(train)  # nobody asks it about the held-out rows
+        teacher.meet(train)
     redraw, rollout = task.redraw(data, tokenizer, recipe.train.seed), None
     if redraw is not None and teacher is not None and teacher.stored:
         raise RecipeError(

@@ -10,7 +10,6 @@ from torch import Tensor
 from llm_finetuner.assembly import Parts, fit_length, load_rows
 from llm_finetuner.engine import default_device
 from llm_finetuner.errors import RecipeError
-from llm_finetuner.models import loading
 from llm_finetuner.named_models import load_student, load_teacher, student_source
 from llm_finetuner.recipe import Recipe
 from llm_finetuner.registry import TASKS, resolve
@@ -48,7 +47,7 @@ def cache_answers(
 
     tokenizer = parts.tokenizer
     if tokenizer is None and parts.train is None:
-        tokenizer = loading.load_tokenizer(student_source(recipe))
+        tokenizer = task.tokenizer(student_source(recipe))
     student = parts.student if parts.student is not None else load_student(recipe, device)
     data = fit_length(recipe.data, student, note)
     train, held_out = parts.train, parts.held_out
@@ -90,5 +89,5 @@ def _teacher(recipe: Recipe, parts: Parts, context: Context) -> tuple[Provider, 
     name = recipe.teacher.name if recipe.teacher else "the teacher"
     if model is None:
         model = load_teacher(recipe.teacher, context.device, context.task.auto)
-        tokenizer = loading.load_tokenizer(name)
+        tokenizer = context.task.tokenizer(name)
     return live_teacher(model, tokenizer, name, context), model

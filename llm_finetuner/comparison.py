@@ -243,7 +243,7 @@ def compare_run(
         lambda said: say("note", {"text": said}),
     )
     live = recipe.teacher and recipe.teacher.kind == "live" and recipe.scheme.teacher != "peers"
-    theirs = loading.load_tokenizer(recipe.teacher.name) if live else None
+    theirs = task.tokenizer(recipe.teacher.name) if live else None
     alike = read_alike(task, tokenizer, theirs)[0]
     live = live and (alike or task.keeps_texts)
     teacher = load_teacher(recipe.teacher, where, task.auto) if live else None

@@ -13,7 +13,7 @@ from llm_finetuner import comparison
 from llm_finetuner.assembly import Parts, fit_length
 from llm_finetuner.benchmark import text as generation
 from llm_finetuner.benchmark.quality import eval_mode, evaluate
-from llm_finetuner.checks import check_rows, common_vocabulary, read_alike
+from llm_finetuner.checks import common_vocabulary, read_alike
 from llm_finetuner.data import sources
 from llm_finetuner.errors import DataError, ModelError, OrderError, RecipeError
 from llm_finetuner.export.beside import stop_early
@@ -59,7 +59,7 @@ class Judging:
                 raise ModelError(
                     "the model came without a tokenizer", "LLMFineTuner(model, ..., tokenizer=...)"
                 )
-            self._parts.tokenizer = loading.load_tokenizer(self.recipe.student.name)
+            self._parts.tokenizer = self._task.tokenizer(self.recipe.student.name)
         return self._parts.tokenizer
 
     def evaluate(
@@ -72,7 +72,7 @@ class Judging:
         self._need_model()
         rows = self._prepare(dataset).dataset
         self._task.check_names(self.model, rows)
-        check_rows(rows, self.model)
+        self._task.check_inputs(rows, self.model)
         model, tokenizer = self._stopped(exit_layer), self._tokenizer_if_any()
         quality = evaluate(
             self._task,
@@ -95,7 +95,7 @@ class Judging:
         if isinstance(teacher, Provider):
             return self._fitting(teacher, rows)
         if teacher is not None:
-            check_rows(rows, teacher)
+            self._task.check_inputs(rows, teacher)
         return teacher
 
     def _fitting(self, teacher: Provider, rows: Any) -> Provider | None:

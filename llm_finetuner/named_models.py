@@ -11,9 +11,10 @@ from llm_finetuner.data import columns
 from llm_finetuner.data.examples import IGNORED
 from llm_finetuner.errors import RecipeError
 from llm_finetuner.models import loading
+from llm_finetuner.models.build import drawn
 from llm_finetuner.models.shrink import parse_share, shrink
 from llm_finetuner.recipe import Model, Recipe, Teacher, members_of
-from llm_finetuner.registry import TASKS, resolve
+from llm_finetuner.registry import MODELS, TASKS, resolve
 
 TEXTS = "AutoModelForCausalLM"  # the class of transformers that loads what writes texts
 ROWS_THAT_WEIGH = 32  # which heads and channels matter is read off this many rows
@@ -22,7 +23,9 @@ ROWS_THAT_WEIGH = 32  # which heads and channels matter is read off this many ro
 def load_model(
     model: Model, device: torch.device | str, seed: int, auto: str = TEXTS, frozen: bool = False
 ) -> nn.Module:
-    """Raises ModelError."""
+    """Load a model, or build one that is named in registry.MODELS. Raises ModelError."""
+    if model.name in MODELS:
+        return drawn(resolve(MODELS, model.name), seed, model.shape).to(device)
     return loading.load_pretrained(
         model.name, auto=auto, device=device, dtype=model.dtype, load_in_4bit=model.load_in_4bit,
         load_in_8bit=model.load_in_8bit, from_scratch=model.from_scratch, seed=seed, frozen=frozen,
@@ -54,7 +57,7 @@ def student_source(recipe: Recipe) -> str:
 def made_here(recipe: Recipe) -> bool:
     """Whether no folder holds the student that training starts from: cut from its teacher, from scratch, an object."""
     name = recipe.student.name
-    return recipe.student.from_scratch or not name or parse_share(name) is not None
+    return recipe.student.from_scratch or not name or name in MODELS or parse_share(name) is not None
 
 
 def load_student(recipe: Recipe, device: torch.device | str) -> nn.Module:

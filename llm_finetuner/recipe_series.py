@@ -1,11 +1,11 @@
 """The part of a recipe that says how a file of numbers over time is read, and what is forecast from what."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from llm_finetuner.errors import RecipeError
-from llm_finetuner.ranges import check_count, check_number
+from llm_finetuner.ranges import check_count, check_levels, check_number
 
 ETT_SPLITS = {"ett-hour": 24, "ett-minute": 96}  # steps a day; months of 30 days: 12 to train, 4 and 4
 _SHARES = re.compile(r"(\d+)-(\d+)-(\d+)")
@@ -17,6 +17,7 @@ class Series:
 
     lookback: int = 96  # steps that a forecast is made from
     horizon: int = 96  # steps that are forecast
+    quantiles: list[float] = field(default_factory=list)  # levels that are forecast; none: one number a step
     split: str = "70-10-20"  # percent of the rows to train, select and test on; or ett-hour, ett-minute
     train_percent: float = 100.0  # only the first so many percent of the training rows
     stride: int = 1  # steps from one training window to the next
@@ -41,6 +42,7 @@ class Series:
         check_count("series.stride", self.stride, 1)
         if self.season is not None:
             check_count("series.season", self.season, 1)
+        check_levels(self.quantiles)
         check_number("series.train_percent", self.train_percent, 0)
         if self.train_percent > 100:
             raise RecipeError(f"series.train_percent must be at most 100, got {self.train_percent}")

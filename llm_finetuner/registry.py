@@ -50,6 +50,7 @@ METHODS = {
     "online_distillation": "llm_finetuner.methods.online:online_distillation",
     "on_policy_distillation": "llm_finetuner.methods.on_policy:on_policy_distillation",
     "sequence_distillation": "llm_finetuner.methods.sequence:sequence_distillation",
+    "forecast_distillation": "llm_finetuner.methods.forecasting:forecast_distillation",
 }
 TUNINGS = {
     "full": "llm_finetuner.tuning.full:full",
@@ -64,6 +65,14 @@ TASKS = {
     "token_classification": "llm_finetuner.tasks.in_place:TokenClassification",
     "masked_lm": "llm_finetuner.tasks.in_place:MaskedLM",
     "seq2seq_lm": "llm_finetuner.tasks.seq2seq:Seq2Seq",
+    "forecasting": "llm_finetuner.tasks.forecasting:Forecasting",
+}
+MODELS = {  # that transformers does not give, built from a few settings (student.shape, teacher.shape)
+    "time_llm": "llm_finetuner.models.build:time_llm",
+    "patch": "llm_finetuner.models.build:patch",
+    "linear": "llm_finetuner.models.build:linear",
+    "repeat-last": "llm_finetuner.models.build:repeat_last",
+    "seasonal-naive": "llm_finetuner.models.build:seasonal_naive",
 }
 TEACHERS = {
     "live": "llm_finetuner.teachers.kinds:live",
@@ -129,6 +138,12 @@ MENU = {
         "sequence_distillation",
         "full",
         "Sequence-level distillation: learn texts that the teacher writes first",
+    ),
+    13: (
+        "forecast_distillation",
+        "forecast_distillation",
+        "full",
+        "Forecast distillation: learn a series from its truth and a teacher's forecasts",
     ),
 }
 

@@ -19,11 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from llm_finetuner import checks
 from llm_finetuner.benchmark.measure import Measure, perplexity
 from llm_finetuner.benchmark.quality import Tally
 from llm_finetuner.data import class_weights, columns
 from llm_finetuner.data.examples import IGNORED
 from llm_finetuner.errors import DataError
+from llm_finetuner.models import loading
 from llm_finetuner.models.anatomy import expose_attention
 from llm_finetuner.models.labels import names_of
 from llm_finetuner.models.stacks import blocks_of
@@ -31,6 +33,9 @@ from llm_finetuner.objectives.several_labels import weighted_binary_cross_entrop
 from llm_finetuner.objectives.supervised import weighted_cross_entropy
 from llm_finetuner.output import Want
 from llm_finetuner.recipe import Data
+from llm_finetuner.scheme import Scheme
+
+OF_NUMBERS = ("mse", "huber", "output_mse", "pinball", "spectrum", "multi_scale")
 
 
 class Asked(NamedTuple):
@@ -46,7 +51,8 @@ class Task:
 
     auto: str  # the class of transformers that loads its models
     measure: Measure = perplexity("a token", "tokens")  # what its models are judged by
-    unfit: tuple[str, ...] = ("mse", "huber")  # objectives whose targets are numbers, not tokens or labels
+    unfit: tuple[str, ...] = OF_NUMBERS  # objectives that read other answers
+    answers = "tokens, or labels"  # what they are, in words
     objectives: dict[str, Callable] = {}  # what stands here for objectives that methods name
     labels = False  # whether the answers are labels with names, and not tokens
     writes = False  # whether the models continue texts
@@ -57,6 +63,7 @@ class Task:
     first = 0  # the first label that an answer is compared with
     all_tokens = False  # whether blocks are read at all tokens of an example, whatever counts of it
     keeps_texts = False  # whether rows keep their texts, which a teacher can read in tokens of its own
+    numbers = False  # whether the answers are numbers, and not choices
     exclusive = True  # whether the answers at a position exclude each other: they are one distribution
 
     def width(self, model: nn.Module) -> int:
@@ -85,6 +92,20 @@ class Task:
         weights_C = torch.tensor(list(found.values()), dtype=torch.float64)
         self.objectives = {**self.objectives, "cross_entropy": functools.partial(plain, weights=weights_C)}
         return found
+
+    def own_parts(self, source: Any, data: Data, note: Callable[[str], None]) -> tuple[Any, Any] | None:
+        """(training rows, those that weights are chosen on), where the task reads and cuts its source by itself."""
+        return None
+
+    def lengths(self, rows: Any) -> np.ndarray:
+        """What each row weighs in a batch: its tokens."""
+        if isinstance(rows, list):
+            return np.array([len(row["input_ids"]) for row in rows])
+        return columns.lengths(rows)
+
+    def check_inputs(self, rows: Any, model: nn.Module) -> None:
+        """Raise DataError where a model cannot read the rows."""
+        checks.check_rows(rows, model)
 
     def check_rows(self, rows: Any) -> None:
         """Raise DataError where there is nothing to learn."""
@@ -142,7 +163,22 @@ class Task:
     def check_texts(self, rows: Any) -> None:
         """Raise DataError where rows do not hold the texts that `read_anew` reads."""
 
+    def tokens(self, batch: dict[str, Any]) -> int:
+        """What the speed of a step is told in."""
+        return int(batch["attention_mask"].sum())
+
     # ---- models
+
+    def tokenizer(self, name: str) -> Any:
+        """The tokenizer of a model by its name; None where models read no text. Raises ModelError."""
+        return loading.load_tokenizer(name)
+
+    def translate(self, scheme: Scheme, model: nn.Module) -> Scheme:
+        """The terms of a method as they read this model's answers."""
+        return scheme
+
+    def meet(self, model: nn.Module, rows: Any) -> None:
+        """Show a teacher the training rows before it is asked about them."""
 
     def tally(self, examples: int, model: nn.Module) -> Any:
         """What sums up an evaluation."""

@@ -85,7 +85,7 @@ class Teaching(Judging):
             raise ModelError("no teacher was named", "give a folder, a hub name, a model, or cache=...")
         if not isinstance(given, nn.Module):
             model = load_teacher(replace(spec, name=str(given)), self.device, self._task.auto)
-            return model, tokenizer or loading.load_tokenizer(str(given))
+            return model, tokenizer or self._task.tokenizer(str(given))
         loading.check_live(given)
         if given is (self._given if self.model is None else self.model):
             raise ModelError(

@@ -14,7 +14,7 @@ import torch
 from llm_finetuner import checkpoint, recipe_file
 from llm_finetuner.assembly import Assembly, Parts, assemble
 from llm_finetuner.benchmark.quality import evaluate
-from llm_finetuner.data import columns, label_names
+from llm_finetuner.data import label_names
 from llm_finetuner.data.order import Order
 from llm_finetuner.engine import Engine
 from llm_finetuner.errors import CheckpointError, RecipeError, TrainingError
@@ -87,7 +87,7 @@ class _Run:
         self.learner, self.optimizer = self.engine.prepare(built.learner, optimizer)
         self.parameters = parameters
         self.order = Order(
-            columns.lengths(built.train),
+            built.task.lengths(built.train),
             plan.batch_size, plan.batch_size * plan.gradient_accumulation_steps, plan.seed,
             self.engine.rank, self.engine.world, max_tokens=plan.max_tokens, packed=plan.packing,
         )  # fmt: skip
@@ -141,7 +141,7 @@ class _Run:
             drawn = built.rollout(built.learner.student, drawn, step, engine.rank)
         packing = [self.recipe.train.packing] * len(drawn)
         window = list(map(built.task.collate, drawn, counts, packing))
-        about = [[built.task.count(b), int(b["attention_mask"].sum()), *built.task.cost(b)] for b in window]
+        about = [[built.task.count(b), built.task.tokens(b), *built.task.cost(b)] for b in window]
         count, tokens, read, places = engine.sum(torch.tensor(about).sum(0).to(engine.device)).tolist()
         sums: dict[str, torch.Tensor] = {}
         self.learner.train()
@@ -275,7 +275,11 @@ class _Run:
         """What decides which examples a step sees, and what their labels mean."""
         names, rows = ("batch_size", "gradient_accumulation_steps", "seed"), self.built.train
         chosen = {name: getattr(self.recipe.train, name) for name in names} | {"mask": self.recipe.data.mask}
-        return {**chosen, "number of examples": len(rows), "labels": label_names.of(rows)}
+        return {
+            **chosen,
+            "number of examples": len(rows),
+            "labels": label_names.of(rows) if self.built.task.labels else None,
+        }
 
     def _finish(self, step: int, seconds: float) -> TrainResult:
         """Put the best weights back, write the model as a plain Hugging Face folder, and sum up."""

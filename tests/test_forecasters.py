@@ -10,8 +10,9 @@ from llm_finetuner.models.fold import fold
 from llm_finetuner.models.forecaster import patches, point
 from llm_finetuner.models.linear_forecaster import LinearForecaster, LinearForecasterConfig, fit_closed_form
 from llm_finetuner.models.naive import Naive, NaiveConfig
+from llm_finetuner.registry import options_of
 
-NEED = build.Need(lookback=32, horizon=6, description="loads of a transformer")
+NEED = {"lookback": 32, "horizon": 6, "description": "loads of a transformer"}
 SMALL = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "dropout": 0.0, "patch_length": 8, "stride": 4}
 TIME = {**SMALL, "prototypes": 5, "heads": 2, "head_width": 4, "read": 8}
 KINDS = {
@@ -20,9 +21,10 @@ KINDS = {
 }  # fmt: skip
 
 
-def built(kind: str, need: build.Need = NEED, seed: int = 0):
+def built(kind: str, need: dict = NEED, seed: int = 0):
     make = getattr(build, kind if kind in ("linear", "patch") else "time_llm")
-    model = build.drawn(make, need, seed, KINDS[kind]).eval()
+    asked = {name: value for name, value in need.items() if name in options_of(make)}
+    model = build.drawn(make, seed, {**asked, **KINDS[kind]}).eval()
     with torch.no_grad():
         for weight in model.parameters():  # a line begins at zero, and would agree with anything
             weight += 0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed))
@@ -86,18 +88,18 @@ def test_saved_and_loaded_it_says_the_same(model, tmp_path):
 
 @pytest.mark.parametrize("kind", ["linear", "patch", "time_llm"])
 def test_quantiles_never_cross_and_the_median_is_the_point(kind):
-    need = build.Need(32, 6, "loads", [0.1, 0.25, 0.5, 0.9])
+    levels = [0.1, 0.25, 0.5, 0.9]
     with torch.no_grad():
-        said = built(kind, need)(windows()).values
+        said = built(kind, {**NEED, "quantiles": levels})(windows()).values
     assert said.shape == (7, 6, 4)
     assert (said.diff(dim=-1) >= 0).all()
-    assert torch.equal(point(said, need.quantiles), said[..., 2])
+    assert torch.equal(point(said, levels), said[..., 2])
 
 
 @pytest.mark.parametrize("quantiles", [[0.1, 0.9], [0.5, 0.1], [0.0, 0.5], [0.5, 0.5]])
 def test_levels_that_are_none_are_refused(quantiles):
     with pytest.raises(RecipeError, match="quantiles must be levels"):
-        built("patch", build.Need(32, 6, "loads", quantiles))
+        built("patch", {**NEED, "quantiles": quantiles})
 
 
 def test_patches_overlap_and_the_last_value_is_repeated():
@@ -107,11 +109,11 @@ def test_patches_overlap_and_the_last_value_is_repeated():
 
 def test_mistakes_of_a_shape_are_told():
     with pytest.raises(RecipeError, match="longer than lookback"):
-        build.patch(NEED, patch_length=64)
+        build.patch(lookback=32, patch_length=64)
     with pytest.raises(RecipeError, match="cannot be shared"):
-        build.patch(NEED, hidden_size=10, num_heads=4)
+        build.patch(hidden_size=10, num_heads=4)
     with pytest.raises(RecipeError, match="no description"):
-        build.time_llm(build.Need(32, 6))
+        build.time_llm(lookback=32, horizon=6)
 
 
 # ---- the closed form
@@ -199,13 +201,13 @@ def test_a_pretrained_backbone_keeps_its_weights_and_its_first_blocks(tmp_path, 
         "stride": 4,
         "read": 8,
     }
-    model = build.drawn(build.time_llm, NEED, 0, shape)
+    model = build.drawn(build.time_llm, 0, {**NEED, **shape})
     kept = model.backbone.state_dict()
     assert len(model.backbone.encoder.layer) == 2
     assert all(torch.equal(weight, whole.state_dict()[name]) for name, weight in kept.items())
     assert model(windows()).values.shape == (7, 6)
     with pytest.raises(ModelError, match="reads 256 positions"):
-        build.time_llm(build.Need(32, 6, "words " * 300), backbone=str(tmp_path), patch_length=8, stride=4)
+        build.time_llm(**{**NEED, **shape, "description": "words " * 300})
 
 
 # ---- folding
@@ -213,7 +215,7 @@ def test_a_pretrained_backbone_keeps_its_weights_and_its_first_blocks(tmp_path, 
 
 @pytest.mark.parametrize("kind", ["time_llm", "gpt2", "llama"])
 def test_folded_it_says_the_same_with_fewer_weights(kind, tmp_path):
-    model = built(kind, build.Need(32, 6, "loads", [0.1, 0.5, 0.9]))
+    model = built(kind, {**NEED, "quantiles": [0.1, 0.5, 0.9]})
     folded = fold(model)
     context = windows(64)
     with torch.no_grad():
@@ -237,9 +239,9 @@ def test_folding_keeps_only_the_tokens_that_a_prompt_can_hold(tmp_path, tokenize
     )
     tokenizer.save_pretrained(tmp_path)
     shape = {"backbone": str(tmp_path), "prototypes": 5, "patch_length": 8, "stride": 4, "read": 8}
-    model = build.drawn(build.time_llm, NEED, 0, shape).eval()
+    model = build.drawn(build.time_llm, 0, {**NEED, **shape}).eval()
     folded = fold(model)
-    assert folded.get_input_embeddings().num_embeddings < 80 < len(tokenizer)
+    assert folded.words.num_embeddings < 80 < len(tokenizer)
     context = windows(200, seed=5)
     with torch.no_grad():
         assert (folded(context).values - model(context).values).abs().max() < 1e-5

@@ -32,6 +32,8 @@ LAYERS = [  # bottom first; a name is a folder, or a file without .py
         "scheme",
         "recipe",
         "recipe_file",
+        "recipe_sections",
+        "recipe_series",
         "registry",
         "optim",
         "checkpoint",
@@ -82,7 +84,17 @@ ONLY_IN = {  # who alone may import it, at the top or inside a function
     "optuna": ("search/optuna_search.py",),
     "bitsandbytes": ("tuning/qlora.py", "models/loading.py", "optim.py"),  # optim.py: the 8-bit AdamW
 }
-LIGHT = {"errors", "registry", "recipe", "recipe_file", "methods", "cli", "finetune_cli"}
+LIGHT = {
+    "errors",
+    "registry",
+    "recipe",
+    "recipe_file",
+    "recipe_sections",
+    "recipe_series",
+    "methods",
+    "cli",
+    "finetune_cli",
+}
 HEAVY = ["torch", "transformers", "datasets", "peft"]  # what LIGHT must not bring in when it is imported
 FILES = sorted(file for file in [*PACKAGE.rglob("*.py"), ROOT / "finetune_cli.py"] if file.exists())
 

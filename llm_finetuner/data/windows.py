@@ -86,6 +86,7 @@ class Frame:
     plan: Series
     borders: list[dict[str, tuple[int, int]]]  # of each group: part -> (first row, behind the last)
     season: int
+    layout: str = ""  # how the table was read, in a sentence
 
     @property
     def names(self) -> list[str]:
@@ -114,7 +115,7 @@ class Frame:
         return Windows(scaled, found, plan.lookback, plan.horizon, self)
 
 
-def frame(groups: Sequence[Group], plan: Series, season: int) -> Frame:
+def frame(groups: Sequence[Group], plan: Series, season: int, layout: str = "") -> Frame:
     """Cut the parts and fit the scales. Raises DataError for series that are too short or never change."""
     kept, borders, short = [], [], []
     for group in groups:
@@ -136,7 +137,7 @@ def frame(groups: Sequence[Group], plan: Series, season: int) -> Frame:
             + (", or --short drop (series.short) leaves such series out" if len(groups) > 1 else ""),
         )
     scales = [_scale(group, cut["scale"], plan) for group, cut in zip(kept, borders, strict=True)]
-    return Frame(kept, scales, plan, borders, season)
+    return Frame(kept, scales, plan, borders, season, layout)
 
 
 def parts(rows: int, plan: Series) -> dict[str, tuple[int, int]]:

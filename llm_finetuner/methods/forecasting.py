@@ -1,6 +1,6 @@
 """Learn a series from what came and from what a teacher said would come."""
 
-from llm_finetuner.recipe import check_range
+from llm_finetuner.recipe_sections import check_range
 from llm_finetuner.scheme import Scheme, Term
 
 

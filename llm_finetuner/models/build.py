@@ -1,20 +1,20 @@
 """Models that transformers does not give, built from a name and a few settings. A name is one line of registry.MODELS.
 
-A builder takes what the series ask for (`Need`) and, after *, the settings that a recipe gives as `student.shape`.
+Heavy imports stand inside, so that naming a model costs nothing. What series ask for (look-back, horizon, quantiles,
+description) is taken from `data.series`.
 """
 
-from dataclasses import dataclass, field
-from typing import Any
+from __future__ import annotations
 
-import torch
-from torch import nn
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from llm_finetuner.errors import ModelError, RecipeError
-from llm_finetuner.models import loading, prompt
-from llm_finetuner.models.forecaster import count_patches
-from llm_finetuner.models.linear_forecaster import LinearForecaster, LinearForecasterConfig
-from llm_finetuner.models.patch_forecaster import PatchForecaster, PatchForecasterConfig
-from llm_finetuner.models.time_llm import TimeLLM, TimeLLMConfig
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from llm_finetuner.models import prompt
 
 BACKBONES = (
     "bert",
@@ -23,39 +23,53 @@ BACKBONES = (
 )  # families that are built from sizes; any other name is a folder or of the hub
 
 
-@dataclass(frozen=True)
-class Need:
-    """What a forecaster is built for."""
-
-    lookback: int
-    horizon: int
-    description: str = ""
-    quantiles: list[float] = field(default_factory=list)
-
-    def settings(self) -> dict[str, Any]:
-        return {"lookback": self.lookback, "horizon": self.horizon, "quantiles": self.quantiles}
+def repeat_last(*, lookback: int = 96, horizon: int = 96) -> nn.Module:
+    """The last value, again and again."""
+    return seasonal_naive(lookback=lookback, horizon=horizon, season=1)
 
 
-def linear(need: Need) -> nn.Module:
-    """One matrix from look-back to horizon, for all channels."""
-    return LinearForecaster(LinearForecasterConfig(**need.settings()))
+def seasonal_naive(*, lookback: int = 96, horizon: int = 96, season: int | None = 24) -> nn.Module:
+    """The last season, again and again."""
+    from llm_finetuner.models.naive import Naive, NaiveConfig
+
+    return Naive(NaiveConfig(lookback=lookback, horizon=horizon, season=season or 1))
+
+
+def linear(
+    *, lookback: int = 96, horizon: int = 96, quantiles: Sequence[float] = (), closed_form: bool = True
+) -> nn.Module:
+    """One matrix from look-back to horizon, for all channels; closed_form: least squares on the training rows.
+
+    Without closed_form, and as a student, it is moved by gradient steps.
+    """
+    from llm_finetuner.models.linear_forecaster import LinearForecaster, LinearForecasterConfig
+
+    return LinearForecaster(
+        LinearForecasterConfig(
+            lookback=lookback, horizon=horizon, quantiles=quantiles, closed_form=closed_form and not quantiles
+        )
+    )
 
 
 def patch(
-    need: Need, *, hidden_size: int = 64, num_layers: int = 2, num_heads: int = 4, patch_length: int = 16,
-    stride: int = 8, dropout: float = 0.1,
+    *, lookback: int = 96, horizon: int = 96, quantiles: Sequence[float] = (), hidden_size: int = 64,
+    num_layers: int = 2, num_heads: int = 4, patch_length: int = 16, stride: int = 8, dropout: float = 0.1,
 ) -> nn.Module:  # fmt: skip
     """A transformer over patches, without a language model."""
+    from llm_finetuner.models.patch_forecaster import PatchForecaster, PatchForecasterConfig
+
     _check_heads(hidden_size, num_heads)
     config = PatchForecasterConfig(
         hidden_size=hidden_size, num_hidden_layers=num_layers, num_attention_heads=num_heads,
-        patch_length=patch_length, stride=stride, dropout=dropout, **need.settings(),
+        patch_length=patch_length, stride=stride, dropout=dropout, lookback=lookback, horizon=horizon,
+        quantiles=quantiles,
     )  # fmt: skip
     return PatchForecaster(config)
 
 
 def time_llm(
-    need: Need, *, backbone: str = "bert", hidden_size: int = 64, num_layers: int | None = None, num_heads: int = 4,
+    *, lookback: int = 96, horizon: int = 96, quantiles: Sequence[float] = (), description: str = "",
+    backbone: str = "bert", hidden_size: int = 64, num_layers: int | None = None, num_heads: int = 4,
     prototypes: int = 100, heads: int = 4, head_width: int = 32, patch_width: int = 16, read: int = 32,
     patch_length: int = 16, stride: int = 8, dropout: float = 0.1,
 ) -> nn.Module:  # fmt: skip
@@ -63,41 +77,54 @@ def time_llm(
 
     Any other backbone is a folder or hub name whose weights are loaded, and its first num_layers blocks taken (all).
     """
-    if not need.description.strip():
+    from llm_finetuner.models import prompt
+    from llm_finetuner.models.forecaster import count_patches
+    from llm_finetuner.models.time_llm import TimeLLM, TimeLLMConfig
+
+    if not description.strip():
         raise RecipeError(
             "Time-LLM's prompt says what the data are, and no description was given",
-            "one sentence: --description 'hourly load and oil temperature of a transformer' (series.description)",
+            "one sentence: --description 'hourly load and oil temperature of a transformer' "
+            "(data.series.description)",
         )
     settings: dict[str, Any] = {
-        "description": need.description, "prototypes": prototypes, "heads": heads, "head_width": head_width,
-        "patch_width": patch_width, "patch_length": patch_length, "stride": stride, "dropout": dropout,
-        **need.settings(),
+        "lookback": lookback, "horizon": horizon, "quantiles": quantiles, "description": description,
+        "prototypes": prototypes, "heads": heads, "head_width": head_width, "patch_width": patch_width,
+        "patch_length": patch_length, "stride": stride, "dropout": dropout,
     }  # fmt: skip
-    count = count_patches(need.lookback, patch_length, stride)
-    if backbone in BACKBONES:
-        _check_heads(hidden_size, num_heads)
-        slots, tokens = prompt.of_buckets(need.lookback)
-        sizes = (hidden_size, num_layers or 3, num_heads)
-        inner = _inner(backbone, *sizes, tokens, len(slots) + count, dropout)
-        config = TimeLLMConfig(backbone=inner, slots=_plain(slots), read=min(read, hidden_size), **settings)
-        return TimeLLM(config)
-    whole, tokenizer = loading.load_pretrained(backbone, auto="AutoModel"), loading.load_tokenizer(backbone)
-    inner = whole.config.get_text_config()
-    inner.num_hidden_layers = min(num_layers or inner.num_hidden_layers, inner.num_hidden_layers)
-    slots, room = (
-        prompt.of_text(tokenizer, need.description, need.lookback, need.horizon),
-        loading.positions_of(whole),
+    count = count_patches(lookback, patch_length, stride)
+    if backbone not in BACKBONES:
+        return _on_pretrained(backbone, num_layers, count, read, settings)
+    _check_heads(hidden_size, num_heads)
+    slots, tokens = prompt.of_buckets(lookback)
+    sizes = (hidden_size, num_layers or 3, num_heads)
+    inner = _inner(backbone, *sizes, tokens, len(slots) + count, dropout)
+    return TimeLLM(
+        TimeLLMConfig(backbone=inner, slots=_plain(slots), read=min(read, hidden_size), **settings)
     )
+
+
+def _on_pretrained(
+    name: str, layers: int | None, count: int, read: int, settings: dict[str, Any]
+) -> nn.Module:
+    """Time-LLM on the first blocks of a model from a folder or the hub. Raises ModelError."""
+    from llm_finetuner.models import loading, prompt
+    from llm_finetuner.models.time_llm import TimeLLM, TimeLLMConfig
+
+    whole, tokenizer = loading.load_pretrained(name, auto="AutoModel"), loading.load_tokenizer(name)
+    inner, room = whole.config.get_text_config(), loading.positions_of(whole)
+    inner.num_hidden_layers = min(layers or inner.num_hidden_layers, inner.num_hidden_layers)
+    slots = prompt.of_text(tokenizer, settings["description"], settings["lookback"], settings["horizon"])
     if room and len(slots) + count > room:
         raise ModelError(
-            f"{backbone} reads {room} positions, and the prompt takes {len(slots)} beside {count} patches",
+            f"{name} reads {room} positions, and the prompt takes {len(slots)} beside {count} patches",
             "shorten the description or the look-back, or take a larger stride",
         )
     config = TimeLLMConfig(
         backbone=inner.to_dict(), slots=_plain(slots), read=min(read, inner.hidden_size), **settings
     )
     model, weights = TimeLLM(config), whole.state_dict()
-    model.backbone.load_state_dict({name: weights[name] for name in model.backbone.state_dict()})
+    model.backbone.load_state_dict({key: weights[key] for key in model.backbone.state_dict()})
     return model
 
 
@@ -131,8 +158,10 @@ def _plain(slots: list[prompt.Slot]) -> list[tuple[list[int], str]]:
     return [(list(slot.ids), slot.reads) for slot in slots]
 
 
-def drawn(make, need: Need, seed: int, shape: dict[str, Any]) -> nn.Module:
-    """A model of this builder, its weights drawn from the seed."""
+def drawn(make: Any, seed: int, shape: dict[str, Any]) -> nn.Module:
+    """A model of this builder, its weights drawn from the seed. Raises RecipeError, ModelError."""
+    import torch
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return make(need, **shape)
+        return make(**shape)

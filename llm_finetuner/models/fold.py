@@ -22,7 +22,7 @@ def fold(model: TimeLLM) -> TimeLLM:
             "only a Time-LLM has, once: other forecasters go as they are",
         )
     slots, used = prompt.pruned(model.slots)
-    words = model.get_input_embeddings().weight
+    words = model.words.weight
     settings = copy.deepcopy(model.config.to_dict())
     settings["backbone"] |= {"vocab_size": len(used), "pad_token_id": None}
     settings |= {"slots": [(list(slot.ids), slot.reads) for slot in slots], "folded": True}
@@ -40,5 +40,5 @@ def fold(model: TimeLLM) -> TimeLLM:
 
 def _embedding(model: TimeLLM) -> str:
     """The name of the word embeddings in the backbone's state."""
-    weight = model.get_input_embeddings().weight
+    weight = model.words.weight
     return next(name for name, found in model.backbone.named_parameters() if found is weight)

@@ -20,7 +20,9 @@ RIDGE = 1e-2  # of the mean variance of the look-back
 class LinearForecasterConfig(ForecasterConfig):
     model_type = "linear"
 
-    def __init__(self, **kwargs):  # transformers writes one for a class that has none
+    def __init__(self, closed_form: bool = False, **kwargs):
+        """closed_form: to be fitted by least squares before it is first used."""
+        self.closed_form = closed_form
         super().__init__(**kwargs)
 
 
@@ -37,6 +39,9 @@ class LinearForecaster(Forecaster):
 
     def core(self, z_NL: Tensor) -> tuple[Tensor, None]:
         return self.linear(z_NL), None
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.linear
 
 
 @torch.no_grad()

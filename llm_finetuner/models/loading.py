@@ -215,6 +215,8 @@ def positions_of(model: nn.Module) -> int | None:
     )  # GPT-2: n_positions
     count = config.to_dict().get(name)
     words = model.get_input_embeddings()
+    if not isinstance(words, nn.Embedding):
+        return None  # it reads numbers
     tables = (
         m
         for m in model.modules()

@@ -42,7 +42,7 @@ class PatchForecaster(Forecaster):
     def __init__(self, config: PatchForecasterConfig):
         super().__init__(config)
         width = config.hidden_size
-        count = count_patches(config.lookback, config.patch_length, config.stride)
+        self.patches = count = count_patches(config.lookback, config.patch_length, config.stride)
         self.embed = nn.Linear(config.patch_length, width)
         self.places = nn.Parameter(0.02 * torch.randn(count, width))
         self.layers = nn.ModuleList(
@@ -60,6 +60,9 @@ class PatchForecaster(Forecaster):
         self.norm = nn.LayerNorm(width)
         self.head = FlatHead(count, width, config.outputs, config.dropout)
         self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embed
 
     def core(self, z_NL: Tensor) -> tuple[Tensor, Tensor]:
         x_NPD = self.embed(patches(z_NL, self.config.patch_length, self.config.stride)) + self.places

@@ -64,6 +64,7 @@ class TimeLLM(Forecaster):
         super().__init__(config)
         inner = config.get_text_config()
         width, count = inner.hidden_size, count_patches(config.lookback, config.patch_length, config.stride)
+        self.patches = count
         if config.read > width:
             raise RecipeError(
                 f"read={config.read} is more than the backbone's width of {width}", f"at most {width}"
@@ -76,7 +77,7 @@ class TimeLLM(Forecaster):
         self.post_init()
 
     def core(self, z_NL: Tensor) -> tuple[Tensor, Tensor]:
-        words = self.backbone.get_input_embeddings()
+        words = self.words
         x_NPk = self.embed(patches(z_NL, self.config.patch_length, self.config.stride))
         x_NPD = self.reprogram(x_NPk, words.weight)
         told_NTD = words(prompt.token_ids(self.slots, z_NL))
@@ -89,8 +90,13 @@ class TimeLLM(Forecaster):
         hidden_NPD = states_NTD[:, -x_NPD.shape[1] :]
         return self.head(hidden_NPD[..., : self.config.read]), hidden_NPD
 
-    def get_input_embeddings(self) -> nn.Module:
+    @property
+    def words(self) -> nn.Embedding:
+        """The backbone's own input layer, of which prompts and prototypes are made."""
         return self.backbone.get_input_embeddings()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embed  # what a series is read by
 
 
 class Reprogramming(nn.Module):

@@ -1,11 +1,11 @@
 """Forecasting: the next steps of a series from its last ones.
 
-Shapes: B windows of several channels, C channels, N windows of one channel each, L look-back, H horizon, Q quantiles, P patches,
-D width. The positions that count are the N; a row of an answer is a whole forecast, H numbers or H x Q. What is read of the
-blocks belongs to the N x P patches.
+Shapes: B windows of several channels, C channels, N windows of one channel each, L look-back, H horizon, Q quantiles,
+P patches, D width. The positions that count are the N, and an answer is a whole forecast: H numbers, or H x Q. What
+is read of the blocks belongs to the N x P patches, and relations between pooled vectors to the channels of a window.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,40 +13,205 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from llm_finetuner.benchmark.forecast_tally import MSE, ForecastTally
 from llm_finetuner.data import series, windows
+from llm_finetuner.data.text import Prepared
 from llm_finetuner.data.windows import Windows
 from llm_finetuner.errors import DataError, ModelError, RecipeError
 from llm_finetuner.layer_maps import POOLED
-from llm_finetuner.models.anatomy import capture, sort_out
+from llm_finetuner.models import forecasters
+from llm_finetuner.models.anatomy import Enough, capture, sort_out
 from llm_finetuner.models.forecaster import Forecaster
 from llm_finetuner.models.linear_forecaster import LinearForecaster, fit_closed_form
+from llm_finetuner.models.stacks import blocks_of
 from llm_finetuner.output import Head, Output, Want
+from llm_finetuner.recipe import Data
 from llm_finetuner.scheme import Scheme, Term
 from llm_finetuner.task import Asked, Task
 
-OF_QUANTILES = ("spectrum", "multi_scale")  # read one number a step
+OF_CHOICES = (
+    "reverse_kl", "adaptive_kl", "alpha_beta", "total_variation", "logit_mse", "jsd", "skew_forward_kl",
+    "skew_reverse_kl", "span_kl", "uld",
+)  # fmt: skip
+OF_ONE = ("huber", "spectrum", "multi_scale")  # read one number a step
+
+
+class AsIs(nn.Module):
+    """The head of a forecaster, whose rows are forecasts already: [n, V] -> [n, V]."""
+
+    def forward(self, rows_nV: Tensor) -> Tensor:
+        return rows_nV.clone()  # the loss is computed in place
 
 
 class Forecasting(Task):
-    """Models of registry.MODELS: time_llm, patch, linear."""
+    """Models of registry.MODELS, and folders that hold one."""
 
-    pooled = True
-    exclusive = False
+    auto = "AutoModel"
+    measure = MSE
+    unfit, answers = OF_CHOICES, "numbers"
+    numbers = True
+    pooled = all_tokens = True
+
+    def width(self, model: nn.Module) -> int:
+        """D; 0 of a line."""
+        return 0 if isinstance(model, forecasters.WITHOUT_BLOCKS) else super().width(model)
+
+    def depth(self, model: nn.Module) -> int:
+        return 0 if isinstance(model, forecasters.WITHOUT_BLOCKS) else len(blocks_of(model))
+
+    def vocabulary(self, model: nn.Module) -> int:
+        """Numbers of a forecast."""
+        return model.config.outputs
+
+    # ---- rows
+
+    def own_parts(self, source: Any, data: Data, note: Callable[[str], None]) -> tuple[Windows, Windows]:
+        """The windows to train on, and those of validation."""
+        frame = self.frame(source, data)
+        note(f"{frame.layout}; look-back {data.series.lookback}, horizon {data.series.horizon}")
+        return frame.part("train"), frame.part("validation")
+
+    def frame(self, source: Any, data: Data) -> windows.Frame:
+        """The series of a source with their scales and parts. Raises DataError."""
+        groups, layout = series.load(source, data.series)
+        season = data.series.season or series.season_of(groups[0].frequency)
+        return windows.frame(groups, data.series, season, layout.describe())
+
+    def prepare_rows(self, rows: Any, tokenizer: Any, data: Data, model: nn.Module | None) -> Prepared:
+        """The windows of the test part, which nothing was fitted to or chosen on. Raises DataError."""
+        found = rows if isinstance(rows, Windows) else self.frame(rows, data).part("test")
+        return Prepared(
+            found, None, found.frame.names, {"examples": len(found), "truncated": 0, "dropped": 0}
+        )
+
+    def lengths(self, rows: Windows) -> np.ndarray:
+        """Numbers of each window."""
+        channels = np.array([group.values.shape[1] for group in rows.frame.groups])
+        return rows.lookback * channels[rows.starts[:, 0]]
+
+    def check_inputs(self, rows: Windows, model: nn.Module) -> None:
+        """Raise DataError for windows that the model was not made for."""
+        config = model.config
+        if (config.lookback, config.horizon) != (rows.lookback, rows.horizon):
+            raise DataError(
+                f"the windows have look-back {rows.lookback} and horizon {rows.horizon}, "
+                f"the model {config.lookback} and {config.horizon}",
+                "give the model's: --lookback, --horizon (data.series)",
+            )
+
+    def check_rows(self, rows: Windows) -> None:
+        """All windows hold something to learn."""
+
+    def collate(self, examples: list[dict], counted: bool = True, packed: bool = False) -> dict[str, Tensor]:
+        """Channels one under the other: {context [N, L], target [N, H], window [N], counts [N]}."""
+        channels = [example["context"].shape[1] for example in examples]
+        return {
+            "context": torch.from_numpy(np.concatenate([e["context"].T for e in examples])),
+            "target": torch.from_numpy(np.concatenate([e["target"].T for e in examples])),
+            "window": torch.arange(len(examples)).repeat_interleave(torch.tensor(channels)),
+            "counts": torch.full((sum(channels),), counted),
+        }
+
+    def count(self, batch: dict[str, Tensor]) -> int:
+        """Windows of one channel."""
+        return int(batch["counts"].sum())
+
+    def tokens(self, batch: dict[str, Tensor]) -> int:
+        return len(batch["counts"])
+
+    def cost(self, batch: dict[str, Tensor]) -> tuple[int, int]:
+        return batch["context"].numel(), batch["context"].numel()
+
+    def asked(self, row: Mapping[str, Any]) -> Asked:
+        """What the forecasts of one window hang on: its numbers alone."""
+        read = np.ascontiguousarray(row["context"], dtype=np.float32)
+        return Asked(read.view(np.int32).ravel(), b"series", np.ones(read.shape[1], bool))
+
+    # ---- models
+
+    def fit(self, model: nn.Module | None, rows: Windows, seed: int) -> None:
+        """Fit a line that is to be fitted in closed form, once."""
+        self.meet(model, rows)
+
+    def meet(self, model: nn.Module | None, rows: Windows) -> None:
+        """The same for a teacher."""
+        if isinstance(model, LinearForecaster) and model.config.closed_form and not model.linear.weight.any():
+            fit_closed_form(model, rows.blocks())
+
+    def tokenizer(self, name: str) -> None:
+        """Forecasters read numbers."""
+
+    def check_model(self, model: nn.Module, name: str) -> None:
+        """Raise ModelError for what is no forecaster."""
+        if not isinstance(model, Forecaster):
+            raise ModelError(
+                f"{name} ({type(model).__name__}) is no forecaster",
+                "take time_llm, patch, linear, or a run of one",
+            )
+
+    def check_pair(self, student: nn.Module, teacher: nn.Module) -> None:
+        """Raise ModelError where a teacher forecasts something else."""
+        for name in ("lookback", "horizon", "quantiles"):
+            ours, theirs = getattr(student.config, name), getattr(teacher.config, name)
+            if ours != theirs:
+                raise ModelError(
+                    f"the student has {name} {ours}, the teacher {theirs}",
+                    "train one of them anew with the other's",
+                )
+
+    def check_packing(self, model: nn.Module) -> None:
+        """Raises RecipeError: windows are of one length and need no packing."""
+        raise RecipeError("train.packing is for texts: windows are all of one length", "leave it out")
 
     def translate(self, scheme: Scheme, model: nn.Module) -> Scheme:
-        """The terms as they read numbers: cross-entropy is the error to the truth, forward KL that to the teacher."""
-        levels = model.config.quantiles
-        return replace(scheme, terms=tuple(_term(term, levels) for term in scheme.terms))
+        """Terms that read numbers: cross-entropy is the error to the truth, forward KL that to the teacher."""
+        levels = list(model.config.quantiles)
+        return replace(scheme, terms=tuple(_translated(term, levels) for term in scheme.terms))
+
+    def tally(self, examples: int, model: nn.Module) -> ForecastTally:
+        """What sums up an evaluation."""
+        return ForecastTally(examples, model.config)
+
+    def run(self, model: nn.Module, batch: dict[str, Tensor], want: Want) -> Output:
+        """One forward pass."""
+        counts_N, said = batch["counts"], None
+        plain = isinstance(model, forecasters.WITHOUT_BLOCKS)
+        kept, hooks = ({}, []) if plain else capture(model, want)
+        try:
+            said = model(batch["context"])
+        except Enough:
+            pass
+        finally:
+            for hook in hooks:
+                hook.remove()
+        window_N, targets_NH = batch["window"][counts_N], batch["target"][counts_N]
+        rows_NV = (
+            targets_NH.new_empty(len(targets_NH), 0) if said is None else said.values.flatten(1)[counts_N]
+        )
+        patches = 0 if plain else model.patches
+        found = sort_out(kept, lambda x_NTD: x_NTD[counts_N][:, -patches:].flatten(0, 1), _no_maps)
+        if said is not None and said.hidden is not None:
+            found["features"][POOLED] = said.hidden.mean(1)[counts_N]
+        return Output(
+            rows=rows_NV, head=Head(AsIs()), **found, targets=targets_NH, numbers=True, together=window_N,
+            examples=window_N, tokens=window_N.repeat_interleave(max(1, patches)),
+        )  # fmt: skip
 
 
-def _term(term: Term, levels: Sequence[float]) -> Term:
+def _translated(term: Term, levels: list[float]) -> Term:
     name = {"cross_entropy": "mse", "forward_kl": "output_mse"}.get(term.objective, term.objective)
+    options = term.options if name == term.objective else {}
     if levels and name == "mse":
-        return replace(term, objective="pinball", options={"quantiles": list(levels)})
-    if levels and name in OF_QUANTILES:
+        name, options = "pinball", {"quantiles": levels}
+    if levels and name in OF_ONE:
         raise RecipeError(
             f"{name} reads one number a step, and this model gives quantiles",
-            "leave it out, or quantiles: []",
+            "leave it out, or series.quantiles: []",
         )
-    options = {} if name != term.objective else term.options
     return replace(term, objective=name, options=options)
+
+
+def _no_maps(_maps: Tensor) -> Tensor:
+    raise RecipeError(
+        "attention maps of forecasters are not compared", "take hidden_mse, or pooled relations"
+    )

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from llm_finetuner.errors import RecipeError
 from llm_finetuner.layer_maps import check_kept, kept_blocks, spelled
-from llm_finetuner.models import loading
 from llm_finetuner.named_models import load_teacher
 from llm_finetuner.output import Output, Want
 from llm_finetuner.run import whole_path
@@ -70,7 +69,7 @@ def fill(
     def load() -> tuple[Provider, dict[str, Any]]:
         model, tokenizer = given or (
             load_teacher(spec, context.device, context.task.auto),
-            loading.load_tokenizer(spec.name),
+            context.task.tokenizer(spec.name),
         )
         teacher = live_teacher(model, tokenizer, spec.name, context)
         return teacher, of_answers(spec.name, model, teacher, context)

@@ -16,12 +16,11 @@ if TYPE_CHECKING:
 
 def live(spec: Teacher, context: Context) -> Provider:
     """A model that answers each batch as it comes."""
-    from llm_finetuner.models import loading
     from llm_finetuner.named_models import load_teacher
     from llm_finetuner.teachers.matched import live_teacher
 
     model = load_teacher(spec, context.device, context.task.auto)
-    return live_teacher(model, loading.load_tokenizer(spec.name), spec.name, context)
+    return live_teacher(model, context.task.tokenizer(spec.name), spec.name, context)
 
 
 def ensemble(
