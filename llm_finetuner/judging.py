@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from llm_finetuner import comparison
+from llm_finetuner import comparison, export_job
 from llm_finetuner.assembly import Parts, fit_length
 from llm_finetuner.benchmark import text as generation
 from llm_finetuner.benchmark.quality import eval_mode, evaluate
@@ -18,6 +18,7 @@ from llm_finetuner.data import sources
 from llm_finetuner.errors import DataError, ModelError, OrderError, RecipeError
 from llm_finetuner.export.beside import stop_early
 from llm_finetuner.export.hub import upload
+from llm_finetuner.export.merged import Merged
 from llm_finetuner.models import loading
 from llm_finetuner.models.shrink import parse_share
 from llm_finetuner.recipe import Data, Recipe
@@ -25,6 +26,7 @@ from llm_finetuner.registry import TASKS, resolve
 from llm_finetuner.teachers.matched import live_teacher
 from llm_finetuner.teachers.provider import Context, Provider
 from llm_finetuner.trainer import OnEvent, TrainResult
+from llm_finetuner.tuning.tuned import Tuned
 
 TEACHER_THEN_STUDENT = (
     "load_teacher_model(...) with one live teacher first, then load_model(...) or student_from_teacher(...)"
@@ -203,14 +205,26 @@ class Judging:
         if self._last is None:
             raise OrderError("nothing has been trained yet", "call train(...) first")
         target = Path(folder or Path(self.recipe.output) / "merged")
-        base = self.recipe.student.name
-        if loading.is_quantised(self.model) and base:  # 4 bits would round the merged weights a second time
-            merged = loading.load_trained(self.recipe.output, self.device, merge=True, auto=self._task.auto)
-        else:
-            merged = copy.deepcopy(self._parts.tuned).merge()
-        merged.save_pretrained(str(target))
-        self.tokenizer.save_pretrained(str(target))
+        Merged().write(self._in_one_piece(), self.tokenizer, self._task, target)
         return target
+
+    def export(self, format: str, folder: str | Path | None = None) -> dict[str, Any]:
+        """Write the student as it is now in another format: merged or onnx; default folder: output_dir/<format>.
+
+        Returns "folder", "bytes", "parameters" and what else the exporter tells (export/). Raises OrderError,
+        ModelError; RecipeError for a folder that is there already.
+        """
+        self._need_model()
+        target = Path(folder or Path(self.recipe.output) / format)
+        exporter = export_job.prepare(format, target)
+        return export_job.write(exporter, self._in_one_piece(), self.tokenizer, self._task, target)
+
+    def _in_one_piece(self) -> nn.Module:
+        """A copy of the student, its adapter folded into the weights."""
+        if self._last is not None and loading.is_quantised(self.model) and self.recipe.student.name:
+            # 4 bits would round the merged weights a second time
+            return loading.load_trained(self.recipe.output, self.device, merge=True, auto=self._task.auto)
+        return copy.deepcopy(self._parts.tuned or Tuned(self.model)).merge()
 
     def upload_to_huggingface(
         self, repo_name: str, token: str | None = None, create_new: bool = False, private: bool = False

@@ -85,15 +85,15 @@ class Learner(nn.Module):
                 value = over(term, pairs, student, teacher)
                 total = total + term.weight * value
                 known = None if teacher is None else teacher.known
-                sums[name] = _over(value, len(student.rows) if known is None else known.sum())
+                sums[name] = _summed(value, len(student.rows) if known is None else known.sum())
         for block in self.exits:
             loss, seen = self._over_exit(block, student, progress)
             total, sums = total + loss, {**sums, **seen}
         if self.penalty is not None:  # a mean per step, as the other terms are after the division
             value = self.penalty() * len(student.rows)
             total = total + value
-            sums["orthogonality"] = _over(value, len(student.rows))
-        return total, {"loss": _over(total, len(student.rows)), **sums}
+            sums["orthogonality"] = _summed(value, len(student.rows))
+        return total, {"loss": _summed(total, len(student.rows)), **sums}
 
     # ---- what is read
 
@@ -233,7 +233,7 @@ def _belonging(output: Output, pairs: Pairs, which: str) -> tuple[Tensor, Tensor
     return output.tokens, shares[output.tokens], tokens[output.tokens]
 
 
-def _over(value: Tensor, count: int | Tensor) -> Tensor:
+def _summed(value: Tensor, count: int | Tensor) -> Tensor:
     """A sum and the positions that it goes over, as in Sums."""
     return torch.stack([value.detach(), torch.as_tensor(count, dtype=value.dtype, device=value.device)])
 

@@ -115,7 +115,7 @@ class Data:
     text_columns: list[str] | None = None
     prefix: str | None = None  # of seq2seq_lm: what stands before every source, such as "summarize: "
     mask: Literal["fixed", "fresh"] = "fixed"  # of masked_lm: the same tokens hidden in each epoch, or others
-    label_names: list[str] | None = None  # what the numbers 0, 1, ... of the label, or of tags, are called
+    label_names: list[str] | None = None  # what labels that are the numbers 0, 1, ... are called
     class_weights: str | dict[str, float] | None = None  # in cross-entropy: balanced, or {label: weight}
     only: dict[str, Any] = field(
         default_factory=dict

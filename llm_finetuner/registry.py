@@ -83,6 +83,10 @@ TEACHERS = {
     "across": "llm_finetuner.teachers.kinds:across",
     "live_cached": "llm_finetuner.teachers.kinds:live_cached",
 }
+EXPORTERS = {
+    "merged": "llm_finetuner.export.merged:Merged",
+    "onnx": "llm_finetuner.export.onnx:Onnx",
+}
 OPTIMIZERS = {"adamw": "llm_finetuner.optim:adamw", "adamw_8bit": "llm_finetuner.optim:adamw_8bit"}
 SCHEDULES = {
     "constant": "llm_finetuner.optim:constant",

@@ -18,9 +18,7 @@ class Term:
         None  # a named map, student blocks, or (student, teacher) pairs; None: four even ones
     )
     projection: Literal["linear", "orthogonal"] = "linear"  # how a projection between unlike widths starts
-    tokens: Literal["all", "first"] = (
-        "all"  # of a text, where models are read at all of them: [CLS] is the first
-    )
+    tokens: Literal["all", "first"] = "all"  # of each text that a model is read at; [CLS] is the first
 
     @property
     def counts(self) -> bool:

@@ -57,8 +57,9 @@ class Task:
     labels = False  # whether the answers are labels with names, and not tokens
     writes = False  # whether the models continue texts
     generates = False  # whether they write texts at all, continuations or targets
-    peft_type: str | None = None  # what peft calls the task, where it has a name for it
+    task_type: str | None = None  # what peft calls the task, where it has a name for it
     pooled = False  # whether an answer is read off one vector of a text
+    two_stacks = False  # whether an encoder reads a source and a decoder answers
     shapes_of_text = False  # whether rows are texts that a model continues (data/shapes.py)
     first = 0  # the first label that an answer is compared with
     all_tokens = False  # whether blocks are read at all tokens of an example, whatever counts of it

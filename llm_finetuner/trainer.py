@@ -160,6 +160,7 @@ class _Run:
         # each over the positions that it speaks of, where there are any
         means = {name: total / of if of else None for name, (total, of) in zip(sums, totals, strict=True)}
         means["loss"] = means["loss"] or 0.0
+        nll = means.get("teacher_nll")  # infinite for a teacher whose answers are a few draws
         norm = engine.clip(self.parameters, self.recipe.train.max_grad_norm)
         found = {"loss": means["loss"]}
         if engine.precision != "fp16":  # whose scaler leaves such steps out by itself
@@ -182,8 +183,7 @@ class _Run:
             "step": step,
             "epoch": step / built.steps_per_epoch,
             **means,
-            # a teacher whose answers are a few draws may be infinitely surprised
-            "teacher_nll": None if means.get("teacher_nll") in (None, math.inf) else means["teacher_nll"],
+            "teacher_nll": nll if nll is not None and math.isfinite(nll) else None,
             "agreement": means.get("agreement"),
             "tokens_per_second": tokens / seconds,
             "padding": 1 - read / places,

@@ -121,6 +121,7 @@ def test_dry_run_as_json(capsys):
         (["distill", "--nonsense"], "--nonsense"),
         (["nonsense"], "nonsense"),
         (["--quiet"], "no command was given"),
+        (["export", "m"], "--to"),
         (["run", "missing.yaml"], "cannot read the recipe missing.yaml"),
     ],
 )
@@ -167,7 +168,7 @@ def test_our_own_bugs_keep_their_traceback(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "what", ["methods", "tunings", "objectives", "teachers", "layers", "schedules", "runs"]
+    "what", ["methods", "tunings", "objectives", "teachers", "exporters", "layers", "schedules", "runs"]
 )
 def test_list(what, capsys, tmp_path):
     assert main(["list", what, "--json", "--folder", str(tmp_path)]) == 0
@@ -186,7 +187,7 @@ def test_doctor(capsys):
     [
         "",
         *"finetune distill run resume cache generate sweep".split(),
-        *"compare benchmark quickstart preview doctor list".split(),
+        *"compare benchmark export quickstart preview doctor list".split(),
     ],
 )
 def test_help_everywhere_with_examples_and_exit_codes(command, capsys):

@@ -131,8 +131,9 @@ def test_members_that_are_no_plain_words(members):
 
 def test_the_tokens_of_an_objective():
     given = {"hidden_normalized": {"weight": 0.5, "layers": "skip", "tokens": "first"}}
+    given["distance"] = {"weight": 0.5, "layers": "pooled"}
     recipe = recipe_with("distillation", options={"objectives": given})
-    assert "tokens=first" in " ".join(words_of(recipe))
+    assert "tokens=first" in " ".join(words_of(recipe)) and "layers=pooled" in " ".join(words_of(recipe))
     there_and_back(recipe)
 
 

@@ -69,6 +69,7 @@ LAYERS = [  # bottom first; a name is a folder, or a file without .py
         "chain",
         "cache_job",
         "writing_job",
+        "export_job",
         "quickstart",
         "sweep",
     },
@@ -82,6 +83,7 @@ ONLY_IN = {  # who alone may import it, at the top or inside a function
     "rich": ("cli/",),
     "questionary": ("cli/",),
     "optuna": ("search/optuna_search.py",),
+    "onnxruntime": ("export/parity.py",),
     "bitsandbytes": ("tuning/qlora.py", "models/loading.py", "optim.py"),  # optim.py: the 8-bit AdamW
 }
 LIGHT = {

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 
 import pytest
 import torch
@@ -12,10 +13,12 @@ from transformers import MBartConfig, MBartForConditionalGeneration
 
 from llm_finetuner import recipe_file
 from llm_finetuner.benchmark import targets
-from llm_finetuner.benchmark.text import FROM_TEACHER, rouge
+from llm_finetuner.benchmark.text import FROM_TEACHER, choose_references, decode, rouge
 from llm_finetuner.cli.app import main
 from llm_finetuner.errors import DataError, RecipeError
 from llm_finetuner.finetuner import LLMFineTuner
+from llm_finetuner.recipe import Data
+from llm_finetuner.tasks.seq2seq import Seq2Seq
 
 WORDS = "the cat dog sees play".split()
 TEXTS = [" ".join(WORDS[(i + j) % 5] for j in range(1 + i % 4)) for i in range(24)]
@@ -185,6 +188,17 @@ def test_an_evaluation_scores_what_is_written_for_the_rows(desk):
     assert "rouge1" not in none and none["loss"] == found["loss"]
 
 
+def test_padding_in_rows_is_not_read(desk):
+    tuner, rows = tuner_of(desk)
+    prepared, _ = tuner.prepare_dataset(rows, max_length=LONGEST)
+
+    def pad(row):
+        return {"input_ids": [*row["input_ids"], 0, 0], "attention_mask": [*row["attention_mask"], 0, 0]}
+
+    found, padded = tuner.evaluate(prepared), tuner.evaluate(prepared.map(pad))
+    assert padded["rougeL"] == found["rougeL"] > 0.5
+
+
 def test_without_a_tokenizer_an_evaluation_has_no_texts(desk, tokenizer):
     tuner, rows = tuner_of(desk)
     prepared, _ = tuner.prepare_dataset(rows, max_length=LONGEST)
@@ -221,6 +235,17 @@ def test_completions_are_held_against_references_or_the_teachers_own(desk):
     assert told.keys() == given.keys() and told["mean_tokens"] >= 1
 
 
+def test_a_teachers_targets_are_references_as_they_would_be_learned(desk, tokenizer):
+    teacher, _ = tuner_of(desk)
+    data = Data(max_length=LONGEST, prefix="play: ")
+    chosen = choose_references(Seq2Seq(), tokenizer, TEXTS[:5], None, teacher.model, data=data)
+    assert chosen.prompts == [tokenizer(f"play: {text}")["input_ids"] for text in TEXTS[:5]]
+    assert chosen.tokens == [tokenizer(text)["input_ids"] for text in chosen.texts]  # with the end
+    said = targets.write(teacher.model, tokenizer, chosen.prompts, max_new_tokens=LONGEST)
+    assert [decode(tokenizer, tokens) for tokens, _ in said] == chosen.texts
+    assert chosen.max_new_tokens == min(LONGEST, 2 * max(map(len, chosen.tokens)))
+
+
 def test_a_verdict_scores_all_models_on_the_same_sources(desk):
     tuner = LLMFineTuner(str(desk / "small"), desk / "student", task="seq2seq_lm", device="cpu")
     tuner.load_model("vanilla_distillation")
@@ -236,9 +261,6 @@ def test_a_verdict_scores_all_models_on_the_same_sources(desk):
         assert by_role[role]["rouge2"] == rouge(model.predict(TEXTS), rows["summary"])["rouge2"]
     sample = verdict["samples"][0]
     assert (sample["prompt"], sample["reference"]) == ("_the", "_the") and TEXTS[0] == "the"
-    asked = tuner.compare(rows, prompts=TEXTS[:3])
-    assert asked["references"] == FROM_TEACHER
-    assert [line["rouge1"] for line in asked["models"] if line["role"] == "teacher"] == [None]
     page = (desk / "student" / "report.md").read_text()
     assert "ROUGE-L" in page
 
@@ -255,11 +277,21 @@ def test_the_command_line_knows_what_a_run_or_a_model_writes(desk, tmp_path, cap
 
     run = figures(desk / "teacher")
     assert run["rougeL"] == rouge(tuner_of(desk)[0].predict(TEXTS), wanted)["rougeL"] > 0.5
-    recipe = recipe_file.load(desk / "teacher" / "recipe.yaml", ["data.prefix='play: '"])
-    recipe_file.save(recipe, desk / "teacher" / "recipe.yaml")
-    assert figures(desk / "teacher") == figures(desk / "teacher", "--prefix", "play: ") != run
-    assert figures(desk / "teacher", "--prefix", "") == run
+    told = tmp_path / "told"
+    shutil.copytree(desk / "teacher", told)
+    recipe_file.save(recipe_file.load(told / "recipe.yaml", ["data.prefix='play: '"]), told / "recipe.yaml")
+    assert figures(told) == figures(desk / "teacher", "--prefix", "play: ") != run
+    assert figures(told, "--prefix", "") == run
     assert figures(desk / "first")["rougeL"] < run["rougeL"]
+
+
+def test_a_run_is_compared_from_its_folder(desk, capsys):
+    assert main(["compare", str(desk / "teacher"), "--json"]) == 0
+    verdict = json.loads(capsys.readouterr().out)
+    tuned = next(line for line in verdict["models"] if line["role"] == "tuned")
+    tuner, rows = tuner_of(desk)
+    assert verdict["references"] == "the targets of 24 rows"
+    assert tuned["rougeL"] == rouge(tuner.predict(TEXTS), rows["summary"])["rougeL"]
 
 
 def test_the_preview_shows_the_prefix(desk, capsys):

@@ -140,6 +140,16 @@ def test_others_read_the_labels_from_the_file_beside_the_adapter(tmp_path, names
         assert torch.allclose(logits(model), want, atol=1e-5)
 
 
+def test_an_adapter_of_others_with_more_labels_is_told_what_it_lacks(tmp_path):
+    trained(tmp_path)
+    kept = tmp_path / "run" / "adapter_labels.json"
+    kept.unlink()
+    with pytest.raises(ModelError, match="does not fit its base .*size mismatch.*\n.*adapter_labels.json"):
+        load_trained(tmp_path / "run", auto="AutoModelForSequenceClassification")
+    kept.write_text(json.dumps({"labels": NAMES, "problem_type": None}))
+    assert labels.names_of(load_trained(tmp_path / "run", auto="AutoModelForSequenceClassification")) == NAMES
+
+
 def test_task_types_are_those_of_the_task(tmp_path):
     for task, wanted in (
         ("classification", "SEQ_CLS"),

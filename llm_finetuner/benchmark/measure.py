@@ -66,8 +66,8 @@ class Measure:
         """The least is best: which weights of a run are kept. The figure itself decides, and of equal ones the loss.
 
         Of labels the loss alone is a bad judge: it rises as a model grows too sure of itself while its answers still
-        get better, and weights kept by it were up to 6 points less accurate than the last. Accuracy alone is coarse:
-        on few rows evaluations tie, and there the loss knows more. Measured in docs/log.md.
+        get better, and weights kept by it were up to 5 points less accurate than others. Accuracy alone is coarse: on
+        few rows evaluations tie, and there the loss knows more. Measured by benchmarks/kept_weights.py, docs/log.md.
         """
         value = self.value(quality)
         return (value if self.lower else -value), quality.loss

@@ -75,7 +75,8 @@ def _greedy(
         forced_bos_token_id=first if first is not None else next(iter(front), None),
         eos_token_id=ends,
         pad_token_id=pad,
-        suppress_tokens=[*nameless(model, tokenizer), *({pad} - {*ends})],  # Marian's head knows padding
+        suppress_tokens=[*nameless(model, tokenizer), *({pad} - {*ends})]
+        or None,  # Marian's head knows padding
     )
 
 

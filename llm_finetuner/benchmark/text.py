@@ -7,6 +7,7 @@ Shapes: B prompts of a batch, T tokens of the longest.
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any
 
 import torch
@@ -221,7 +222,9 @@ def references_in(task: Any, tokenizer: Any, rows: Any, count: int, data: Data) 
     tokens = [[label for label in row["labels"] if label != IGNORED] for row in picked]
     among = f" of {len(rows):,}, evenly spaced" if len(picked) < len(rows) else ""
     return References(
-        prompts=[row["input_ids"] for row in picked],
+        prompts=[
+            list(compress(row["input_ids"], row["attention_mask"])) for row in picked
+        ],  # without padding
         tokens=tokens,
         texts=[decode(tokenizer, part) for part in tokens],
         against=f"the targets of {len(picked):,} rows{among}",

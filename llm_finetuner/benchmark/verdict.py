@@ -182,8 +182,8 @@ def _quality_columns(
     columns = measure.summary(qualities[entry.name], seed=seed)
     if entry is teacher:  # of itself this says nothing
         columns |= {"agreement": None, "kl_to_teacher": None}
-    heard = teacher and measure.value(qualities[teacher.name])
-    return {**columns, "retained": measure.retained(columns[measure.key], heard) if teacher else None}
+    own, theirs = columns[measure.key], measure.value(qualities[teacher.name]) if teacher else None
+    return {**columns, "retained": measure.retained(own, theirs) if teacher else None}
 
 
 def _labels(

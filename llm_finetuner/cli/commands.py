@@ -5,9 +5,9 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from llm_finetuner.cli import chains, measuring, searching, teaching
+from llm_finetuner.cli import chains, exporting, measuring, searching, teaching
 from llm_finetuner.cli.exits import OK, program
-from llm_finetuner.cli.fitting import check_fit, misfits
+from llm_finetuner.cli.fitting import check_fit, check_task, misfits
 from llm_finetuner.cli.folder import check_output, forget_texts
 from llm_finetuner.cli.hub import names_in, prepare
 from llm_finetuner.cli.needed import check_complete
@@ -123,17 +123,19 @@ def preview(given: dict[str, Any], screen) -> Any:
 
     recipe = build("full", paths_in(given, distil=True))
     check_complete(recipe)
+    check_task(recipe)
     check_soft(recipe)
     prepare(names_in(recipe), screen.warn)
     sight = look(recipe)
     screen.show(sight.sentence)
     screen.preview(sight.rows)
     said = {"sentence": sight.sentence, "examples": sight.examples, "rows": sight.rows}
-    for name, title in (("labels", "labels"), ("weights", "class weights")):
-        numbers = vars(sight)[name]
-        if numbers:
-            screen.show(listed(title, numbers))
-            said[title.replace(" ", "_")] = numbers
+    if sight.labels:
+        screen.show(f"labels: {listed(sight.labels)}")
+        said["labels"] = sight.labels
+    if sight.weights:
+        screen.show(f"class weights: {listed(sight.weights)}")
+        said["class_weights"] = sight.weights
     if recipe.teacher:
         from llm_finetuner.benchmark.soft_labels import render
 
@@ -164,6 +166,6 @@ def listing(given: dict[str, Any], screen) -> Any:
 COMMANDS: dict[str, Callable[[dict[str, Any], Any], Any]] = {
     "finetune": finetune, "distill": finetune, "run": run_recipe, "resume": resume, "cache": teaching.cache,
     "generate": teaching.generate, "sweep": searching.sweep, "compare": measuring.compare,
-    "benchmark": measuring.benchmark, "quickstart": quickstart, "preview": preview, "doctor": doctor,
-    "list": listing,
+    "benchmark": measuring.benchmark, "export": exporting.export, "quickstart": quickstart, "preview": preview,
+    "doctor": doctor, "list": listing,
 }  # fmt: skip

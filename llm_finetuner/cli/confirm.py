@@ -10,7 +10,7 @@ from llm_finetuner.cli.estimate import Estimate, Sized, look_ahead, together
 from llm_finetuner.cli.fitting import check_fit
 from llm_finetuner.cli.hub import NOT_HERE, models_in, names_in, prepare, whereabouts
 from llm_finetuner.cli.needed import OWN, compares_blocks, is_part
-from llm_finetuner.cli.plain import count, duration, size
+from llm_finetuner.cli.plain import count, duration, listed, size
 from llm_finetuner.cli.settings import fields_of
 from llm_finetuner.cli.typed import spell_objectives
 from llm_finetuner.errors import FinetunerError
@@ -130,7 +130,8 @@ def missing_weights(recipe: Recipe) -> list[str]:
 def data_rows(recipe: Recipe, sight: preview.Sight | None) -> Rows:
     data = recipe.data
     first = f", first {data.samples} rows" if data.samples else ""
-    return [("data", f"{data.source}{first}{f': {sight.sentence}' if sight else ''}")]
+    rows = [("data", f"{data.source}{first}{f': {sight.sentence}' if sight else ''}")]
+    return [*rows, ("class weights", listed(sight.weights))] if sight and sight.weights else rows
 
 
 def training_rows(recipe: Recipe) -> Rows:

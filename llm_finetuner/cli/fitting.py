@@ -65,8 +65,10 @@ def check_fit(recipe: Recipe, trains: bool = True) -> None:
 
 def check_task(recipe: Recipe) -> None:
     """Raise RecipeError for what a model of this task cannot do or be, in the words of the run itself."""
+    if recipe.task not in TASKS:
+        return
     check_labelled(recipe, recipe.task in OF_LABELS)
-    if recipe.task in WRITING or recipe.task not in TASKS:
+    if recipe.task in WRITING:
         return
     scheme, teacher = recipe.scheme, recipe.teacher
     if scheme.writing or scheme.on_policy:

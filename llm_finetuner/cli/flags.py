@@ -4,12 +4,18 @@ import argparse
 
 from llm_finetuner.cli.settings import Setting, by_flag, settings
 from llm_finetuner.layer_maps import POOLED_NAME
-from llm_finetuner.registry import MENU
+from llm_finetuner.registry import EXPORTERS, MENU
 
 LISTS = (
-    "methods", "tunings", "objectives", "layers", "teachers", "tasks", "optimizers", "schedules", "runs",
+    "methods", "tunings", "objectives", "layers", "teachers", "tasks", "exporters", "optimizers", "schedules",
+    "runs",
 )  # fmt: skip
-NOT_READ = ("data.hard_share", "data.mask", "teacher.from_scratch")  # by what only asks a teacher
+NOT_READ = (
+    "data.hard_share",
+    "data.mask",
+    "data.class_weights",
+    "teacher.from_scratch",
+)  # by what only asks a teacher
 MODES = ("top_k", "sampled", "fp16", "fp32")  # of a cache
 
 SECTIONS = {  # of the recipe, and what help calls them
@@ -170,6 +176,13 @@ def _benchmark(child: argparse.ArgumentParser) -> None:
     child.add_argument("--prefix", metavar="TEXT", help=told)
 
 
+def _export(child: argparse.ArgumentParser) -> None:
+    child.add_argument("model", help="folder of a run, or a model")
+    child.add_argument("--to", choices=tuple(EXPORTERS), required=True, help="the format")
+    usual = "RUN/FORMAT, or outputs/MODEL-FORMAT of what is no run"
+    child.add_argument("--output", metavar="FOLDER", help=f"a new folder (default: {usual})")
+
+
 def _resume(child: argparse.ArgumentParser) -> None:
     child.add_argument("run", help="folder of a run or a chain")
     add_comparing(child)
@@ -213,6 +226,7 @@ COMMANDS = {
     "sweep": (_sweep, "search for better settings of a recipe, and rank them with their uncertainty"),
     "compare": (_compare, "teacher, untouched student and distilled student: report.html and a verdict"),
     "benchmark": (_benchmark, "score a model's completions of prompts"),
+    "export": (_export, "write a run's model, or any other, as ONNX or as one plain folder"),
     "quickstart": (_quickstart, "distil the shipped teacher on the standard library's own text"),
     "preview": (_preview, "show how rows of data are read and which tokens are learned"),
     "doctor": (_doctor, "check this machine: versions, device, disk, folders"),

@@ -17,6 +17,7 @@ TABLES = {
     "objectives": registry.OBJECTIVES,
     "teachers": registry.TEACHERS,
     "tasks": registry.TASKS,
+    "exporters": registry.EXPORTERS,
     "optimizers": registry.OPTIMIZERS,
     "schedules": registry.SCHEDULES,
 }

@@ -9,19 +9,15 @@ from llm_finetuner.cli.exits import program
 from llm_finetuner.cli.fitting import has_two_stacks
 from llm_finetuner.cli.hub import prepare
 from llm_finetuner.cli.needed import TRANSFORMING, WRITING
-from llm_finetuner.cli.training import comparison, recipe_in
-from llm_finetuner.errors import CheckpointError, DataError, RecipeError
+from llm_finetuner.cli.training import check_finished, comparison, recipe_in
+from llm_finetuner.errors import DataError, RecipeError
 from llm_finetuner.recipe import Data
 from llm_finetuner.registry import TASKS, resolve
 
 
 def compare(given: dict[str, Any], screen) -> Any:
     """compare RUN."""
-    recipe_in(given["run"])
-    if not (Path(given["run"]) / "training.json").exists():
-        raise CheckpointError(
-            f"the run in {given['run']} was not finished", f"go on with it: {program()} resume {given['run']}"
-        )
+    check_finished(given["run"])
     prompts = read_lines(given["prompts"], "prompt") if "prompts" in given else None
     return comparison(given["run"], screen, given.get("baseline", False), prompts)
 

@@ -45,6 +45,10 @@ EXAMPLES = {
     "benchmark": """  {0} benchmark outputs/run --prompts prompts.txt
   {0} benchmark gpt2 --prompts prompts.txt --references answers.txt --json
 """,
+    "export": """  {0} export outputs/run --to onnx
+  {0} export outputs/run --to merged --output outputs/whole
+  {0} export distilbert-base-uncased-finetuned-sst-2-english --to onnx
+""",
     "resume": """  {0} resume outputs/run
 """,
     "cache": """  {0} cache --student gpt2 --teacher gpt2-medium --data train.jsonl --to outputs/cache

@@ -28,15 +28,15 @@ def count(number: float | None) -> str:
     return f"{number:.0f}"
 
 
-def listed(title: str, numbers: dict[str, float], most: int = 20) -> str:
-    """{"bad": 12, "good": 1400} -> "title: bad 12, good 1,400"; the largest ones first where there are many."""
+def listed(numbers: dict[str, float], most: int = 20) -> str:
+    """{"bad": 12, "good": 1400} -> "bad 12, good 1,400"; the largest ones first where there are many."""
     names = list(numbers)
     if len(names) > most:
         names = sorted(names, key=lambda name: -numbers[name])[:most]
     more = f", {len(numbers) - most} more" if len(numbers) > most else ""
     spelled = (f"{numbers[n]:,}" if isinstance(numbers[n], int) else f"{numbers[n]:.3g}" for n in names)
     pairs = (f"{name} {number}" for name, number in zip(names, spelled, strict=True))
-    return clean(f"{title}: {', '.join(pairs)}{more}")
+    return clean(f"{', '.join(pairs)}{more}")
 
 
 def size(number_of_bytes: float | None) -> str:

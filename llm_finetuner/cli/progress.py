@@ -137,7 +137,7 @@ class View:
             f"{plan.get('device')}, {plan.get('precision')}"
         )
         if plan.get("class_weights"):
-            self.screen.say(listed("class weights", plan["class_weights"]))
+            self.screen.say(f"class weights: {listed(plan['class_weights'])}")
         if self.resumed_from:
             self.screen.say(f"resumed from step {self.resumed_from}")
         self._start()
@@ -198,7 +198,7 @@ class View:
     @staticmethod
     def _terms(record: dict[str, Any]) -> list[str]:
         numbers = {k for k, v in record.items() if isinstance(v, int | float) and not isinstance(v, bool)}
-        return [name for name in record if name in numbers - NOT_TERMS]
+        return [name for name in record if name in numbers - NOT_TERMS and not name.startswith("eval_")]
 
     def eta(self) -> float | None:
         """Seconds left at the pace so far, evaluations included."""

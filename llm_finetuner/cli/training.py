@@ -81,6 +81,15 @@ def recipe_in(folder: str) -> Recipe:
     return load(path)
 
 
+def check_finished(folder: str) -> None:
+    """Raise CheckpointError for what is no run, or was not finished."""
+    recipe_in(folder)
+    if not (Path(folder) / "training.json").exists():
+        raise CheckpointError(
+            f"the run in {folder} was not finished", f"go on with it: {program()} resume {folder}"
+        )
+
+
 def comparison(folder: str, screen, baseline: bool, prompts: list[str] | None = None) -> Any:
     """Compare, show the verdict and where the report is."""
     from llm_finetuner.cli.progress import View

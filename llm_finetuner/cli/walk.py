@@ -152,7 +152,6 @@ class Walk:
             return error
         self.screen.say(clean(sight.sentence))
         self.screen.preview(sight.rows)
-        for title, numbers in (("labels", sight.labels), ("class weights", sight.weights)):
-            if numbers:
-                self.screen.say(listed(title, numbers))
+        if sight.labels:
+            self.screen.say(f"labels: {listed(sight.labels)}")
         return None

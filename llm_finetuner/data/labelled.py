@@ -43,11 +43,11 @@ def prepare(
     """Tokenise with the tokenizer's own special tokens and number the classes in the order of `labels`.
 
     A class is found by its name, and by its number too where all names are generic (LABEL_0, LABEL_1, ...);
-    `label_names` says what numbers in the data are called. Of a
-    pair that is longer than `max_length` the longer text is cut. `kind` ("single" | "multi") is the model's, where
-    it may differ from what the rows show: unlabelled text for a multi-label model. Rows that have input_ids are
-    checked and taken as they are. In stats counted_tokens is the number of labelled rows, dropped that of rows
-    without a token. Raises DataError for bad rows (on_bad_row="skip" leaves them out) and if nothing is left.
+    `label_names` says what numbers in the data are called. Of a pair that is longer than `max_length` the longer text
+    is cut. `kind` ("single" | "multi") is the model's, where it may differ from what the rows show: unlabelled text for
+    a multi-label model. Rows that have input_ids are checked and taken as they are. In stats counted_tokens is the
+    number of labelled rows, dropped that of rows without a token. Raises DataError for bad rows (on_bad_row="skip"
+    leaves them out) and if nothing is left.
     """
     if on_bad_row not in ("stop", "skip"):
         raise DataError(f"on_bad_row is {on_bad_row!r}", "it is 'stop' or 'skip'")

@@ -1,1 +1,1 @@
-"""What leaves a run: the hub, and later other formats."""
+"""What leaves a run: other formats, the hub, and what stands beside the student."""

@@ -100,6 +100,11 @@ def expose_attention(model: nn.Module) -> None:
     model.set_attn_implementation("eager")
 
 
+def reads_segments(model: nn.Module) -> bool:
+    """Whether it has an embedding for the number of a text in a pair: token_type_ids."""
+    return model.config.to_dict().get("type_vocab_size", 0) > 1
+
+
 class Enough(Exception):
     """Ends a forward pass: all that is wanted has been seen."""
 

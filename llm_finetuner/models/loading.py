@@ -49,7 +49,7 @@ def load_pretrained(
             raise ModelError(
                 f"{name}: a model built from scratch cannot be quantised", "drop load_in_4bit / load_in_8bit"
             )
-        config = _load(lambda auto: auto.from_pretrained(name, trust_remote_code=False), "AutoConfig", name)
+        config = load_config(name)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = getattr(transformers, auto).from_config(
@@ -103,6 +103,11 @@ def _keep_unpacked(model: nn.Module) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
+def load_config(name: str):
+    """Load the configuration of a model. Raises ModelError."""
+    return _load(lambda auto: auto.from_pretrained(name, trust_remote_code=False), "AutoConfig", name)
+
+
 def load_tokenizer(name: str):
     """Load the tokenizer of a model. Raises ModelError."""
     return _load(lambda auto: auto.from_pretrained(name, trust_remote_code=False), "AutoTokenizer", name)
@@ -122,13 +127,27 @@ def load_trained(
     """
     if not (Path(folder) / "adapter_config.json").exists():
         return load_pretrained(str(folder), auto=auto, device=device)
-    from peft import PeftConfig, PeftModel
+    from peft import PeftModel
 
-    base = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
-    model = load_pretrained(base or "", auto=auto, device=device, **options)
+    model = load_pretrained(base_of(folder), auto=auto, device=device, **options)
     labels.read(model, folder)
-    model = PeftModel.from_pretrained(model, str(folder)).to(device)
+    try:
+        model = PeftModel.from_pretrained(model, str(folder)).to(device)
+    except RuntimeError as error:  # weights of other shapes
+        raise ModelError(
+            f"the adapter in {folder} does not fit its base {base}: {str(error).strip().splitlines()[-1].strip()}",
+            f'of other labels? write them into {labels.BESIDE} beside it: {{"labels": [...], "problem_type": null}}',
+        ) from error
     return model.merge_and_unload() if merge else model.get_base_model()
+
+
+def base_of(folder: str | Path) -> str:
+    """The model that an adapter in this folder belongs to; a folder without adapter, or a hub name, as it is."""
+    if not (Path(folder) / "adapter_config.json").exists():
+        return str(folder)
+    from peft import PeftConfig
+
+    return PeftConfig.from_pretrained(str(folder)).base_model_name_or_path or ""
 
 
 def check_live(model: nn.Module) -> nn.Module:
@@ -259,8 +278,7 @@ def _dtype(dtype: str, device: torch.device, name: str, frozen: bool):
     if device.type != "cpu":
         return "auto"
     if frozen and torch.cpu._is_amx_tile_supported():
-        config = _load(lambda auto: auto.from_pretrained(name, trust_remote_code=False), "AutoConfig", name)
-        return torch.bfloat16 if config.dtype == torch.bfloat16 else torch.float32
+        return torch.bfloat16 if load_config(name).dtype == torch.bfloat16 else torch.float32
     return torch.float32
 
 

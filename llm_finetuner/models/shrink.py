@@ -184,7 +184,7 @@ def _ready(student: nn.Module, state: dict[str, Tensor]) -> nn.Module:
         other = first.setdefault(id(weight), name)
         if name not in state or other not in state:
             continue  # load_state_dict says so
-        if not torch.equal(state[name], state[other]):
+        if name != other and not torch.equal(state[name], state[other]):
             holder, _, last = name.rpartition(".")
             setattr(student.get_submodule(holder), last, nn.Parameter(torch.empty_like(state[name])))
         weight.data = weight.data.to(state[other].dtype)

@@ -46,12 +46,16 @@ def depths_of(config: PretrainedConfig) -> list[int]:
 def with_blocks(config: PretrainedConfig, numbers: list[list[int]]) -> PretrainedConfig:
     """A copy of the config for these blocks of each stack, in the same order. Raises ModelError."""
     made = type(config).from_dict(config.to_dict())
-    lists = {}
+    of = {}
     for (section, name), kept in zip(_places(made), numbers, strict=True):
         setattr(section, name, len(kept))
-        lists[id(section)] = section, kept  # where both stacks share a section, its lists are the encoder's
-    for section, kept in lists.values():
+        of[id(section)] = section, kept  # what else a section says that both stacks share is of the encoder
+    for section, kept in of.values():
         held = section.to_dict()
+        if (
+            "num_hidden_layers" in held
+        ):  # in older versions of transformers BART's says again how deep the encoder is
+            section.num_hidden_layers = len(kept)
         for name in PER_BLOCK:
             if isinstance(held.get(name), list) and held[name]:
                 setattr(section, name, [held[name][number] for number in kept])

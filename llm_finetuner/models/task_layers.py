@@ -26,7 +26,9 @@ def task_layers(model: nn.Module) -> list[str]:
 def kept_whole(model: nn.Module) -> list[str] | None:
     """Names of the modules that are not to be quantised, where the usual choice would not spare them; None: it does."""
     found, head = task_layers(model), model.get_output_embeddings()
-    return found and [*found, *(name for name, module in model.named_modules() if module is head)] or None
+    if not found:
+        return None
+    return [*found, *(name for name, module in model.named_modules() if module is head)]
 
 
 def _outside(

@@ -31,7 +31,7 @@ class CausalLM(Task):
 
     auto = "AutoModelForCausalLM"
     writes = generates = True
-    peft_type = "CAUSAL_LM"
+    task_type = "CAUSAL_LM"
     shapes_of_text = True
     first = 1  # nothing predicts the one before
 

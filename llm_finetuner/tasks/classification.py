@@ -23,7 +23,7 @@ from llm_finetuner.data.text import Prepared
 from llm_finetuner.errors import DataError, RecipeError
 from llm_finetuner.layer_maps import POOLED
 from llm_finetuner.models import labels
-from llm_finetuner.models.anatomy import read_before, sort_out
+from llm_finetuner.models.anatomy import read_before, reads_segments, sort_out
 from llm_finetuner.models.loading import check_logits
 from llm_finetuner.objectives.several_labels import binary_cross_entropy, binary_kl
 from llm_finetuner.output import Head, Output, Want, moved
@@ -39,7 +39,7 @@ class Classification(Task):
     auto = "AutoModelForSequenceClassification"
     measure = accuracy("a text", "texts")
     labels = True
-    peft_type = "SEQ_CLS"
+    task_type = "SEQ_CLS"
     pooled = all_tokens = keeps_texts = True
     kind = "single"  # or "multi"
 
@@ -240,8 +240,8 @@ class SeveralLabels(Classification):
 
 def _inputs(model: nn.Module, batch: Any) -> dict[str, Tensor]:
     """What the model reads of a batch: segments only where it has an embedding for them."""
-    segments = model.config.to_dict().get("type_vocab_size", 0) > 1
-    return {name: batch[name] for name in INPUTS if name in batch and (segments or name != "token_type_ids")}
+    left_out = () if reads_segments(model) else ("token_type_ids",)
+    return {name: batch[name] for name in INPUTS if name in batch and name not in left_out}
 
 
 def _inside(batch: Any) -> Tensor:

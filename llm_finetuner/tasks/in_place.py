@@ -84,7 +84,7 @@ class TokenClassification(InPlace):
     auto = "AutoModelForTokenClassification"
     measure = accuracy("a tagged word", "tagged words")
     labels = True
-    peft_type = "TOKEN_CLS"
+    task_type = "TOKEN_CLS"
 
     def head(self, model: nn.Module) -> nn.Linear:
         """The layer whose output is the logits. Raises ModelError."""

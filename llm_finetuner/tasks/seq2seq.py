@@ -32,8 +32,9 @@ class Seq2Seq(Task):
     """Models that transformers loads with AutoModelForSeq2SeqLM."""
 
     auto = "AutoModelForSeq2SeqLM"
+    two_stacks = True
     measure = perplexity("a target token", "target tokens")
-    peft_type = "SEQ_2_SEQ_LM"
+    task_type = "SEQ_2_SEQ_LM"
     generates = True  # but writes is False: no target goes on with what was given
 
     def vocabulary(self, model: nn.Module) -> int:

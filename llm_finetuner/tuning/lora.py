@@ -37,7 +37,7 @@ def inject(model, config, task):
     config.fan_in_fan_out = any(
         isinstance(module, Conv1D) for module in model.modules()
     )  # GPT-2 stores [in, out]
-    config.task_type, config.modules_to_save = task.peft_type, task_layers(model) or None
+    config.task_type, config.modules_to_save = task.task_type, task_layers(model) or None
     with_adapter = get_peft_model(model, config)
     _hold_in_float32(model)
     return Tuned(model, peft=with_adapter, labelled=task.labels)
