@@ -129,7 +129,8 @@ def load_trained(
         return load_pretrained(str(folder), auto=auto, device=device)
     from peft import PeftModel
 
-    model = load_pretrained(base_of(folder), auto=auto, device=device, **options)
+    base = base_of(folder)
+    model = load_pretrained(base, auto=auto, device=device, **options)
     labels.read(model, folder)
     try:
         model = PeftModel.from_pretrained(model, str(folder)).to(device)
