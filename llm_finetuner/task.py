@@ -12,7 +12,7 @@ Shapes: B examples, T tokens, D hidden width; N positions that count, M tokens o
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from llm_finetuner import checks
+from llm_finetuner.benchmark import speed
 from llm_finetuner.benchmark.measure import Measure, perplexity
 from llm_finetuner.benchmark.quality import Tally
 from llm_finetuner.data import class_weights, columns
@@ -184,6 +185,18 @@ class Task:
     def tally(self, examples: int, model: nn.Module) -> Any:
         """What sums up an evaluation."""
         return Tally(examples)
+
+    def simple_models(self, train: Any) -> list[tuple[str, nn.Module]]:
+        """Models that learn little or nothing, which a trained one has to beat: (what they are called, themselves)."""
+        return []
+
+    def test_rows(self, train: Any, held_out: Any) -> Any:
+        """Prepared rows that a finished run is judged on: those held out, if any were."""
+        return train if held_out is None else held_out
+
+    def speed_batch(self, rows: Any, models: Sequence[nn.Module]) -> Tensor:
+        """What models are timed on. Raises DataError."""
+        return speed.speed_batch(rows, models)
 
     def sampled_figures(
         self, model: nn.Module, tokenizer: Any, rows: Any, data: Data, count: int | None, batch_size: int

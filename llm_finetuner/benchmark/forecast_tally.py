@@ -3,12 +3,13 @@
 Shapes: E windows of several channels, n windows of one channel each at once, H steps, Q quantiles.
 """
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from llm_finetuner.benchmark.measure import Measure, number
+from llm_finetuner.benchmark.measure import Measure
 from llm_finetuner.benchmark.quality import RESAMPLES, Quality, paired_difference
 from llm_finetuner.errors import DataError
 from llm_finetuner.models.forecaster import point
@@ -60,10 +61,14 @@ class ForecastTally:
         )  # fmt: skip
 
 
+def _show(value: float | None) -> str:
+    return "beyond measure" if value is None or not math.isfinite(value) else f"{value:.4f}"
+
+
 MSE = Measure(
     key="mse", name="MSE", unit="a window", units="windows", lower=True,
     value=lambda quality: quality.loss, interval=Quality.loss_interval, paired=paired_difference,
-    change=lambda gap, other: 100 * gap / other, change_unit="%", show=number,
+    change=lambda gap, other: 100 * gap / other, change_unit="%", show=_show,
     formulas={
         "mse": f"mean squared error over windows, steps and channels of the scaled data; of its interval: {IN_BLOCKS}",
         "differences": f"MSE of one model minus that of another, in % of the latter; {IN_BLOCKS}, both alike",

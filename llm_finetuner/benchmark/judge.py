@@ -175,10 +175,24 @@ def warnings(case: Case) -> list[str]:
                     f"The teacher ({pair['name']}) is {_how(pair)} than {pair['other']}: there was nothing "
                     "to compress. Take a better teacher before drawing a conclusion about distilling."
                 )
+    found += _of_simple(case)
     if case.examples < ENOUGH:
         found.append(
             f"Only {case.examples} examples were scored: too few (below {ENOUGH}) for an interval that can be trusted."
         )
+    return found
+
+
+def _of_simple(case: Case) -> list[str]:
+    """Models that learn little or nothing and do as well."""
+    found = []
+    for pair in case.differences:
+        line = case.line(pair["name"])
+        if pair["role"] != "simple" or not _not_better(case, pair):
+            continue
+        what = f"The teacher ({line['name']})" if line["role"] == "teacher" else line["name"]
+        advice = "take that one, or beta = 0" if line["role"] == "teacher" else "take that one"
+        found.append(f"{what} is {_how(pair)} than {pair['other']}, which costs next to nothing: {advice}.")
     return found
 
 

@@ -68,7 +68,9 @@ class Entry:
     """
 
     name: str
-    role: Literal["teacher", "untouched", "distilled", "tuned", "baseline_steps", "baseline_compute"]
+    role: Literal[
+        "teacher", "untouched", "simple", "distilled", "tuned", "baseline_steps", "baseline_compute"
+    ]
     model: nn.Module
     tokenizer: Any
     folder: str | Path | None = None
@@ -103,7 +105,7 @@ def verdict(
     options = {"batch_size": batch_size, "teacher": heard, "vocabulary": vocabulary}
     qualities = evaluate_all(task, models, rows, **options)
     differences = _differences(entries, qualities, task.measure, seed)
-    lines = _sizes_and_speeds(entries, rows)
+    lines = _sizes_and_speeds(entries, task, rows)
     for entry, line in zip(entries, lines, strict=True):
         line |= _quality_columns(entry, qualities, teacher, task.measure, seed)
     if prompts and not isinstance(prompts, text.References):
@@ -214,9 +216,9 @@ def _formulas(measure: Measure, completed: bool) -> dict[str, str]:
     return {**measure.formulas, **found, **measure.formulas}  # the headline first
 
 
-def _sizes_and_speeds(entries: Sequence[Entry], rows: Sequence[dict]) -> list[dict[str, Any]]:
+def _sizes_and_speeds(entries: Sequence[Entry], task: Any, rows: Sequence[dict]) -> list[dict[str, Any]]:
     """Models of one layout share one measurement: a difference between them would be chance."""
-    ids = speed.speed_batch(rows, [entry.model for entry in entries])
+    ids = task.speed_batch(rows, [entry.model for entry in entries])
     speeds = speed.measure({speed.layout(entry.model): entry.model for entry in entries}, ids)
     return [
         {

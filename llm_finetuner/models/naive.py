@@ -1,7 +1,7 @@
 """Forecasts that learn nothing: what every other forecaster has to beat. Shapes: N windows, L look-back, H horizon."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from llm_finetuner.models.forecaster import Forecast, Forecaster, ForecasterConfig
 from llm_finetuner.ranges import check_count
@@ -25,6 +25,7 @@ class Naive(Forecaster):
 
     def __init__(self, config: NaiveConfig):
         super().__init__(config)
+        self.nothing = nn.Parameter(torch.empty(0), requires_grad=False)  # where it stands; it has no weight
         self.post_init()
 
     def forward(self, context: Tensor) -> Forecast:

@@ -82,11 +82,8 @@ class TimeLLM(Forecaster):
         x_NPD = self.reprogram(x_NPk, words.weight)
         told_NTD = words(prompt.token_ids(self.slots, z_NL))
         seen_NTD = torch.cat([told_NTD, x_NPD], 1)
-        count, length = seen_NTD.shape[:2]
-        places_NT = torch.arange(length, device=seen_NTD.device).expand(count, -1)
-        states_NTD = self.backbone(
-            inputs_embeds=seen_NTD, attention_mask=torch.ones_like(places_NT), position_ids=places_NT
-        ).last_hidden_state
+        places_NT = torch.arange(seen_NTD.shape[1], device=seen_NTD.device).expand(len(seen_NTD), -1)
+        states_NTD = self.backbone(inputs_embeds=seen_NTD, position_ids=places_NT).last_hidden_state
         hidden_NPD = states_NTD[:, -x_NPD.shape[1] :]
         return self.head(hidden_NPD[..., : self.config.read]), hidden_NPD
 

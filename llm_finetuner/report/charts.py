@@ -16,6 +16,7 @@ LONGEST = 28  # characters of a name
 SHAPES = {
     "teacher": "square",
     "untouched": "ring",
+    "simple": "ring",
     "distilled": "circle",
     "tuned": "circle",
     "baseline_steps": "triangle",
@@ -186,7 +187,7 @@ def _ends(lines: list[dict], key: str) -> list[float]:
 def _tradeoff(
     lines: list[dict], price: str, title: str, colour: dict[str, str], measure: dict[str, Any]
 ) -> str | None:
-    shown = [line for line in lines if _known(line, price)]
+    shown = [line for line in lines if _known(line, price) and line[price]]  # a scale of powers has no 0
     if not shown:
         return None
     key, name, show = measure["key"], measure["name"], table.headline(measure).show

@@ -10,6 +10,7 @@ DASH = "-"
 ROLES = {
     "teacher": "teacher",
     "untouched": "student, untouched",
+    "simple": "learns little or nothing",
     "distilled": "student, distilled",
     "tuned": "student, tuned",
     "baseline_steps": "plain training, equal steps",
@@ -78,6 +79,8 @@ QUALITY, COMPLETIONS, SIZE, TRAINING = (
 )  # fmt: skip
 FIGURES = {
     QUALITY: {
+        "mse": Figure("MSE, scaled data", decimals(4), "low"),
+        "mae": Figure("MAE, scaled data", decimals(4), "low"),
         "perplexity": Figure("perplexity", significant, "low"),
         "loss": Figure("loss, nats {unit}", decimals(3), "low"),
         "retained": Figure("performance retained", lambda value: f"{value:.1f} %", "high"),
@@ -86,6 +89,7 @@ FIGURES = {
         "micro_f1": Figure("micro-F1", decimals(3), "high"),
         "mcc": Figure("Matthews' correlation", decimals(3), "high"),
         "agreement": Figure("agreement with the teacher", percent, "high"),
+        "mse_to_teacher": Figure("MSE to the teacher", decimals(4), "low"),
         "kl_to_teacher": Figure("KL to the teacher, nats {unit}", decimals(3), "low"),
         "calibration_error": Figure("calibration error", decimals(3), "low"),
     },

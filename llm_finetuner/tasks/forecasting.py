@@ -5,7 +5,7 @@ P patches, D width. The positions that count are the N, and an answer is a whole
 is read of the blocks belongs to the N x P patches, and relations between pooled vectors to the channels of a window.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from llm_finetuner.data.text import Prepared
 from llm_finetuner.data.windows import Windows
 from llm_finetuner.errors import DataError, ModelError, RecipeError
 from llm_finetuner.layer_maps import POOLED
-from llm_finetuner.models import forecasters
+from llm_finetuner.models import build, forecasters
 from llm_finetuner.models.anatomy import Enough, capture, sort_out
 from llm_finetuner.models.forecaster import Forecaster
 from llm_finetuner.models.linear_forecaster import LinearForecaster, fit_closed_form
@@ -141,6 +141,22 @@ class Forecasting(Task):
     def tokenizer(self, name: str) -> None:
         """Forecasters read numbers."""
 
+    def simple_models(self, train: Windows) -> list[tuple[str, nn.Module]]:
+        """The last value and the last season repeated, and a line fitted to the same rows in closed form."""
+        sizes = {"lookback": train.lookback, "horizon": train.horizon}
+        line = build.linear(**sizes)
+        fit_closed_form(line, train.blocks())
+        season = train.frame.season
+        seasonal = [(f"last season ({season} steps)", build.seasonal_naive(**sizes, season=season))]
+        return [
+            ("last value", build.repeat_last(**sizes)), *(seasonal if 1 < season <= train.lookback else []),
+            ("line in closed form", line),
+        ]  # fmt: skip
+
+    def test_rows(self, train: Windows, held_out: Windows) -> Windows:
+        """The windows of the test part."""
+        return train.frame.part("test")
+
     def check_model(self, model: nn.Module, name: str) -> None:
         """Raise ModelError for what is no forecaster."""
         if not isinstance(model, Forecaster):
@@ -167,6 +183,10 @@ class Forecasting(Task):
         """Terms that read numbers: cross-entropy is the error to the truth, forward KL that to the teacher."""
         levels = list(model.config.quantiles)
         return replace(scheme, terms=tuple(_translated(term, levels) for term in scheme.terms))
+
+    def speed_batch(self, rows: Windows, models: Sequence[nn.Module]) -> Tensor:
+        """Look-backs of some windows [N, L]: the channels of the first alone, where latency is measured, then more."""
+        return torch.from_numpy(np.concatenate([rows[i]["context"].T for i in range(min(32, len(rows)))]))
 
     def tally(self, examples: int, model: nn.Module) -> ForecastTally:
         """What sums up an evaluation."""
