@@ -66,6 +66,7 @@ LAYERS = [  # bottom first; a name is a folder, or a file without .py
         "setup_methods",
         "teacher_methods",
         "comparison",
+        "seeds",
         "chain",
         "cache_job",
         "writing_job",
