@@ -54,10 +54,15 @@ def student_source(recipe: Recipe) -> str:
     return named[0]
 
 
+def has_new_weights(model: Model) -> bool:
+    """Whether its weights are drawn from the seed."""
+    return model.from_scratch or model.name in MODELS
+
+
 def made_here(recipe: Recipe) -> bool:
     """Whether no folder holds the student that training starts from: cut from its teacher, from scratch, an object."""
     name = recipe.student.name
-    return recipe.student.from_scratch or not name or name in MODELS or parse_share(name) is not None
+    return has_new_weights(recipe.student) or not name or parse_share(name) is not None
 
 
 def load_student(recipe: Recipe, device: torch.device | str) -> nn.Module:

@@ -19,6 +19,7 @@ from llm_finetuner.recipe_sections import (
     check_adapter,
     members_of,
 )
+from llm_finetuner.recipe_series import FORECASTING, OF_MODELS
 from llm_finetuner.registry import (
     METHODS,
     MODELS,
@@ -73,7 +74,8 @@ class Recipe:
         if self.teacher is not None:
             kind = resolve(TEACHERS, self.teacher.kind, "kind of teacher")
             options = fill_options(self.teacher.kind, kind, self.teacher.options)
-            object.__setattr__(self, "teacher", _shaped(replace(self.teacher, options=options), self.data))
+            teacher = replace(self.teacher, options=options)
+            object.__setattr__(self, "teacher", _shaped(teacher, self.data, self.task == FORECASTING))
             for member in members_of(self.teacher):
                 fill_options(member.kind, resolve(TEACHERS, member.kind, "kind of teacher"), member.options)
         object.__setattr__(self, "student", _shaped(self.student, self.data))
@@ -115,12 +117,15 @@ class Recipe:
         scheme = self.scheme
         names = {term.objective for term in (*scheme.terms, *scheme.exit_terms)}
         heated = any("temperature" in term.options for term in (*scheme.terms, *scheme.exit_terms))
-        if "temperature" in self.options and not heated:
+        numbers = self.task == FORECASTING
+        if "temperature" in self.options and (numbers or not heated):
             why = "output_weight is 0" if "output_weight" in self.options else "alpha is 1"
+            why = "forecasts are numbers, and it softens probabilities" if numbers else why
             said.append(f"temperature={self.options['temperature']} has no effect: {why}")
-        if self.needs_teacher and names == {"cross_entropy"} and scheme.writing is None:
+        if self.needs_teacher and names in ({"cross_entropy"}, {"mse"}) and scheme.writing is None:
+            what = "beta=0" if "beta" in self.options else "alpha=1"
             said.append(
-                "alpha=1 gives all weight to the ground truth: this is plain fine-tuning, the teacher is not used"
+                f"{what} gives all weight to the ground truth: this is plain fine-tuning, the teacher is not used"
             )
         cut = self.student.name.strip().startswith("teacher/")  # then the student is made of it
         if self.distils and not self.needs_teacher and self.teacher is not None and not cut:
@@ -155,10 +160,15 @@ def with_method(recipe: Recipe, method: str, **options) -> Recipe:
     return replace(recipe, method=method, options=options, teacher=teacher)
 
 
-def _shaped(model: Model, data: Data) -> Model:
-    """A model that is built here, with what the series ask of it: its look-back, horizon, quantiles, description."""
+def _shaped(model: Model, data: Data, of_series: bool = True) -> Model:
+    """A model that is built here, with what the series ask of it: its look-back, horizon, quantiles, description.
+
+    Several teachers hold what is asked of all of them (members_of).
+    """
+    asked = {name: vars(data.series)[name] for name in OF_MODELS}
     if model.name not in MODELS:
-        return model
+        several = of_series and isinstance(model, Teacher) and model.kind == "ensemble"
+        return replace(model, shape={**model.shape, **asked}) if several else model
     make = resolve(MODELS, model.name)
-    asked = {name: value for name, value in vars(data.series).items() if name in options_of(make)}
+    asked = {name: value for name, value in asked.items() if name in options_of(make)}
     return replace(model, shape=fill_options(model.name, make, {**model.shape, **asked}))

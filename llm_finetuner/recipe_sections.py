@@ -9,7 +9,7 @@ from llm_finetuner import ramp
 from llm_finetuner.errors import RecipeError
 from llm_finetuner.ranges import check_count, check_names, check_weights
 from llm_finetuner.recipe_series import Series
-from llm_finetuner.registry import unknown
+from llm_finetuner.registry import MODELS, options_of, resolve, unknown
 
 
 def check_range(name: str, value: Any, low: float, high: float | None, open_low: bool = False) -> None:
@@ -87,7 +87,9 @@ def members_of(teacher: Teacher) -> list[Teacher]:
                 f"a member must be a model's name or settings of a teacher, got {member!r}",
                 f"settings: {', '.join(sorted(known))}",
             )
-        settings = {**settings, "shape": {**teacher.shape, **settings.get("shape", {})}}
+        known = options_of(resolve(MODELS, settings["name"])) if settings.get("name") in MODELS else {}
+        asked = {key: value for key, value in teacher.shape.items() if key in known}
+        settings = {**settings, "shape": {**asked, **settings.get("shape", {})}}
         found.append(replace(teacher, **{"kind": "live", "options": {}, "shuffled": False, **settings}))
     return found
 
@@ -162,7 +164,7 @@ class Train:
     gradient_accumulation_steps: int = 4
     max_tokens: int | None = None  # of a forward pass, padding included, in place of batch_size examples
     packing: bool = False  # examples share rows instead of being padded
-    learning_rate: float | None = None  # None: 2e-4 for adapters, 5e-5 for full tuning, 1e-3 from scratch
+    learning_rate: float | None = None  # None: 2e-4 for adapters, 5e-5 for full tuning, 1e-3 for new weights
     schedule: str = "cosine"
     warmup: float = 0.03  # below 1 a share of the steps, from 1 on a number of steps
     optimizer: str = "adamw"

@@ -19,7 +19,7 @@ from llm_finetuner.data.order import Order
 from llm_finetuner.engine import Engine
 from llm_finetuner.errors import CheckpointError, RecipeError, TrainingError
 from llm_finetuner.export.beside import save_beside
-from llm_finetuner.named_models import made_here
+from llm_finetuner.named_models import has_new_weights, made_here
 from llm_finetuner.optim import default_rate, rate
 from llm_finetuner.recipe import Recipe
 from llm_finetuner.registry import OPTIMIZERS, SCHEDULES, resolve
@@ -94,7 +94,7 @@ class _Run:
         if plan.packing:
             built.task.check_packing(built.learner.student)
         self.schedule = resolve(SCHEDULES, plan.schedule)
-        self.peak_rate = plan.learning_rate or default_rate(recipe.tuning.kind, recipe.student.from_scratch)
+        self.peak_rate = plan.learning_rate or default_rate(recipe.tuning.kind, has_new_weights(recipe.student))
         if plan.patience and built.held_out is None:
             self._note("patience has no effect: no rows are held out")
         self.best, self.best_step, self.worse = (math.inf,), 0, 0

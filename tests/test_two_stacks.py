@@ -14,7 +14,7 @@ from torch import nn
 
 from llm_finetuner.assembly import Parts
 from llm_finetuner.cli.estimate import measure
-from llm_finetuner.cli.fitting import depth_of
+from llm_finetuner.cli.configs import depth_of
 from llm_finetuner.errors import ModelError, RecipeError
 from llm_finetuner.finetuner import LLMFineTuner
 from llm_finetuner.learner import Learner

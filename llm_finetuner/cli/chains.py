@@ -32,6 +32,7 @@ def start(recipe: Recipe, given: dict[str, Any], screen) -> Any:
     """Check, then show every stage's recipe (--dry-run) or run the chain."""
     from llm_finetuner.chain import stages_of
 
+    _check_seeds(given)
     stages = stages_of(recipe)
     for number, stage in enumerate(stages, 1):
         try:
@@ -43,6 +44,14 @@ def start(recipe: Recipe, given: dict[str, Any], screen) -> Any:
     check(recipe, stages, given.get("overwrite", False))
     check_stages(recipe)
     return run(recipe, screen, not given.get("no_compare"), given.get("baseline", False))
+
+
+def _check_seeds(given: dict[str, Any]) -> None:
+    if given.get("seeds", 1) != 1:
+        raise RecipeError(
+            "the stages of a chain are compared with one seed each",
+            f"{program()} compare STAGE --seeds N afterwards",
+        )
 
 
 def _show(stages: list[Recipe], screen) -> list[dict[str, Any]]:
@@ -107,6 +116,7 @@ def resume(given: dict[str, Any], screen) -> Any:
     """Go on with a chain: stages that are finished are kept."""
     from llm_finetuner.recipe_file import load
 
+    _check_seeds(given)
     recipe = load(Path(given["run"]) / FILE)
     if not Path(recipe.output).is_dir():  # it was moved
         recipe = replace(recipe, output=str(Path(given["run"]).resolve()))

@@ -71,7 +71,7 @@ WHY = {  # where the help of the flag is too short for someone who sees it for t
     "Their names: the command list objectives.",
     "train.epochs": "How often every example is seen. 3 is usual; more may memorise a small data set.",
     "train.batch_size": "Examples in one forward pass. Lower it when memory is short.",
-    "train.learning_rate": "The size of a step. auto: 2e-4 for adapters, 5e-5 for full tuning, 1e-3 from scratch.",
+    "train.learning_rate": "The size of a step. auto: 2e-4 for adapters, 5e-5 for full tuning, 1e-3 for new weights.",
     "data.max_length": "Longer examples are cut. Memory and time grow with it.",
     "data.samples": "A number takes the first N rows only: good for a trial.",
     "advanced": "Schedule, precision, evaluation, checkpoints, quantisation, seed and so on.",

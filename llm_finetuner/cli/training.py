@@ -1,12 +1,14 @@
 """A run with its live view, and the comparison after it. Heavy imports stand inside the functions."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llm_finetuner.cli.exits import TERMINATED, program
 from llm_finetuner.cli.hub import names_in, prepare
 from llm_finetuner.errors import CheckpointError
+from llm_finetuner.ranges import check_count
 from llm_finetuner.recipe import Recipe
 
 # What `--overwrite` removes when the new run begins; the loop itself forgets the old log and checkpoints.
@@ -16,12 +18,33 @@ STALE_FILES = (
 )  # fmt: skip
 
 
-def train_and_compare(recipe: Recipe, screen, compare_too: bool, baseline: bool, resume: bool = False) -> Any:
+@dataclass(frozen=True)
+class Judged:
+    """How a run is compared: with baselines too, and in so many pairs of seeds."""
+
+    baseline: bool = False
+    seeds: int = 1
+
+    @property
+    def words(self) -> list[str]:
+        """As flags."""
+        seeds = ["--seeds", str(self.seeds)] if self.seeds > 1 else []
+        return [*(["--baseline"] if self.baseline else []), *seeds]
+
+
+def judged(given: dict[str, Any]) -> Judged:
+    """Of the flags that were given. Raises RecipeError."""
+    seeds = given.get("seeds", 1)
+    check_count("seeds", seeds, 1)
+    return Judged(given.get("baseline", False), seeds)
+
+
+def train_and_compare(recipe: Recipe, screen, compare_too: bool, how: Judged, resume: bool = False) -> Any:
     """Train with the live view, then compare; returns what --json prints."""
     metrics = train(recipe, screen, resume)
     found = {"output": recipe.output, "metrics": metrics}
     if compare_too:
-        found["verdict"] = comparison(recipe.output, screen, baseline)
+        found["verdict"] = comparison(recipe.output, screen, how)
     return found
 
 
@@ -90,7 +113,7 @@ def check_finished(folder: str) -> None:
         )
 
 
-def comparison(folder: str, screen, baseline: bool, prompts: list[str] | None = None) -> Any:
+def comparison(folder: str, screen, how: Judged, prompts: list[str] | None = None) -> Any:
     """Compare, show the verdict and where the report is."""
     from llm_finetuner.cli.progress import View
 
@@ -100,9 +123,10 @@ def comparison(folder: str, screen, baseline: bool, prompts: list[str] | None = 
         with View(screen) as view:
             from llm_finetuner.comparison import compare_run
 
-            verdict = compare_run(folder, baseline=baseline, prompts=prompts, on_event=view)
+            options = {"baseline": how.baseline, "seeds": how.seeds, "prompts": prompts}
+            verdict = compare_run(folder, **options, on_event=view)
     except KeyboardInterrupt as stop:
-        again = f"{program()} compare {folder}{' --baseline' if baseline else ''}"
+        again = f"{program()} {' '.join(['compare', folder, *how.words])}"
         raise KeyboardInterrupt(f"The trained model is in {folder}. Compare later: {again}") from stop
     screen.verdict(verdict)
     screen.show(f"report: {os.path.join(folder, 'report.html')}")

@@ -7,7 +7,6 @@ from llm_finetuner.cli import imports, prompts
 from llm_finetuner.cli.asking import NEW_STAGE, STAGE, so_far
 from llm_finetuner.cli.chains import chain_of
 from llm_finetuner.cli.hub import names_in, prepare
-from llm_finetuner.cli.plain import clean, listed
 from llm_finetuner.cli.prompts import BACK, Ask, Pick
 from llm_finetuner.cli.questions import Question, questions
 from llm_finetuner.cli.settings import Setting, fields_of
@@ -150,8 +149,5 @@ class Walk:
             sight = look(recipe)
         except FinetunerError as error:
             return error
-        self.screen.say(clean(sight.sentence))
-        self.screen.preview(sight.rows)
-        if sight.labels:
-            self.screen.say(f"labels: {listed(sight.labels)}")
+        sight.show(self.screen)
         return None

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from llm_finetuner.data import series
 from llm_finetuner.data.series import Group
 from llm_finetuner.errors import DataError
 from llm_finetuner.recipe_series import ETT_SPLITS, Series, shares_of
@@ -113,6 +114,13 @@ class Frame:
             for group, scale in zip(self.groups, self.scales, strict=True)
         ]
         return Windows(scaled, found, plan.lookback, plan.horizon, self)
+
+
+def read(source: Any, plan: Series) -> Frame:
+    """The series of a file, a DataFrame or a Dataset with their scales and parts. Raises DataError."""
+    groups, layout = series.load(source, plan)
+    season = plan.season or series.season_of(groups[0].frequency)
+    return frame(groups, plan, season, layout.describe())
 
 
 def frame(groups: Sequence[Group], plan: Series, season: int, layout: str = "") -> Frame:

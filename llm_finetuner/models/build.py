@@ -68,7 +68,7 @@ def patch(
 
 
 def time_llm(
-    *, lookback: int = 96, horizon: int = 96, quantiles: Sequence[float] = (), description: str = "",
+    weights: bool = True, *, lookback: int = 96, horizon: int = 96, quantiles: Sequence[float] = (), description: str = "",
     backbone: str = "bert", hidden_size: int = 64, num_layers: int | None = None, num_heads: int = 4,
     prototypes: int = 100, heads: int = 4, head_width: int = 32, patch_width: int = 16, read: int = 32,
     patch_length: int = 16, stride: int = 8, dropout: float = 0.1,
@@ -76,6 +76,7 @@ def time_llm(
     """Time-LLM on a backbone: bert, gpt2 or llama are built with hidden_size, num_layers (3) and num_heads.
 
     Any other backbone is a folder or hub name whose weights are loaded, and its first num_layers blocks taken (all).
+    weights: whether they are, and the model is not only to be measured.
     """
     from llm_finetuner.models import prompt
     from llm_finetuner.models.forecaster import count_patches
@@ -94,7 +95,7 @@ def time_llm(
     }  # fmt: skip
     count = count_patches(lookback, patch_length, stride)
     if backbone not in BACKBONES:
-        return _on_pretrained(backbone, num_layers, count, read, settings)
+        return _on_pretrained(backbone, num_layers, count, read, settings, weights)
     _check_heads(hidden_size, num_heads)
     slots, tokens = prompt.of_buckets(lookback)
     sizes = (hidden_size, num_layers or 3, num_heads)
@@ -105,13 +106,14 @@ def time_llm(
 
 
 def _on_pretrained(
-    name: str, layers: int | None, count: int, read: int, settings: dict[str, Any]
+    name: str, layers: int | None, count: int, read: int, settings: dict[str, Any], weights: bool
 ) -> nn.Module:
     """Time-LLM on the first blocks of a model from a folder or the hub. Raises ModelError."""
     from llm_finetuner.models import loading, prompt
     from llm_finetuner.models.time_llm import TimeLLM, TimeLLMConfig
 
-    whole, tokenizer = loading.load_pretrained(name, auto="AutoModel"), loading.load_tokenizer(name)
+    load = loading.load_pretrained if weights else loading.without_weights
+    whole, tokenizer = load(name, auto="AutoModel"), loading.load_tokenizer(name)
     inner, room = whole.config.get_text_config(), loading.positions_of(whole)
     inner.num_hidden_layers = min(layers or inner.num_hidden_layers, inner.num_hidden_layers)
     slots = prompt.of_text(tokenizer, settings["description"], settings["lookback"], settings["horizon"])
@@ -123,8 +125,10 @@ def _on_pretrained(
     config = TimeLLMConfig(
         backbone=inner.to_dict(), slots=_plain(slots), read=min(read, inner.hidden_size), **settings
     )
-    model, weights = TimeLLM(config), whole.state_dict()
-    model.backbone.load_state_dict({key: weights[key] for key in model.backbone.state_dict()})
+    model = TimeLLM(config)
+    if weights:
+        held = whole.state_dict()
+        model.backbone.load_state_dict({key: held[key] for key in model.backbone.state_dict()})
     return model
 
 
@@ -136,6 +140,7 @@ def _inner(
         return {
             "model_type": "gpt2", "n_embd": width, "n_layer": layers, "n_head": heads, "vocab_size": tokens,
             "n_positions": positions, "resid_pdrop": dropout, "embd_pdrop": dropout, "attn_pdrop": dropout,
+            "bos_token_id": None, "eos_token_id": None,
         }  # fmt: skip
     sizes = {
         "hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads, "vocab_size": tokens,
@@ -156,6 +161,14 @@ def _check_heads(width: int, heads: int) -> None:
 
 def _plain(slots: list[prompt.Slot]) -> list[tuple[list[int], str]]:
     return [(list(slot.ids), slot.reads) for slot in slots]
+
+
+def empty(make: Any, shape: dict[str, Any]) -> nn.Module:
+    """A model of this builder without storage, to be measured. Raises RecipeError, ModelError."""
+    import torch
+
+    with torch.device("meta"):
+        return make(*((False,) if make is time_llm else ()), **shape)
 
 
 def drawn(make: Any, seed: int, shape: dict[str, Any]) -> nn.Module:

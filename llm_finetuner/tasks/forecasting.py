@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from llm_finetuner.benchmark.forecast_tally import MSE, ForecastTally
-from llm_finetuner.data import series, windows
+from llm_finetuner.data import windows
 from llm_finetuner.data.text import Prepared
 from llm_finetuner.data.windows import Windows
 from llm_finetuner.errors import DataError, ModelError, RecipeError
@@ -73,9 +73,7 @@ class Forecasting(Task):
 
     def frame(self, source: Any, data: Data) -> windows.Frame:
         """The series of a source with their scales and parts. Raises DataError."""
-        groups, layout = series.load(source, data.series)
-        season = data.series.season or series.season_of(groups[0].frequency)
-        return windows.frame(groups, data.series, season, layout.describe())
+        return windows.read(source, data.series)
 
     def prepare_rows(self, rows: Any, tokenizer: Any, data: Data, model: nn.Module | None) -> Prepared:
         """The windows of the test part, which nothing was fitted to or chosen on. Raises DataError."""
@@ -187,7 +185,8 @@ class Forecasting(Task):
     def translate(self, scheme: Scheme, model: nn.Module) -> Scheme:
         """Terms that read numbers: cross-entropy is the error to the truth, forward KL that to the teacher."""
         levels = list(model.config.quantiles)
-        return replace(scheme, terms=tuple(_translated(term, levels) for term in scheme.terms))
+        kinds = ("terms", "exit_terms", "peer_terms")
+        return replace(scheme, **{k: tuple(_translated(t, levels) for t in getattr(scheme, k)) for k in kinds})
 
     def speed_batch(self, rows: Windows, models: Sequence[nn.Module]) -> Tensor:
         """Look-backs of some windows [N, L]: the channels of the first alone, where latency is measured, then more."""
