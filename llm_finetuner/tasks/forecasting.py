@@ -66,7 +66,7 @@ class Forecasting(Task):
     # ---- rows
 
     def own_parts(self, source: Any, data: Data, note: Callable[[str], None]) -> tuple[Windows, Windows]:
-        """The windows to train on, and those of validation: `data.eval_samples` of them, for neighbours tell the same."""
+        """The windows to train on, and those of validation, of which `data.eval_samples` tell as much as all."""
         frame = self.frame(source, data)
         note(f"{frame.layout}; look-back {data.series.lookback}, horizon {data.series.horizon}")
         return frame.part("train"), columns.evenly(frame.part("validation"), data.eval_samples)
