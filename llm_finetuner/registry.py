@@ -54,6 +54,7 @@ METHODS = {
 }
 TUNINGS = {
     "full": "llm_finetuner.tuning.full:full",
+    "frozen": "llm_finetuner.tuning.frozen:frozen",
     "lora": "llm_finetuner.tuning.lora:lora",
     "qlora": "llm_finetuner.tuning.qlora:qlora",
     "adalora": "llm_finetuner.tuning.adalora:adalora",

@@ -175,6 +175,9 @@ class Task:
         """The tokenizer of a model by its name; None where models read no text. Raises ModelError."""
         return loading.load_tokenizer(name)
 
+    def check_adapter(self, model: nn.Module) -> None:
+        """Raise ModelError for a model that adapters do not fit."""
+
     def translate(self, scheme: Scheme, model: nn.Module) -> Scheme:
         """The terms of a method as they read this model's answers."""
         return scheme

@@ -59,6 +59,7 @@ class TimeLLMConfig(ForecasterConfig):
 
 class TimeLLM(Forecaster):
     config_class = TimeLLMConfig
+    base_model_prefix = "backbone"  # what adapters go into; the rest is Time-LLM's own, and moves whole
 
     def __init__(self, config: TimeLLMConfig):
         super().__init__(config)

@@ -165,6 +165,11 @@ class Forecasting(Task):
                 "take time_llm, patch, linear, or a run of one",
             )
 
+    def check_adapter(self, model: nn.Module) -> None:
+        """Raise ModelError for forecasters without a language model inside."""
+        if model.base_model is model:
+            raise ModelError(f"{type(model).__name__} is small and is trained whole", "tuning.kind=full")
+
     def check_pair(self, student: nn.Module, teacher: nn.Module) -> None:
         """Raise ModelError where a teacher forecasts something else."""
         for name in ("lookback", "horizon", "quantiles"):
