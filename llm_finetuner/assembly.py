@@ -169,7 +169,7 @@ def assemble(recipe: Recipe, parts: Parts, device: torch.device, note: Note, ran
         begin(student, recipe, train)
     student.to(device) if not loading.is_quantised(student) else None
     task.check_model(student, recipe.student.name or "the student")
-    about = {"max_length": data.max_length, "loss_on": data.loss_on} if parts.train is None else {}
+    about = task.about(data) if parts.train is None else {}
     context = Context(task, student, tokenizer, device, note, recipe.train.seed, recipe.output, about, rank)
     if data.hard_share < 1:
         train = hardest(task, student, train, data.hard_share, note)
