@@ -144,6 +144,11 @@ def assemble(recipe: Recipe, parts: Parts, device: torch.device, note: Note, ran
     """Load what `parts` does not hold, and check that it fits together before time is spent. Raises FinetunerError."""
     resolve(OPTIMIZERS, recipe.train.optimizer), resolve(SCHEDULES, recipe.train.schedule)
     task, scheme = resolve(TASKS, recipe.task, "task")(), recipe.scheme
+    if scheme.undecided:
+        raise RecipeError(
+            "beta: auto is chosen before a run, which takes several, and here is but one",
+            "give beta as a number; of a search every trial has its own",
+        )
     check_labelled(recipe, task.labels)
     check_control(recipe, parts.teacher)
     tokenizer = parts.tokenizer

@@ -55,11 +55,6 @@ def fit(
         raise RecipeError(
             "a recipe with stages is a chain, not a run", "the command run takes it, or chain.run_chain"
         )
-    if recipe.scheme.undecided:
-        raise RecipeError(
-            "beta: auto is chosen before a run, which takes several, and here is but one",
-            "give beta as a number; of a search every trial has its own",
-        )
     spare_models(recipe)
     with writing(recipe.output):  # now, and not after the models were loaded
         Path(recipe.output).mkdir(parents=True, exist_ok=True)

@@ -83,7 +83,7 @@ def test_what_contradicts_itself_is_refused(tmp_path, source):  # noqa: F811
     with pytest.raises(RecipeError, match="beta must be a number"):
         recipe(tmp_path / "run", source, options={"beta": "much"})
     with pytest.raises(RecipeError, match="chosen before a run"):
-        fit(recipe(tmp_path / "run", source, options={"beta": "auto"}))
+        fit(recipe(tmp_path / "one", source, options={"beta": "auto"}))
     numbers = recipe(tmp_path / "run", source)
     assert share.choose(numbers) is numbers and not (tmp_path / "run").exists()
 
