@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from llm_finetuner.benchmark.forecast_tally import MSE, ForecastTally
-from llm_finetuner.data import series, windows
+from llm_finetuner.data import columns, series, windows
 from llm_finetuner.data.text import Prepared
 from llm_finetuner.data.windows import Windows
 from llm_finetuner.errors import DataError, ModelError, RecipeError
@@ -71,10 +71,10 @@ class Forecasting(Task):
     # ---- rows
 
     def own_parts(self, source: Any, data: Data, note: Callable[[str], None]) -> tuple[Windows, Windows]:
-        """The windows to train on, and those of validation."""
+        """The windows to train on, and those of validation, of which `data.eval_samples` tell as much as all."""
         frame = self.frame(source, data)
         note(f"{frame.layout}; look-back {data.series.lookback}, horizon {data.series.horizon}")
-        return frame.part("train"), frame.part("validation")
+        return frame.part("train"), columns.evenly(frame.part("validation"), data.eval_samples)
 
     def frame(self, source: Any, data: Data) -> windows.Frame:
         """The series of a source with their scales and parts. Raises DataError."""
