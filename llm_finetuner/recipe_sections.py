@@ -9,7 +9,7 @@ from llm_finetuner import ramp
 from llm_finetuner.errors import RecipeError
 from llm_finetuner.ranges import check_count, check_names, check_weights
 from llm_finetuner.recipe_series import Series
-from llm_finetuner.registry import MODELS, options_of, resolve, unknown
+from llm_finetuner.registry import unknown
 
 
 def check_range(name: str, value: Any, low: float, high: float | None, open_low: bool = False) -> None:
@@ -87,9 +87,7 @@ def members_of(teacher: Teacher) -> list[Teacher]:
                 f"a member must be a model's name or settings of a teacher, got {member!r}",
                 f"settings: {', '.join(sorted(known))}",
             )
-        known = options_of(resolve(MODELS, settings["name"])) if settings.get("name") in MODELS else {}
-        asked = {key: value for key, value in teacher.shape.items() if key in known}
-        settings = {**settings, "shape": {**asked, **settings.get("shape", {})}}
+        settings = {**settings, "shape": {**teacher.shape, **settings.get("shape", {})}}
         found.append(replace(teacher, **{"kind": "live", "options": {}, "shuffled": False, **settings}))
     return found
 

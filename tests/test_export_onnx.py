@@ -229,7 +229,7 @@ FAULTS = {
     "nan": lambda model, batch: as_it_is(model, batch).where(batch["input_ids"][..., None] != 7, nan),
     "without a mask": lambda model, batch: model(input_ids=batch["input_ids"]).logits,
     "of one length": lambda model, batch: as_it_is(model, {k: x[:, :11] for k, x in batch.items()}).repeat(
-        1, 2, 1
+        1, 3, 1
     ),
 }
 

@@ -67,6 +67,7 @@ LAYERS = [  # bottom first; a name is a folder, or a file without .py
         "teacher_methods",
         "comparison",
         "seeds",
+        "share",
         "chain",
         "cache_job",
         "writing_job",

@@ -10,11 +10,12 @@ from llm_finetuner.cli.hub import names_in, prepare
 from llm_finetuner.errors import CheckpointError
 from llm_finetuner.ranges import check_count
 from llm_finetuner.recipe import Recipe
+from llm_finetuner.run import SHARE
 
 # What `--overwrite` removes when the new run begins; the loop itself forgets the old log and checkpoints.
 STALE_FILES = (
     "report.html", "report.md", "metrics.json", "config.json", "generation_config.json", "model.safetensors",
-    "adapter_config.json", "adapter_model.safetensors",
+    "adapter_config.json", "adapter_model.safetensors", "adapter_labels.json",
 )  # fmt: skip
 
 
@@ -65,9 +66,9 @@ def train(recipe: Recipe, screen, resume: bool) -> dict[str, Any]:
 
     try:
         with view:
-            from llm_finetuner.trainer import fit
+            from llm_finetuner import share
 
-            return fit(recipe, resume=resume, on_event=on_event).metrics
+            return share.train(recipe, resume=resume, on_event=on_event)[1].metrics
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(saved(view, recipe.output)) from stop
     except SystemExit as stop:
@@ -79,6 +80,8 @@ def train(recipe: Recipe, screen, resume: bool) -> dict[str, Any]:
 def saved(view, folder: str, chain: str = "") -> str:
     """What an interrupted run, or a stage of a chain, left, and the command that goes on with it."""
     again = f"Go on with: {program()} resume {chain or folder}"
+    if not (Path(folder) / "checkpoints").exists() and (Path(folder) / SHARE).exists():
+        return f"Shares of the teacher that were tried are kept.\n{again}"
     if view.checkpoint is None and not (Path(folder) / "checkpoints").exists():
         return (
             f"Finished stages are kept.\n{again}" if chain else "No step was finished, so nothing was saved."

@@ -17,7 +17,7 @@ from llm_finetuner.models.loading import positions_of
 
 # Of the largest logit. float32 in another order differs by some 1e-6 of it, and where padding is read by far more.
 TOLERANCE = 1e-4
-LENGTHS = (5, 3), (19, 11, 2)  # tokens of the texts of two batches; of their targets the same backwards
+LENGTHS = (5, 3), (70, 11, 2)  # tokens of the texts of two batches; of their targets the same backwards
 REPORT = "nothing was written; please report the model. --to merged takes it as it is"
 
 
