@@ -8,9 +8,18 @@ from llm_finetuner.errors import RecipeError
 from llm_finetuner.ranges import check_count, check_levels, check_number
 
 FORECASTING = "forecasting"  # the task
-STEPS, WINDOWS = 1000, 32  # of a run: windows overlap, so that an epoch says little of how much there is to learn
+STEPS, WINDOWS = (
+    1000,
+    32,
+)  # of a run: windows overlap, so that an epoch says little of how much there is to learn
 ETT_SPLITS = {"ett-hour": 24, "ett-minute": 96}  # steps a day; months of 30 days: 12 to train, 4 and 4
-OF_MODELS = ("lookback", "horizon", "quantiles", "description", "season")  # what a model built here takes from it
+OF_MODELS = (
+    "lookback",
+    "horizon",
+    "quantiles",
+    "description",
+    "season",
+)  # what a model built here takes from it
 _SHARES = re.compile(r"(\d+)-(\d+)-(\d+)")
 
 

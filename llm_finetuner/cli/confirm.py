@@ -154,7 +154,9 @@ def training_rows(recipe: Recipe) -> Rows:
     plan = recipe.train
     length = f"{plan.steps} steps" if plan.steps else f"epochs {plan.epochs:g}"
     series = recipe.task == FORECASTING
-    a_step = f"{plan.batch_size} x {plan.gradient_accumulation_steps} {'windows' if series else 'examples'} a step"
+    a_step = (
+        f"{plan.batch_size} x {plan.gradient_accumulation_steps} {'windows' if series else 'examples'} a step"
+    )
     rate = f"learning rate {plan.learning_rate or 'auto'}"
     told = [length, a_step, rate, *([] if series else [f"at most {recipe.data.max_length} tokens"])]
     shown = ("epochs", "steps", "batch_size", "gradient_accumulation_steps", "learning_rate")
@@ -183,7 +185,10 @@ def estimate_rows(guess: Estimate) -> Rows:
     """Steps, memory and time."""
     parts = ", ".join(f"{name} {size(value)}" for name, value in guess.memory.items() if value)
     return [
-        ("steps", f"{guess.steps:,} over {guess.examples:,} {guess.counted[0]}, {count(guess.tokens)} {guess.counted[1]}"),
+        (
+            "steps",
+            f"{guess.steps:,} over {guess.examples:,} {guess.counted[0]}, {count(guess.tokens)} {guess.counted[1]}",
+        ),
         ("memory", f"about {size(guess.total)} ({parts})"),
         ("time", f"about {duration(guess.seconds)}, without evaluations{writing_time(guess)}"),
     ]

@@ -17,17 +17,6 @@ NOT_READ = (
     "data.class_weights",
     "teacher.from_scratch",
 )  # by what only asks a teacher
-JUDGED = (  # what an evaluation of texts can be told
-    "task", "data.config", "data.split", "data.files", "data.samples", "data.text_columns", "data.prefix",
-    "data.label_names", "data.only", "data.max_length", "data.loss_on", "data.on_bad_row", "train.batch_size",
-)  # fmt: skip
-HISTORY = tuple(  # what a forecast can be told of the table that it goes on with
-    f"data.series.{name}"
-    for name in (
-        "lookback", "horizon", "season", "time_column", "id_column", "targets", "missing", "duplicates", "irregular",
-        "short",
-    )
-)  # fmt: skip
 OF_TRAINING = ("data.series.quantiles", "data.series.description")  # a model has them already
 MODES = ("top_k", "sampled", "fp16", "fp32")  # of a cache
 
@@ -199,34 +188,27 @@ def _benchmark(child: argparse.ArgumentParser) -> None:
 
 
 def _evaluate(child: argparse.ArgumentParser) -> None:
-    child.usage = "%(prog)s MODEL --data FILE [flags]"
-    told = "folder of a run, or a model; of series also repeat-last, seasonal-naive or linear, which is fitted first"
-    child.add_argument("named", nargs="?", metavar="MODEL", help=told)
-    child.add_argument("--model", metavar="MODEL", help="the same, as a flag")
-    _add_read(child, history=False)
-    _add_levels(child, "of series: also how well intervals of so many percent, such as 80 90, hold what came")
+    _add_forecaster(child)
+    _add_levels(child, "also how well intervals of so many percent, such as 80 90, hold what came")
 
 
 def _forecast(child: argparse.ArgumentParser) -> None:
-    child.usage = "%(prog)s RUN --data FILE [flags]"
-    child.add_argument("named", metavar="RUN", help="folder of a run; or repeat-last, seasonal-naive, linear")
-    _add_read(child, history=True)
-    _add_levels(child, "also intervals of so many percent, such as 80 90: columns NAME-lo-80, NAME-hi-80")
+    _add_forecaster(child)
+    _add_levels(child, "also intervals of so many percent, such as 80 90: columns ending in -lo-80, -hi-80")
     child.add_argument("--output", metavar="FILE", help="a .csv file (default: the table is printed)")
     child.add_argument("--overwrite", action="store_true", help="replace that file")
 
 
-def _add_read(child: argparse.ArgumentParser, history: bool) -> None:
-    """The flags of how data are read, to be gone on with or to be judged by."""
-    source = "a .csv, .tsv or .parquet file of numbers over time"
-    source = source if history else f"rows to judge by; of series {source}"
-    child.add_argument("--data", dest="--data", metavar="SOURCE", help=f"{source} (default: the run's own)")
-    for same in by_flag(settings(distil=False)).values():
-        kept = [s for s in same if s.path in HISTORY]
-        if not history:
-            kept = [s for s in same if s.path in JUDGED or s.owner == FORECASTING and s.path not in OF_TRAINING]
-        if kept:
-            add_setting(child, kept)
+def _add_forecaster(child: argparse.ArgumentParser) -> None:
+    """The flags of a forecaster, and of how its table is read and cut."""
+    told = "folder of a run, or repeat-last, seasonal-naive or linear, which is fitted first"
+    child.add_argument("--model", required=True, metavar="MODEL", help=told)
+    told = "a .csv, .tsv or .parquet file of numbers over time (default: the run's own)"
+    child.add_argument("--data", dest="--data", metavar="FILE", help=told)
+    child.add_argument("--task", dest="--task", choices=[FORECASTING], help="series of numbers, which is what it is for")
+    for setting in settings(distil=False):
+        if setting.owner == FORECASTING and setting.path not in OF_TRAINING:
+            add_setting(child, [setting])
 
 
 def _add_levels(child: argparse.ArgumentParser, told: str) -> None:
@@ -283,7 +265,7 @@ COMMANDS = {
     "sweep": (_sweep, "search for better settings of a recipe, and rank them with their uncertainty"),
     "compare": (_compare, "teacher, untouched student and distilled student: report.html and a verdict"),
     "benchmark": (_benchmark, "score a model's completions of prompts"),
-    "evaluate": (_evaluate, "judge a model by rows of data, or a forecaster by the test windows of a table"),
+    "evaluate": (_evaluate, "judge a forecaster by the test windows of a table"),
     "forecast": (_forecast, "the next steps of series beyond the end of a table, with intervals"),
     "export": (_export, "write a run's model, or any other, as ONNX or as one plain folder"),
     "quickstart": (_quickstart, "distil the shipped teacher on the standard library's own text"),

@@ -25,8 +25,12 @@ def address() -> str:
 
 
 def is_on_hub(name: str) -> bool:
-    """Whether it can only be a hub name: nothing local is called that, no model is built here, and it looks like one."""
-    return name not in MODELS and not Path(name).expanduser().exists() and bool(re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name))
+    """Whether it can only be a hub name: nothing local and no model built here is called that, and it looks like one."""
+    return (
+        name not in MODELS
+        and not Path(name).expanduser().exists()
+        and bool(re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name))
+    )
 
 
 @functools.cache

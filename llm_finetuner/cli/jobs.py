@@ -25,6 +25,7 @@ from llm_finetuner.recipe import Recipe
 from llm_finetuner.recipe_series import FORECASTING
 
 OTHER = "another folder ..."
+ONCE = Judged()
 
 
 def distil_or_finetune(method: str, job: str = "train") -> Any:
@@ -109,12 +110,12 @@ def carry_out_chain(recipe: Recipe, screen: Screen, how: Judged) -> int:
     return OK
 
 
-def command_of(recipe: Recipe, how: Judged = Judged()) -> str:
+def command_of(recipe: Recipe, how: Judged = ONCE) -> str:
     """The shell command that gives this recipe again."""
     return f"{program()} {shlex.join([*words_of(recipe), *how.words])}"
 
 
-def save(recipe: Recipe, screen: Screen, how: Judged = Judged()) -> Any:
+def save(recipe: Recipe, screen: Screen, how: Judged = ONCE) -> Any:
     """Write the recipe without running it."""
     from llm_finetuner import recipe_file
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from llm_finetuner.cli.exits import program
 from llm_finetuner.cli.configs import has_two_stacks
+from llm_finetuner.cli.exits import program
 from llm_finetuner.cli.hub import prepare
 from llm_finetuner.cli.needed import TRANSFORMING, WRITING
 from llm_finetuner.cli.training import check_finished, comparison, judged, recipe_in

@@ -48,12 +48,11 @@ EXAMPLES = {
     "benchmark": """  {0} benchmark outputs/run --prompts prompts.txt
   {0} benchmark gpt2 --prompts prompts.txt --references answers.txt --json
 """,
-    "evaluate": """  {0} evaluate outputs/run --data held_out.jsonl
-  {0} evaluate --task forecasting --data ETTh1.csv --model linear --lookback 96 --horizon 96 --split ett-hour
-  {0} evaluate outputs/forecaster --level 80 90 --json
+    "evaluate": """  {0} evaluate --model linear --data ETTh1.csv --lookback 96 --horizon 96 --split ett-hour
+  {0} evaluate --model outputs/forecaster --level 80 90 --json
 """,
-    "forecast": """  {0} forecast outputs/forecaster --data ETTh1.csv --level 80 90 --output next.csv
-  {0} forecast linear --data sales.csv --lookback 56 --horizon 14
+    "forecast": """  {0} forecast --model outputs/forecaster --data ETTh1.csv --level 80 90 --output next.csv
+  {0} forecast --model linear --data sales.csv --lookback 56 --horizon 14
 """,
     "export": """  {0} export outputs/run --to onnx
   {0} export outputs/run --to merged --output outputs/whole

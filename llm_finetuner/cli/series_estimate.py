@@ -36,12 +36,16 @@ def look_ahead(recipe: Recipe, sight: SeriesSight) -> tuple[Sized, Estimate]:
     steps = plan.steps or max(1, round(plan.epochs * math.ceil(examples / a_step)))
     passes = steps * plan.gradient_accumulation_steps
     learning = recipe.scheme.teacher == "peers"
-    work = own * (2 if student.trainable < student.parameters else 3)  # a frozen trunk still passes gradients on
+    work = own * (
+        2 if student.trainable < student.parameters else 3
+    )  # a frozen trunk still passes gradients on
     work += sum(operations * (3 if learning else 1) for *_, operations in others)
     seconds = passes * (work / (matmul_speed() * EFFICIENCY) + A_PASS)
     found = memory(recipe, models, places * sight.each, on_gpu())
     windows = steps * a_step * sight.each
-    return models, Estimate(steps, examples, windows, found, seconds, counted=("windows", "windows of one channel"))
+    return models, Estimate(
+        steps, examples, windows, found, seconds, counted=("windows", "windows of one channel")
+    )
 
 
 def measure(model: Model, recipe: Recipe, at_once: int) -> tuple[Sizes, int, int]:
@@ -91,6 +95,8 @@ def _empty(model: Model, recipe: Recipe) -> Any:
     with reading(name):
         config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
         if divisor is not None:
-            config = with_blocks(config, choose_in_stacks(depths_of(config), divisor, model.keep_blocks, False))
+            config = with_blocks(
+                config, choose_in_stacks(depths_of(config), divisor, model.keep_blocks, False)
+            )
         with torch.device("meta"):
             return transformers.AutoModel.from_config(config)

@@ -34,7 +34,9 @@ def check_task(recipe: Recipe) -> None:
         return
     hint = "--task forecasting"
     if recipe.data.series != Series():
-        changed = next(name for name, value in vars(Series()).items() if value != vars(recipe.data.series)[name])
+        changed = next(
+            name for name, value in vars(Series()).items() if value != vars(recipe.data.series)[name]
+        )
         raise RecipeError(f"data.series.{changed} is for forecasting, and the task is {recipe.task}", hint)
     if _cuts_series(recipe.data.split):
         raise RecipeError(
@@ -65,7 +67,8 @@ def _check_settings(recipe: Recipe) -> None:
         for name in HELD:
             if model.name in MODELS and vars(model)[name] != getattr(Model(), name):
                 raise RecipeError(
-                    f"{who}.{name} is for models that are loaded, and {model.name} is built here", "leave it out"
+                    f"{who}.{name} is for models that are loaded, and {model.name} is built here",
+                    "leave it out",
                 )
         if model.shape and model.name and model.name not in MODELS:
             raise RecipeError(
@@ -90,7 +93,9 @@ def check_models(recipe: Recipe) -> None:
     """Raise RecipeError for models that cannot learn, teach, or learn of each other."""
     student, series = recipe.student, recipe.data.series
     if student.name in NAIVE:
-        raise RecipeError(f"{student.name} has nothing to learn", "a student is time_llm, patch, linear or a run of one")
+        raise RecipeError(
+            f"{student.name} has nothing to learn", "a student is time_llm, patch, linear or a run of one"
+        )
     if student.name == "time_llm" and not series.description.strip():
         raise RecipeError(
             "time_llm says in its prompt what the data are, and data.series.description is missing",

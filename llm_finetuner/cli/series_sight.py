@@ -73,7 +73,8 @@ def _look(source: str, spelled: str, _stamp: tuple) -> SeriesSight:
     of_group = [len(one.names) for one in frame.groups]
     names = [*group.names[:WIDTH], *(["..."] if len(group.names) > WIDTH else [])]
     rows = [
-        [str(group.times[row]), *(f"{value:g}" for value in group.values[row, :WIDTH])] for row in range(SHOWN)
+        [str(group.times[row]), *(f"{value:g}" for value in group.values[row, :WIDTH])]
+        for row in range(SHOWN)
     ]
     pad = [""] * (len(names) - min(WIDTH, len(group.names)))
     return SeriesSight(

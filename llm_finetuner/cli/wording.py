@@ -130,7 +130,7 @@ HELP = {
     "data.series.stride": "steps from one training window to the next",
     "data.series.description": "what the data are, in a sentence: the prompt of time_llm says it",
     "data.series.season": "steps of a season; auto: by the frequency, such as 24 of hourly rows",
-    "data.series.time_column": "column of times; auto: date, ds, timestamp, time or datetime; none: rows follow in order",
+    "data.series.time_column": "column of times; auto: date, ds, timestamp, time, datetime; none: rows follow in order",
     "data.series.id_column": "column that says which series a row is of; auto: unique_id or item_id, if there is one",
     "data.series.targets": "columns to forecast; auto: all of a wide table, y or target of a long one",
     "data.series.missing": "what becomes of missing numbers: the last one again, or a line to the next",
