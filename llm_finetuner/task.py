@@ -213,6 +213,14 @@ class Task:
         """Models that learn little or nothing, which a trained one has to beat: (what they are called, themselves)."""
         return []
 
+    def details(self, models: dict[str, nn.Module], rows: Any, shown: Sequence[str]) -> dict[str, Any] | None:
+        """What else a report tells of models on these rows; shown: those whose answers are looked at more closely."""
+        return None
+
+    def stated(self, rows: Any) -> str:
+        """What has to stand beside every score, as a sentence."""
+        return ""
+
     def test_rows(self, train: Any, held_out: Any) -> Any:
         """Prepared rows that a finished run is judged on: those held out, if any were."""
         return train if held_out is None else held_out

@@ -144,7 +144,9 @@ class Teaching(Judging):
         self._need_model()
         if not self._members:
             raise OrderError("there is no live teacher to ask", "call load_teacher_model(...) first")
-        parts = replace(self._parts, train=self._prepare(dataset).dataset, held_out=None, student=self.model)
+        series = self._task.numbers  # whose table holds both
+        train, held_out = self._rows(dataset, None, 0) if series else (self._prepare(dataset).dataset, None)
+        parts = replace(self._parts, train=train, held_out=held_out, student=self.model)
         parts = replace(parts, tokenizer=self._tokenizer_if_any())
         return cache_answers(
             self.recipe, path, k=k, mode=mode, draws=draws, layers=layers, parts=parts, on_event=on_event
@@ -194,6 +196,7 @@ class Teaching(Judging):
             raise OrderError(
                 "there is no live teacher to take blocks from", "call load_teacher_model(...) first"
             )
+        self._need_texts("student_from_teacher")
         if self._parts.tuned is not None:
             raise OrderError("a training has begun, so the student is fixed", "call load_model() again first")
         model, tokenizer = self._members[0]
@@ -234,6 +237,7 @@ class Teaching(Judging):
     def hard_examples(self, dataset: Any, share: float = 0.2) -> Any:
         """The share of the rows that the student as it is now finds hardest (nats a token), to go on with."""
         self._need_model()
+        self._need_texts("hard_examples")
         return hardest(self._task, self.model, self._prepare(dataset).dataset, share, lambda text: None)
 
     def progressive(

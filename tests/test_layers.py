@@ -72,6 +72,8 @@ LAYERS = [  # bottom first; a name is a folder, or a file without .py
         "cache_job",
         "writing_job",
         "export_job",
+        "forecast_methods",
+        "forecasting_job",
         "quickstart",
         "sweep",
     },

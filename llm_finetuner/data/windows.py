@@ -7,7 +7,7 @@ Shapes: T times, C channels, L look-back, H horizon, n windows.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -109,6 +109,21 @@ class Frame:
             return None
         ends = zip(self.groups, self.borders, strict=True)
         return str(max(group.times[borders["train"][1] - 1] for group, borders in ends))
+
+    def narrowed(self, most: int) -> "Frame":
+        """At most so many channels, evenly spaced, with all their times."""
+        total = len(self.names)
+        if total <= most:
+            return self
+        chosen, first, kept = {i * total // most for i in range(most)}, 0, []
+        for place, (group, scale) in enumerate(zip(self.groups, self.scales, strict=True)):
+            own = [i for i in range(len(group.names)) if first + i in chosen]
+            first += len(group.names)
+            if own:
+                few = replace(group, values=group.values[:, own], names=[group.names[i] for i in own])
+                kept.append((few, Scale(scale.mean[own], scale.spread[own]), self.borders[place]))
+        groups, scales, borders = map(list, zip(*kept, strict=True))
+        return replace(self, groups=groups, scales=scales, borders=borders)
 
     def part(self, name: str) -> Windows:
         """The windows of train, validation or test. Raises DataError where there is none."""

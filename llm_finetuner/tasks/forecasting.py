@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from llm_finetuner.benchmark import forecast_figures
 from llm_finetuner.benchmark.forecast_tally import MSE, ForecastTally
 from llm_finetuner.data import columns, windows
 from llm_finetuner.data.text import Prepared
@@ -194,6 +195,14 @@ class Forecasting(Task):
             ("last value", build.repeat_last(**sizes)), *(seasonal if 1 < season <= train.lookback else []),
             ("line in closed form", line),
         ]  # fmt: skip
+
+    def details(self, models: dict[str, nn.Module], rows: Windows, shown: Sequence[str]) -> dict[str, Any]:
+        """Errors by step and channel, skill, intervals, examples."""
+        return forecast_figures.details(models, rows.frame, shown)
+
+    def stated(self, rows: Windows) -> str:
+        """Errors of other look-backs are not to be compared."""
+        return f"Look-back {rows.lookback}, horizon {rows.horizon}."
 
     def test_rows(self, train: Windows, held_out: Windows) -> Windows:
         """The windows of the test part."""
