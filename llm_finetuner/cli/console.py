@@ -55,7 +55,9 @@ class Screen:
     def __init__(self, as_json: bool = False, quiet: bool = False):
         self.as_json, self.quiet = as_json, quiet
         self.console = Sheet(stderr=as_json, highlight=False, markup=False, emoji=False)
-        if not self.console.is_terminal:  # rich prints nothing wider than its console, whatever it is asked for
+        if (
+            not self.console.is_terminal
+        ):  # rich prints nothing wider than its console, whatever it is asked for
             self.console.width = max(self.console.width, WIDE)
 
     def result(self, value: Any) -> None:

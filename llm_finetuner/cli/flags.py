@@ -205,7 +205,9 @@ def _add_forecaster(child: argparse.ArgumentParser) -> None:
     child.add_argument("--model", required=True, metavar="MODEL", help=told)
     told = "a .csv, .tsv or .parquet file of numbers over time (default: the run's own)"
     child.add_argument("--data", dest="--data", metavar="FILE", help=told)
-    child.add_argument("--task", dest="--task", choices=[FORECASTING], help="series of numbers, which is what it is for")
+    child.add_argument(
+        "--task", dest="--task", choices=[FORECASTING], help="series of numbers, which is what it is for"
+    )
     for setting in settings(distil=False):
         if setting.owner == FORECASTING and setting.path not in OF_TRAINING:
             add_setting(child, [setting])

@@ -58,12 +58,16 @@ def forecast(given: dict[str, Any], screen) -> Any:
     model = _ready(name, plan, season, lambda: windows.frame(groups, plan, season), screen)
     levels = given.get("level", [])
     if levels and any(p.numel() for p in model.parameters()) and model.config.trained_until is None:
-        screen.warn(f"it is not known up to when {name} was trained; on rows it has learned intervals are too narrow")
+        screen.warn(
+            f"it is not known up to when {name} was trained; on rows it has learned intervals are too narrow"
+        )
     found = job.forecast(model, groups, levels, horizon=horizon, season=plan.season)
     table = job.as_given(found, layout)
     steps = horizon or model.config.horizon
     after = groups[0].times[-1]
-    screen.say(f"{layout.describe()}; {steps} steps after {after}, each from the last {model.config.lookback}")
+    screen.say(
+        f"{layout.describe()}; {steps} steps after {after}, each from the last {model.config.lookback}"
+    )
     if path is None:
         _show_ahead(found, levels, screen)
     else:
@@ -114,7 +118,9 @@ def _recipe_of(name: str) -> Recipe:
     if (Path(name) / "recipe.yaml").exists():
         recipe = recipe_in(name)
         if recipe.task != FORECASTING:
-            raise RecipeError(f"{name} is for {recipe.task}, and forecasts no series", f"compare {name} judges it")
+            raise RecipeError(
+                f"{name} is for {recipe.task}, and forecasts no series", f"compare {name} judges it"
+            )
         check_finished(name)
         return recipe
     if name in UNTRAINED:
@@ -179,7 +185,9 @@ def _show(found: dict[str, Any], screen) -> None:
         for name, figures in found["original"].items()
     ]
     _table(["channel", "MSE", *ORIGINAL.values()], rows, screen)
-    screen.say(f"MSE: of the scaled data; the others in the units of the data, MASE by a season of {found['season']}")
+    screen.say(
+        f"MSE: of the scaled data; the others in the units of the data, MASE by a season of {found['season']}"
+    )
     keys = ("coverage", "width", "interval_score")
     for level, figures in found.get("intervals", {}).items():
         screen.heading(f"Intervals of {level} %, of the scaled data")

@@ -25,7 +25,7 @@ def address() -> str:
 
 
 def is_on_hub(name: str) -> bool:
-    """Whether it can only be a hub name: nothing local and no model built here is called that, and it looks like one."""
+    """Whether it can only be a hub name: it looks like one, and nothing local or built here is called that."""
     return (
         name not in MODELS
         and not Path(name).expanduser().exists()
