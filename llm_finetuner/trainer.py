@@ -94,9 +94,8 @@ class _Run:
         if plan.packing:
             built.task.check_packing(built.learner.student)
         self.schedule = resolve(SCHEDULES, plan.schedule)
-        self.peak_rate = plan.learning_rate or default_rate(
-            recipe.tuning.kind, has_new_weights(recipe.student)
-        )
+        usual = default_rate(recipe.tuning.kind, has_new_weights(recipe.student))
+        self.peak_rate = plan.learning_rate or usual
         if plan.patience and built.held_out is None:
             self._note("patience has no effect: no rows are held out")
         self.best, self.best_step, self.worse = (math.inf,), 0, 0

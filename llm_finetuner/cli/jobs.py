@@ -96,6 +96,9 @@ def carry_out(recipe: Recipe, screen: Screen, how: Judged) -> int:
     train_and_compare(recipe, screen, recipe.distils, how)
     screen.say()
     screen.say(f"model and recipe: {recipe.output}")
+    if recipe.task == FORECASTING:
+        screen.say("the steps after the end of the table:")
+        screen.unfolded(f"{program()} forecast --model {shlex.quote(recipe.output)} --level 80 90")
     screen.say("the same by command:")
     screen.unfolded(command_of(recipe, how))
     return OK

@@ -18,7 +18,7 @@ from llm_finetuner.recipe import Data, Model, Recipe, members_of
 from llm_finetuner.recipe_series import FORECASTING, Series, shares_of
 from llm_finetuner.registry import MODELS, resolve
 
-READ = ("source", "series", "hard_share")  # what forecasting reads of the data's settings
+READ = ("source", "series", "hard_share", "eval_samples")  # what forecasting reads of the data's settings
 HELD = ("load_in_4bit", "load_in_8bit", "dtype", "from_scratch")  # of models that are loaded
 UNTRAINED = ("time_llm", "patch")  # built here, they know nothing yet
 NAIVE = ("repeat-last", "seasonal-naive")  # they have no weights
@@ -89,8 +89,8 @@ def check_data(recipe: Recipe) -> None:
 # ---- models
 
 
-def check_models(recipe: Recipe) -> None:
-    """Raise RecipeError for models that cannot learn, teach, or learn of each other."""
+def check_student(recipe: Recipe) -> None:
+    """Raise RecipeError for a student that cannot learn, or not from these series."""
     student, series = recipe.student, recipe.data.series
     if student.name in NAIVE:
         raise RecipeError(
@@ -102,6 +102,11 @@ def check_models(recipe: Recipe) -> None:
             "--description 'hourly load and oil temperature of a transformer'",
         )
     _check_folder(student, recipe)
+
+
+def check_models(recipe: Recipe) -> None:
+    """The same of a student and its teachers, and of what they say of each other."""
+    check_student(recipe)
     if recipe.teacher is None or not recipe.needs_teacher or recipe.teacher.kind in OWN:
         return
     for teacher in members_of(recipe.teacher):

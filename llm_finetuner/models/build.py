@@ -69,8 +69,8 @@ def patch(
 
 def time_llm(
     weights: bool = True, *, lookback: int = 96, horizon: int = 96, quantiles: Sequence[float] = (),
-    description: str = "", backbone: str = "bert", hidden_size: int = 64, num_layers: int | None = None, num_heads: int = 4,
-    prototypes: int = 100, heads: int = 4, head_width: int = 32, patch_width: int = 16, read: int = 32,
+    description: str = "", backbone: str = "bert", hidden_size: int = 64, num_layers: int | None = None,
+    num_heads: int = 4, prototypes: int = 100, heads: int = 4, head_width: int = 32, patch_width: int = 16, read: int = 32,
     patch_length: int = 16, stride: int = 8, dropout: float = 0.1,
 ) -> nn.Module:  # fmt: skip
     """Time-LLM on a backbone: bert, gpt2 or llama are built with hidden_size, num_layers (3) and num_heads.
