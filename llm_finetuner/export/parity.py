@@ -28,7 +28,8 @@ class Texts:
         self.names = {name for graph in graphs for name in graph.feeds.values()} - {HEARD}
         config, size = model.config.to_dict(), model.get_input_embeddings().num_embeddings
         self.pad = max(config.get("pad_token_id") or 0, 0)  # -1 is how some say that there is none
-        self.end = config.get("eos_token_id")
+        end = config.get("eos_token_id")  # a list of several, or beyond a vocabulary that was cut, of some
+        self.end = end if end in range(size) and end != self.pad else None
         # BART and T5 look for the one end of a text, GPT-2 and RoBERTa for its padding: neither stands elsewhere
         self.words = torch.tensor([number for number in range(size) if number not in (self.pad, self.end)])
         self.positions = positions_of(model) or max(map(max, LENGTHS))
@@ -51,7 +52,7 @@ class Texts:
     def _ids(self, count: int) -> Tensor:
         """Any words, and the end where the model has one: [1, count]."""
         ids_1T = self.words[torch.randint(len(self.words), (1, count), generator=self.draw)]
-        if isinstance(self.end, int) and self.end != self.pad:
+        if self.end is not None:
             ids_1T[:, -1] = self.end
         return ids_1T
 
