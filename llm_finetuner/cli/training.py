@@ -12,7 +12,7 @@ from llm_finetuner.recipe import Recipe
 # What `--overwrite` removes when the new run begins; the loop itself forgets the old log and checkpoints.
 STALE_FILES = (
     "report.html", "report.md", "metrics.json", "config.json", "generation_config.json", "model.safetensors",
-    "adapter_config.json", "adapter_model.safetensors",
+    "adapter_config.json", "adapter_model.safetensors", "adapter_labels.json",
 )  # fmt: skip
 
 

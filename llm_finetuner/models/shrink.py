@@ -15,11 +15,8 @@ from llm_finetuner.models.stacks import stacks_of, with_blocks
 
 BLOCKS = ("uniform", "first-last")
 FOR_ALL = "relative_attention_bias"  # T5's first block of each stack holds it for the blocks behind it
-SET_BY_OTHERS = (
-    "training",
-    "gradient_checkpointing",
-    f"has_{FOR_ALL}",
-)  # by training, or by the weights there are
+# what may differ under a new number: training sets it, or it follows from the weights that a block holds
+MAY_DIFFER = ("training", "gradient_checkpointing", f"has_{FOR_ALL}")
 
 
 def parse_share(name: str) -> int | None:
@@ -214,10 +211,10 @@ def _check_blocks(teacher: nn.Module, student: nn.Module, numbers: list[list[int
 
 
 def _settings(module: nn.Module) -> dict[str, object]:
-    """The plain values among a module's attributes."""
+    """The plain values among a module's attributes that its new number must not change."""
     plain = (bool, int, float, str, type(None))
     return {
         k: v
         for k, v in vars(module).items()
-        if isinstance(v, plain) and not k.startswith("_") and k not in SET_BY_OTHERS
+        if isinstance(v, plain) and not k.startswith("_") and k not in MAY_DIFFER
     }

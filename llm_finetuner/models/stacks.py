@@ -5,17 +5,10 @@ from transformers import PretrainedConfig
 
 from llm_finetuner.errors import ModelError
 
-DEPTHS = (
-    ("num_decoder_layers", "num_layers"),
-    ("decoder_layers", "encoder_layers"),
-)  # of T5 and BART, and their kin
-PER_BLOCK = (
-    "layer_types",
-    "mlp_layer_types",
-    "layers_block_type",
-    "no_rope_layers",
-    "attention_window",
-)  # lists
+# what a config of two stacks calls their depths, the decoder's first: T5 and its kin, BART and its kin
+DEPTHS = (("num_decoder_layers", "num_layers"), ("decoder_layers", "encoder_layers"))
+# lists with a value for each block
+PER_BLOCK = ("layer_types", "mlp_layer_types", "layers_block_type", "no_rope_layers", "attention_window")
 
 
 def blocks_of(model: nn.Module) -> nn.ModuleList:
@@ -46,15 +39,14 @@ def depths_of(config: PretrainedConfig) -> list[int]:
 def with_blocks(config: PretrainedConfig, numbers: list[list[int]]) -> PretrainedConfig:
     """A copy of the config for these blocks of each stack, in the same order. Raises ModelError."""
     made = type(config).from_dict(config.to_dict())
-    of = {}
+    rest = {}
     for (section, name), kept in zip(_places(made), numbers, strict=True):
         setattr(section, name, len(kept))
-        of[id(section)] = section, kept  # what else a section says that both stacks share is of the encoder
-    for section, kept in of.values():
+        rest[id(section)] = section, kept  # what else a section of both stacks says is of the encoder
+    for section, kept in rest.values():
         held = section.to_dict()
-        if (
-            "num_hidden_layers" in held
-        ):  # in older versions of transformers BART's says again how deep the encoder is
+        # older versions of transformers say in it, too, how deep the encoder of a BART is
+        if "num_hidden_layers" in held:
             section.num_hidden_layers = len(kept)
         for name in PER_BLOCK:
             if isinstance(held.get(name), list) and held[name]:
