@@ -144,6 +144,11 @@ def assemble(recipe: Recipe, parts: Parts, device: torch.device, note: Note, ran
     """Load what `parts` does not hold, and check that it fits together before time is spent. Raises FinetunerError."""
     resolve(OPTIMIZERS, recipe.train.optimizer), resolve(SCHEDULES, recipe.train.schedule)
     task, scheme = resolve(TASKS, recipe.task, "task")(), recipe.scheme
+    if scheme.undecided:
+        raise RecipeError(
+            "beta: auto is chosen before a run, which takes several, and here is but one",
+            "give beta as a number; of a search every trial has its own",
+        )
     check_labelled(recipe, task.labels)
     check_control(recipe, parts.teacher)
     tokenizer = parts.tokenizer
@@ -169,7 +174,7 @@ def assemble(recipe: Recipe, parts: Parts, device: torch.device, note: Note, ran
         begin(student, recipe, train)
     student.to(device) if not loading.is_quantised(student) else None
     task.check_model(student, recipe.student.name or "the student")
-    about = {"max_length": data.max_length, "loss_on": data.loss_on} if parts.train is None else {}
+    about = task.about(data) if parts.train is None else {}
     context = Context(task, student, tokenizer, device, note, recipe.train.seed, recipe.output, about, rank)
     if data.hard_share < 1:
         train = hardest(task, student, train, data.hard_share, note)

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import datasets
 from torch import Tensor
 
 from llm_finetuner.assembly import Parts, fit_length, load_rows
@@ -53,8 +52,7 @@ def cache_answers(
     train, held_out = parts.train, parts.held_out
     if train is None:
         train, held_out = load_rows(data, task, student, tokenizer, recipe.train.seed, str(path), note)
-    about = {"max_length": data.max_length, "loss_on": data.loss_on}
-    context = Context(task, student, tokenizer, device, note, recipe.train.seed, about=about)
+    context = Context(task, student, tokenizer, device, note, recipe.train.seed, about=task.about(data))
     loads = parts.teacher is None and recipe.teacher is not None
     files = {"files": weight_files(recipe.teacher.name)} if loads else {}  # before they are read
     teacher, model = _teacher(recipe, parts, context)
@@ -66,7 +64,7 @@ def cache_answers(
     width = len(teacher.columns) if isinstance(teacher.columns, Tensor) else teacher.columns
     width = width or task.vocabulary(model)
     return write_cache(
-        teacher, task, datasets.concatenate_datasets(rows), path, vocabulary=width, about=about, k=k, mode=mode,
+        teacher, task, task.together(rows), path, vocabulary=width, about=about, k=k, mode=mode,
         draws=draws, seed=recipe.train.seed, layers=layers, batch_size=recipe.train.batch_size, device=device,
         on_event=on_event,
     )  # fmt: skip
@@ -90,4 +88,5 @@ def _teacher(recipe: Recipe, parts: Parts, context: Context) -> tuple[Provider, 
     if model is None:
         model = load_teacher(recipe.teacher, context.device, context.task.auto)
         tokenizer = context.task.tokenizer(name)
+    context.task.check_stored(model)
     return live_teacher(model, tokenizer, name, context), model

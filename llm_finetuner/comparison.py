@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from llm_finetuner import recipe_file
+from llm_finetuner import recipe_file, share
 from llm_finetuner.assembly import Parts, fit_length, load_rows
 from llm_finetuner.benchmark import text
 from llm_finetuner.benchmark.speed import cost_ratio
@@ -44,7 +44,7 @@ class Subject:
     recipe: Recipe
     parts: Parts  # the trained student, the teacher, and the rows it was trained on
     tokenizer: Any
-    untouched: Callable[[], nn.Module]
+    untouched: Callable[[Recipe], nn.Module]
     rows: Any  # held-out rows, prepared
     history: list[dict]
 
@@ -91,7 +91,7 @@ def compare(
         )
     entries += [Entry(said, "simple", model, None) for said, model in task.simple_models(parts.train)]
     if not (task.numbers and made_here(recipe)):  # weights that were drawn forecast nothing
-        entries.append(Entry("untouched student", "untouched", subject.untouched(), subject.tokenizer))
+        entries.append(Entry("untouched student", "untouched", subject.untouched(recipe), subject.tokenizer))
     if baseline and recipe.distils:
         how_long = steps
         for kind in ("baseline_steps",) if task.numbers else ("baseline_steps", "baseline_compute"):
@@ -110,7 +110,7 @@ def compare(
         plan = replace(recipe, train=replace(recipe.train, steps=steps))
         said["seeds"] = found = by_seed(
             plan, task, parts, subject.rows, (parts.tuned.model, alone),
-            lambda other: load_untouched(other, alone.device, parts.train), seeds, on_event,
+            subject.untouched, seeds, on_event,
         )  # fmt: skip
         said |= {
             "paid_at_equal_steps": found["answer"],
@@ -118,6 +118,8 @@ def compare(
         }
         answers = {found["answer"], said["paid_at_equal_compute"] or found["answer"]}
         said["paid"] = next((one for one in ("no", "unclear") if one in answers), "yes")
+    if recipe.distils and (chosen := share.found_in(folder)):
+        said["share"] = {name: chosen[name] for name in ("measure", "candidates", "chosen")}
     said["warnings"] = [*warnings, *said["warnings"]]
     said["report"] = str(write(said, histories, folder, recipe=recipe))
     return said
@@ -166,7 +168,7 @@ def _train_baseline(
     )
     parts = replace(
         subject.parts,
-        student=subject.untouched(),
+        student=subject.untouched(recipe),
         tuned=None,
         teacher=None,
         peers=[],
@@ -282,7 +284,7 @@ def compare_run(
             device=device,
         ),
         tokenizer=tokenizer,
-        untouched=lambda: load_untouched(recipe, where, train),
+        untouched=lambda other: load_untouched(other, where, train),
         rows=task.test_rows(train, held_out),
         history=read_log(run),
     )

@@ -11,7 +11,7 @@ from llm_finetuner.data import columns
 from llm_finetuner.data.examples import IGNORED
 from llm_finetuner.errors import RecipeError
 from llm_finetuner.models import loading
-from llm_finetuner.models.build import drawn
+from llm_finetuner.models.build import check_ready, drawn
 from llm_finetuner.models.shrink import parse_share, shrink
 from llm_finetuner.recipe import Model, Recipe, Teacher, members_of
 from llm_finetuner.registry import MODELS, TASKS, resolve
@@ -33,8 +33,10 @@ def load_model(
 
 
 def load_teacher(model: Teacher, device: torch.device | str, auto: str = TEXTS) -> nn.Module:
-    """A frozen model in eval mode, on the device that the recipe gives it. Raises ModelError."""
+    """A frozen model in eval mode, on the device that the recipe gives it. Raises ModelError, RecipeError."""
     found = load_model(replace(model, from_scratch=False), model.device or device, 0, auto, frozen=True)
+    if model.name in MODELS:
+        check_ready(found, model.name)
     return found.eval().requires_grad_(False)
 
 

@@ -73,10 +73,11 @@ class Recipe:
         if self.teacher is not None:
             kind = resolve(TEACHERS, self.teacher.kind, "kind of teacher")
             options = fill_options(self.teacher.kind, kind, self.teacher.options)
-            object.__setattr__(self, "teacher", _shaped(replace(self.teacher, options=options), self.data))
+            teacher = _with_members(replace(self.teacher, options=options), self.data)
+            object.__setattr__(self, "teacher", shaped(teacher, self.data))
             for member in members_of(self.teacher):
                 fill_options(member.kind, resolve(TEACHERS, member.kind, "kind of teacher"), member.options)
-        object.__setattr__(self, "student", _shaped(self.student, self.data))
+        object.__setattr__(self, "student", shaped(self.student, self.data))
         scheme = method(**self.options)  # raises now what would be wrong later
         if scheme.on_policy and self.train.max_tokens:
             raise RecipeError(
@@ -155,10 +156,22 @@ def with_method(recipe: Recipe, method: str, **options) -> Recipe:
     return replace(recipe, method=method, options=options, teacher=teacher)
 
 
-def _shaped(model: Model, data: Data) -> Model:
+def shaped(model: Model, data: Data) -> Model:
     """A model that is built here, with what the series ask of it: its look-back, horizon, quantiles, description."""
     if model.name not in MODELS:
         return model
     make = resolve(MODELS, model.name)
     asked = {name: value for name, value in vars(data.series).items() if name in options_of(make)}
     return replace(model, shape=fill_options(model.name, make, {**model.shape, **asked}))
+
+
+def _with_members(teacher: Teacher, data: Data) -> Teacher:
+    """An ensemble with the shapes of those of its members that are built here; any other teacher as it is."""
+    if teacher.kind != "ensemble":
+        return teacher
+    members = []
+    for given, member in zip(teacher.options["members"], members_of(teacher), strict=True):
+        settings = {"name": given} if isinstance(given, str) else given
+        built = member.name in MODELS
+        members.append({**settings, "shape": shaped(member, data).shape} if built else given)
+    return replace(teacher, shape={}, options={**teacher.options, "members": members})

@@ -12,9 +12,10 @@ Shapes: B examples, T tokens, D hidden width; N positions that count, M tokens o
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import datasets
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -169,6 +170,22 @@ class Task:
         """What the speed of a step is told in."""
         return int(batch["attention_mask"].sum())
 
+    def by_row(self, rows: Any) -> Iterator[Mapping[str, Any]]:
+        """Prepared rows one after the other."""
+        return columns.by_row(rows)
+
+    def rows_of(self, batch: dict[str, Any]) -> Iterator[Mapping[str, Any]]:
+        """The rows of a collated batch of arrays, padded or not."""
+        return ({name: x[row] for name, x in batch.items()} for row in range(len(batch["input_ids"])))
+
+    def together(self, parts: Sequence[Any]) -> Any:
+        """Parts of prepared rows as one."""
+        return datasets.concatenate_datasets(parts)
+
+    def about(self, data: Data) -> dict[str, Any]:
+        """How rows are prepared, as far as a cache of answers to them tells."""
+        return {"max_length": data.max_length, "loss_on": data.loss_on}
+
     # ---- models
 
     def tokenizer(self, name: str) -> Any:
@@ -185,6 +202,9 @@ class Task:
     def meet(self, model: nn.Module, rows: Any) -> None:
         """Show a teacher the training rows before it is asked about them."""
 
+    def check_stored(self, model: nn.Module) -> None:
+        """Raise RecipeError for a teacher whose answers are not to be written down."""
+
     def tally(self, examples: int, model: nn.Module) -> Any:
         """What sums up an evaluation."""
         return Tally(examples)
@@ -192,6 +212,14 @@ class Task:
     def simple_models(self, train: Any) -> list[tuple[str, nn.Module]]:
         """Models that learn little or nothing, which a trained one has to beat: (what they are called, themselves)."""
         return []
+
+    def details(self, models: dict[str, nn.Module], rows: Any, shown: Sequence[str]) -> dict[str, Any] | None:
+        """What else a report tells of models on these rows; shown: those whose answers are looked at more closely."""
+        return None
+
+    def stated(self, rows: Any) -> str:
+        """What has to stand beside every score, as a sentence."""
+        return ""
 
     def test_rows(self, train: Any, held_out: Any) -> Any:
         """Prepared rows that a finished run is judged on: those held out, if any were."""

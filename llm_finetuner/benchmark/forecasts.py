@@ -3,8 +3,11 @@
 Shapes: n windows, H steps, C channels, Q quantiles, N windows of one channel each, L look-back.
 """
 
+import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +16,7 @@ from torch import nn
 from llm_finetuner.benchmark.conformal import Conformal, interval_score, margins, scores
 from llm_finetuner.benchmark.quality import eval_mode
 from llm_finetuner.data.windows import Frame, Windows
+from llm_finetuner.errors import DataError
 from llm_finetuner.models.forecaster import point
 
 BATCH = 1024  # windows of one channel at a time
@@ -78,9 +82,13 @@ def scaled(said: Sequence[Said]) -> Figures:
 
 def by_step(said: Sequence[Said]) -> np.ndarray:
     """MSE of each step of the horizon: [H]."""
-    squares = [np.square(one.point - one.truth) for one in said]
-    count = sum(square[:, 0].size for square in squares)
-    return sum(square.sum((0, 2), dtype=np.float64) for square in squares) / count
+    return mean([np.square(one.point - one.truth) for one in said], (0, 2))
+
+
+def mean(parts: Sequence[np.ndarray], over: tuple[int, ...] = (0, 1, 2)) -> Any:
+    """Over these axes of the arrays [n, H, C] of all groups, in float64."""
+    sums = sum(part.sum(over, dtype=np.float64) for part in parts)
+    return sums / sum(math.prod(part.shape[axis] for axis in over) for part in parts)
 
 
 def by_channel(said: Sequence[Said], frame: Frame) -> dict[str, float]:
@@ -134,32 +142,27 @@ class Intervals:
     high: list[np.ndarray]
     truth: list[np.ndarray]
 
-    @property
-    def inside(self) -> list[np.ndarray]:
-        return [(y >= a) & (y <= b) for a, b, y in zip(self.low, self.high, self.truth, strict=True)]
+    @functools.cached_property
+    def parts(self) -> dict[str, list[np.ndarray]]:
+        """What the figures are means of: [n, H, C] of each group."""
+        ends = list(zip(self.low, self.high, self.truth, strict=True))
+        return {
+            "coverage": [(y >= low) & (y <= high) for low, high, y in ends],
+            "width": [high - low for low, high, _ in ends],
+            "interval_score": [interval_score(*one, self.level) for one in ends],
+        }
 
     def figures(self) -> Figures:
         """coverage, width and interval score over every window, step and channel."""
-        scored = [
-            interval_score(a, b, y, self.level)
-            for a, b, y in zip(self.low, self.high, self.truth, strict=True)
-        ]
-        widths = [b - a for a, b in zip(self.low, self.high, strict=True)]
-        parts = {"coverage": self.inside, "width": widths, "interval_score": scored}
-        count = sum(part.size for part in scored)
-        return {
-            name: float(sum(part.sum(dtype=np.float64) for part in found) / count)
-            for name, found in parts.items()
-        }
+        return {name: float(mean(found)) for name, found in self.parts.items()}
 
-    def by_channel(self) -> list[float]:
-        """Coverage of each channel, group by group."""
-        return [float(share) for inside in self.inside for share in inside.mean((0, 1))]
+    def by_channel(self, figure: str = "coverage") -> list[float]:
+        """One of the figures of each channel, group by group."""
+        return [float(value) for part in self.parts[figure] for value in part.mean((0, 1), dtype=np.float64)]
 
-    def by_step(self) -> np.ndarray:
-        """Coverage of each step: [H]."""
-        inside = self.inside
-        return sum(part.sum((0, 2)) for part in inside) / sum(part[:, 0].size for part in inside)
+    def by_step(self, figure: str = "coverage") -> np.ndarray:
+        """One of the figures of each step: [H]."""
+        return mean(self.parts[figure], (0, 2))
 
 
 def intervals(
@@ -173,6 +176,11 @@ def intervals(
     earlier = {one.group: one for one in before}
     lows, highs, truths = [], [], []
     for one in said:
+        if one.group not in earlier:
+            raise DataError(
+                "a series has no window before those to be judged, and intervals learn from such",
+                "give a longer validation part (--split)",
+            )
         learned, past = conformal(level), earlier[one.group]
         learned.see(scores(*past.between(level), past.truth))
         low, high = one.between(level)

@@ -67,15 +67,25 @@ def finding(case: Case, line: dict) -> dict[str, Any]:
     answers = {role: case.answer(line["name"], role) for role in BASELINES}
     untouched = case.answer(line["name"], "untouched")
     given = [said for said in answers.values() if said]
-    if line["role"] == "tuned":
+    simple = [pair for pair in case.differences if (pair["name"], pair["role"]) == (line["name"], "simple")]
+    if line["role"] == "tuned" and simple and untouched is None:
+        paid = _hardest([answer(pair, case.examples) for pair in simple])
+        sentence = f"{_reaches(case, line)}, against {_listed(case, simple)}."
+    elif line["role"] == "tuned":
         paid = untouched or "unknown"
         sentence = _of_tuned(case, line, paid)
     elif given:
-        paid = next((said for said in ("no", "unclear") if said in given), "yes")
+        paid = _hardest(given)
         sentence = _against_baselines(case, line, answers)
     else:
         paid = "no" if untouched == "no" else "unknown"
         sentence = _against_untouched(case, line, paid)
+    unbeaten = [pair for pair in simple if _not_better(case, pair)]
+    if unbeaten:  # before all else
+        first = (
+            f"{line['name']} does not measurably beat {_listed(case, unbeaten)}, which costs next to nothing."
+        )
+        sentence = f"{first} {sentence}"
     return {
         "name": line["name"],
         "sentence": sentence,
@@ -83,6 +93,18 @@ def finding(case: Case, line: dict) -> dict[str, Any]:
         "paid_at_equal_steps": answers["baseline_steps"],
         "paid_at_equal_compute": answers["baseline_compute"],
     }
+
+
+def _hardest(answers: Sequence[str]) -> str:
+    """no before unclear before yes."""
+    return next((said for said in ("no", "unclear") if said in answers), "yes")
+
+
+def _listed(case: Case, pairs: Sequence[dict]) -> str:
+    """The other models of pairs with their figures."""
+    lines = [case.line(pair["other"]) for pair in pairs]
+    shown = [f"{line['name']} ({case.measure.name} {case.shown(line)})" for line in lines]
+    return " and ".join([", ".join(shown[:-1]), shown[-1]]) if len(shown) > 1 else shown[0]
 
 
 def _against_baselines(case: Case, line: dict, answers: dict) -> str:
@@ -184,16 +206,15 @@ def warnings(case: Case) -> list[str]:
 
 
 def _of_simple(case: Case) -> list[str]:
-    """Models that learn little or nothing and do as well."""
-    found = []
-    for pair in case.differences:
-        line = case.line(pair["name"])
-        if pair["role"] != "simple" or not _not_better(case, pair):
-            continue
-        what = f"The teacher ({line['name']})" if line["role"] == "teacher" else line["name"]
-        advice = "take that one, or beta = 0" if line["role"] == "teacher" else "take that one"
-        found.append(f"{what} is {_how(pair)} than {pair['other']}, which costs next to nothing: {advice}.")
-    return found
+    """Models that learn little or nothing and do as well as the teacher; of students the first sentence says it."""
+    return [
+        f"The teacher ({pair['name']}) is {_how(pair)} than {pair['other']}, which costs next to nothing: take that "
+        "one, or beta = 0."
+        for pair in case.differences
+        if pair["role"] == "simple"
+        and case.line(pair["name"])["role"] == "teacher"
+        and _not_better(case, pair)
+    ]
 
 
 def _of_judged(case: Case, line: dict) -> list[str]:

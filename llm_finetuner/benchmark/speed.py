@@ -18,6 +18,7 @@ from llm_finetuner.benchmark.text import positions
 from llm_finetuner.errors import DataError
 
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.gguf")
+LATENCY_OF_WINDOW = "one channel of one look-back"
 TURN = 0.05  # seconds of forward passes before it is the next model's turn
 PROMPT = 8  # tokens read before latency is measured
 MEMORY_IS = {

@@ -8,6 +8,7 @@ from llm_finetuner.cli.exits import TERMINATED, program
 from llm_finetuner.cli.hub import names_in, prepare
 from llm_finetuner.errors import CheckpointError
 from llm_finetuner.recipe import Recipe
+from llm_finetuner.run import SHARE
 
 # What `--overwrite` removes when the new run begins; the loop itself forgets the old log and checkpoints.
 STALE_FILES = (
@@ -42,9 +43,9 @@ def train(recipe: Recipe, screen, resume: bool) -> dict[str, Any]:
 
     try:
         with view:
-            from llm_finetuner.trainer import fit
+            from llm_finetuner import share
 
-            return fit(recipe, resume=resume, on_event=on_event).metrics
+            return share.train(recipe, resume=resume, on_event=on_event)[1].metrics
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(saved(view, recipe.output)) from stop
     except SystemExit as stop:
@@ -56,6 +57,8 @@ def train(recipe: Recipe, screen, resume: bool) -> dict[str, Any]:
 def saved(view, folder: str, chain: str = "") -> str:
     """What an interrupted run, or a stage of a chain, left, and the command that goes on with it."""
     again = f"Go on with: {program()} resume {chain or folder}"
+    if not (Path(folder) / "checkpoints").exists() and (Path(folder) / SHARE).exists():
+        return f"Shares of the teacher that were tried are kept.\n{again}"
     if view.checkpoint is None and not (Path(folder) / "checkpoints").exists():
         return (
             f"Finished stages are kept.\n{again}" if chain else "No step was finished, so nothing was saved."

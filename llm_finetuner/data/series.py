@@ -77,7 +77,7 @@ class Layout:
 
 def load(source: Any, plan: Series) -> tuple[list[Group], Layout]:
     """Read a CSV, TSV or parquet file, a DataFrame or a Dataset. Raises DataError with the place of what is wrong."""
-    table, name = _table(source)
+    table, name = read_table(source)
     table = table.reset_index(drop=True)  # rows are told by their places
     try:
         layout = recognise(table, plan)
@@ -86,7 +86,8 @@ def load(source: Any, plan: Series) -> tuple[list[Group], Layout]:
         raise DataError(f"{name}: {error.what}", error.hint) from error
 
 
-def _table(source: Any) -> tuple["pd.DataFrame", str]:
+def read_table(source: Any) -> tuple["pd.DataFrame", str]:
+    """(the table as it is, what errors call it). Raises DataError."""
     import pandas as pd
 
     if isinstance(source, pd.DataFrame):

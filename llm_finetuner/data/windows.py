@@ -7,7 +7,7 @@ Shapes: T times, C channels, L look-back, H horizon, n windows.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -44,10 +44,11 @@ class Windows:
     column_names = ("context", "target", "group")
 
     def __init__(
-        self, scaled: Sequence[np.ndarray], starts: np.ndarray, lookback: int, horizon: int, frame: "Frame"
-    ):
+        self, scaled: Sequence[np.ndarray], starts: np.ndarray, lookback: int, horizon: int, frame: "Frame | None",
+        part: str = "",
+    ):  # fmt: skip
         """scaled: [T, C] of each group. starts: [n, 2], the group and the first step of each window."""
-        self.scaled, self.starts, self.frame = scaled, starts, frame
+        self.scaled, self.starts, self.frame, self.part = scaled, starts, frame, part
         self.lookback, self.horizon = lookback, horizon
 
     def __len__(self) -> int:
@@ -64,7 +65,14 @@ class Windows:
         return {name: [row[name] for row in rows] for name in self.column_names}
 
     def select(self, numbers: Sequence[int]) -> "Windows":
-        return Windows(self.scaled, self.starts[list(numbers)], self.lookback, self.horizon, self.frame)
+        return self._of(self.starts[list(numbers)])
+
+    def __add__(self, other: "Windows") -> "Windows":
+        """The windows of two parts of the same series."""
+        return self._of(np.concatenate([self.starts, other.starts]))
+
+    def _of(self, starts: np.ndarray) -> "Windows":
+        return Windows(self.scaled, starts, self.lookback, self.horizon, self.frame, self.part)
 
     def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """All windows as arrays, a channel at a time: look-backs [n, L] and what followed [n, H]."""
@@ -93,6 +101,29 @@ class Frame:
         """All channels, group by group."""
         return [name for group in self.groups for name in group.names]
 
+    @property
+    def trained_until(self) -> str | None:
+        """The last time of the training rows; None where rows have no times."""
+        if any(group.frequency is None for group in self.groups):
+            return None
+        ends = zip(self.groups, self.borders, strict=True)
+        return str(max(group.times[borders["train"][1] - 1] for group, borders in ends))
+
+    def narrowed(self, most: int) -> "Frame":
+        """At most so many channels, evenly spaced, with all their times."""
+        total = len(self.names)
+        if total <= most:
+            return self
+        chosen, first, kept = {i * total // most for i in range(most)}, 0, []
+        for place, (group, scale) in enumerate(zip(self.groups, self.scales, strict=True)):
+            own = [i for i in range(len(group.names)) if first + i in chosen]
+            first += len(group.names)
+            if own:
+                few = replace(group, values=group.values[:, own], names=[group.names[i] for i in own])
+                kept.append((few, Scale(scale.mean[own], scale.spread[own]), self.borders[place]))
+        groups, scales, borders = map(list, zip(*kept, strict=True))
+        return replace(self, groups=groups, scales=scales, borders=borders)
+
     def part(self, name: str) -> Windows:
         """The windows of train, validation or test. Raises DataError where there is none."""
         plan, starts = self.plan, []
@@ -112,7 +143,7 @@ class Frame:
             scale.down(group.values).astype(np.float32)
             for group, scale in zip(self.groups, self.scales, strict=True)
         ]
-        return Windows(scaled, found, plan.lookback, plan.horizon, self)
+        return Windows(scaled, found, plan.lookback, plan.horizon, self, name)
 
 
 def frame(groups: Sequence[Group], plan: Series, season: int, layout: str = "") -> Frame:

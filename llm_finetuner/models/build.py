@@ -165,3 +165,15 @@ def drawn(make: Any, seed: int, shape: dict[str, Any]) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return make(**shape)
+
+
+def check_ready(model: nn.Module, name: str) -> None:
+    """Raise RecipeError for a model just built that has to be trained before it can forecast."""
+    from llm_finetuner.models.linear_forecaster import waits_for_rows
+    from llm_finetuner.models.naive import Naive
+
+    if not isinstance(model, Naive) and not waits_for_rows(model):
+        raise RecipeError(
+            f"{name} was built with weights that nobody has trained, so it has nothing to teach",
+            "name the folder of a run that trained it, or linear, which is fitted (without quantiles) to the same rows",
+        )

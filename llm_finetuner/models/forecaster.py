@@ -19,16 +19,20 @@ FLAT = 1e-5  # of the largest number of a window: a smaller spread is taken for 
 
 
 class ForecasterConfig(PretrainedConfig):
-    """lookback, horizon: steps. quantiles: levels in (0, 1), ascending, with .5; empty: one number a step."""
+    """lookback, horizon: steps. quantiles: levels in (0, 1), ascending, with .5; empty: one number a step.
+
+    trained_until: the last time of the rows that it was trained on, whose errors are smaller than those to come.
+    """
 
     def __init__(
-        self, lookback: int = 96, horizon: int = 96, quantiles: Sequence[float] = (), dropout: float = 0.1, **kwargs
+        self, lookback: int = 96, horizon: int = 96, quantiles: Sequence[float] = (), dropout: float = 0.1,
+        trained_until: str | None = None, **kwargs,
     ):  # fmt: skip
         check_count("lookback", lookback, 2)
         check_count("horizon", horizon, 1)
         check_number("dropout", dropout, 0, 1, closed=True)
         self.lookback, self.horizon, self.dropout = lookback, horizon, dropout
-        self.quantiles = check_levels(quantiles)
+        self.quantiles, self.trained_until = check_levels(quantiles), trained_until
         super().__init__(**kwargs)
 
     @property

@@ -44,6 +44,12 @@ class LinearForecaster(Forecaster):
         return self.linear
 
 
+def waits_for_rows(model: nn.Module | None) -> bool:
+    """Whether a line is still to be fitted in closed form."""
+    line = isinstance(model, LinearForecaster) and model.config.closed_form
+    return line and not model.linear.weight.any()
+
+
 @torch.no_grad()
 def fit_closed_form(
     model: LinearForecaster, parts: Iterable[tuple[np.ndarray, np.ndarray]], ridge: float = RIDGE

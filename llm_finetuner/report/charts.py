@@ -11,7 +11,8 @@ POINTS = 60  # of a line; where a run has more steps, a point is the mean of sev
 COLOURS = 7  # classes c0 to c6 of the page
 LABEL_HEIGHT = 14
 NAMES = 185  # room on the right of the last point for its name
-FAR = 3  # an untouched student this many times worse than all others would flatten what is of interest
+OUTSIDE = ("untouched", "simple")  # roles that may be left off a scale
+FAR = 3  # one of these that is this many times worse than all others would flatten what is of interest
 LONGEST = 28  # characters of a name
 SHAPES = {
     "teacher": "square",
@@ -24,11 +25,17 @@ SHAPES = {
 }
 NATS = {
     "cross_entropy", "eval_loss", "forward_kl", "reverse_kl", "adaptive_kl", "jsd", "skew_forward_kl",
-    "skew_reverse_kl", "span_kl", "attention_kl", "value_relation",
+    "skew_reverse_kl", "span_kl", "attention_kl", "value_relation", "spectrum",
 }  # fmt: skip
 UNITS = {  # of other terms; else those of the loss
     "hidden_mse": "squared units", "embedding_mse": "squared units", "logit_mse": "squared units",
+    "mse": "squared units", "output_mse": "squared units", "multi_scale": "squared units", "pinball": "units",
     "hidden_cosine": "1 - cosine", "cka": "1 - CKA", "loss": "weighted sum of the terms",
+}  # fmt: skip
+OF_TRUTH = ("cross_entropy", "mse", "pinball")
+TITLES = {  # of terms; else their names
+    "loss": "weighted total", "eval_loss": "held-out loss", "mse": "error to the truth",
+    "output_mse": "error to the teacher", "pinball": "pinball loss to the truth",
 }  # fmt: skip
 TICKS = {"accuracy": lambda value: f"{100 * value:.3g} %"}  # else a plain number
 ROW, ROOM = 26, 200  # height of a model in the chart by model, and room on its left for their names
@@ -56,11 +63,11 @@ def loss_charts(
     """
     records = [record for history in histories.values() for record in history]
     named = dict.fromkeys(key for record in records for key in record if key in OBJECTIVES or ":" in key)
-    terms = sorted(named, key=lambda term: term != "cross_entropy")
+    terms = sorted(named, key=lambda term: term not in OF_TRUTH)
     held_out = any(_known(record, "eval_loss") for record in records)
-    if held_out and "cross_entropy" not in terms:
+    if held_out and "cross_entropy" not in terms and "loss" not in measure["without"]:
         terms.insert(0, "eval_loss")
-    if terms != ["cross_entropy"]:
+    if terms not in (["cross_entropy"], ["mse"], ["pinball"]):
         terms.append("loss")
     charts = [_headline_chart(histories, colour, measure)]
     charts += [_loss_chart(term, histories, colour, measure["unit"]) for term in terms]
@@ -95,7 +102,7 @@ def _loss_chart(
         "eval_loss": "Held-out rows.",
         "loss": "What was differentiated. Runs with other weights are not comparable here.",
     }
-    title = {"loss": "weighted total", "eval_loss": "held-out loss"}.get(term, term.replace("_", " "))
+    title = TITLES.get(term, term.replace("_", " "))
     return Chart(title, svg.drawing(drawn, f"{title} over optimizer steps"), note.get(term, ""))
 
 
@@ -158,26 +165,43 @@ def model_chart(verdict: dict[str, Any], colour: dict[str, str]) -> Chart | None
 def tradeoff_charts(verdict: dict[str, Any], colour: dict[str, str]) -> list[Chart]:
     """What is judged by, of each model, against its parameters and against its speed."""
     near, note = _near(verdict)
-    size = _tradeoff(near, "parameters", "parameters", colour, verdict["measure"])
-    speed = _tradeoff(near, "tokens_per_second", "tokens a second", colour, verdict["measure"])
-    found = [("quality against size", size), ("quality against speed", speed)]
-    return [Chart(title, drawn, note) for title, drawn in found if drawn]
+    measure = verdict["measure"]
+    found = []
+    for title, price, axis in (
+        ("quality against size", "parameters", "parameters"),
+        ("quality against speed", "tokens_per_second", f"{measure['read']} a second"),
+    ):
+        drawn, none = (
+            _tradeoff(near, price, axis, colour, measure),
+            [line for line in near if line[price] == 0],
+        )
+        more = f" Without {axis}: {_told(none, measure)}." if none else ""  # a scale of powers has no 0
+        found += [Chart(title, drawn, note + more)] if drawn else []
+    return found
 
 
 def _near(verdict: dict[str, Any]) -> tuple[list[dict], str]:
     """The models that fit on one scale, and what to say below it."""
     measure = verdict["measure"]
-    key, lower, show = measure["key"], measure["lower"], table.headline(measure).show
+    key, lower = measure["key"], measure["lower"]
     lines = [line for line in verdict["models"] if _known(line, key)]
     bad = {
         line["name"]: line[key] if lower else 1 - line[key] for line in lines
     }  # of a share: what is missed
-    worst = max((bad[line["name"]] for line in lines if line["role"] != "untouched"), default=0)
-    far = [line for line in lines if line["role"] == "untouched" and bad[line["name"]] > FAR * worst > 0]
-    note = f"{measure['name'].capitalize()}, {'lower' if lower else 'higher'} is better; bars are 95 % intervals."
-    for line in far:
-        note += f" Off the scale: {line['name']}, {show(line[key])}."
+    learned = [bad[line["name"]] for line in lines if line["role"] not in OUTSIDE]
+    worst = max(learned, default=0)
+    far = [line for line in lines if line["role"] in OUTSIDE and bad[line["name"]] > FAR * worst > 0]
+    name = measure["name"][:1].upper() + measure["name"][1:]
+    note = f"{name}, {'lower' if lower else 'higher'} is better; bars are 95 % intervals."
+    note += f" Off the scale: {_told(far, measure)}." if far else ""
     return [line for line in lines if line not in far], note
+
+
+def _told(lines: list[dict], measure: dict[str, Any]) -> str:
+    """Models with their figures, in words."""
+    return "; ".join(
+        f"{line['name']}, {table.headline(measure).show(line[measure['key']])}" for line in lines
+    )
 
 
 def _ends(lines: list[dict], key: str) -> list[float]:
@@ -187,7 +211,7 @@ def _ends(lines: list[dict], key: str) -> list[float]:
 def _tradeoff(
     lines: list[dict], price: str, title: str, colour: dict[str, str], measure: dict[str, Any]
 ) -> str | None:
-    shown = [line for line in lines if _known(line, price) and line[price]]  # a scale of powers has no 0
+    shown = [line for line in lines if _known(line, price) and line[price]]
     if not shown:
         return None
     key, name, show = measure["key"], measure["name"], table.headline(measure).show

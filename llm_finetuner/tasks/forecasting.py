@@ -5,7 +5,9 @@ P patches, D width. The positions that count are the N, and an answer is a whole
 is read of the blocks belongs to the N x P patches, and relations between pooled vectors to the channels of a window.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import functools
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from llm_finetuner.benchmark import forecast_figures
 from llm_finetuner.benchmark.forecast_tally import MSE, ForecastTally
 from llm_finetuner.data import columns, series, windows
 from llm_finetuner.data.text import Prepared
@@ -22,8 +25,9 @@ from llm_finetuner.layer_maps import POOLED
 from llm_finetuner.models import build, forecasters
 from llm_finetuner.models.anatomy import Enough, capture, sort_out
 from llm_finetuner.models.forecaster import Forecaster
-from llm_finetuner.models.linear_forecaster import LinearForecaster, fit_closed_form
+from llm_finetuner.models.linear_forecaster import fit_closed_form, waits_for_rows
 from llm_finetuner.models.stacks import blocks_of
+from llm_finetuner.objectives.series import output_mse
 from llm_finetuner.output import Head, Output, Want
 from llm_finetuner.recipe import Data
 from llm_finetuner.scheme import Scheme, Term
@@ -49,7 +53,9 @@ class Forecasting(Task):
     auto = "AutoModel"
     measure = MSE
     unfit, answers = OF_CHOICES, "numbers"
+    objectives = {"forward_kl": output_mse}  # what a cache loses
     numbers = True
+    exclusive = False
     pooled = all_tokens = True
 
     def width(self, model: nn.Module) -> int:
@@ -125,18 +131,57 @@ class Forecasting(Task):
     def asked(self, row: Mapping[str, Any]) -> Asked:
         """What the forecasts of one window hang on: its numbers alone."""
         read = np.ascontiguousarray(row["context"], dtype=np.float32)
-        return Asked(read.view(np.int32).ravel(), b"series", np.ones(read.shape[1], bool))
+        counted = row.get("counts", np.ones(read.shape[1], bool))
+        return Asked(read.view(np.int32).ravel(), b"series", counted)
+
+    def by_row(self, rows: Windows) -> Iterator[dict[str, Any]]:
+        """Windows one after the other."""
+        return (rows[number] for number in range(len(rows)))
+
+    def rows_of(self, batch: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
+        """The channels of each window beside each other again."""
+        ends = np.bincount(batch["window"]).cumsum()[:-1]
+        parts = (np.split(batch[name], ends) for name in ("context", "counts"))
+        return (
+            {"context": context_CL.T, "counts": counts_C} for context_CL, counts_C in zip(*parts, strict=True)
+        )
+
+    def positions(self, batch: dict[str, Tensor]) -> dict[str, Any]:
+        """targets [N, H], and the window of each [N]."""
+        counts_N = batch["counts"]
+        window_N = batch["window"][counts_N]
+        return {
+            "targets": batch["target"][counts_N], "examples": window_N, "together": window_N, "numbers": True,
+        }  # fmt: skip
+
+    def together(self, parts: Sequence[Windows]) -> Windows:
+        """Parts of the same series as one."""
+        return functools.reduce(operator.add, parts)
+
+    def about(self, data: Data) -> dict[str, Any]:
+        """Look-back and horizon."""
+        return {"lookback": data.series.lookback, "horizon": data.series.horizon}
 
     # ---- models
 
     def fit(self, model: nn.Module | None, rows: Windows, seed: int) -> None:
-        """Fit a line that is to be fitted in closed form, once."""
+        """Fit a line that is to be fitted in closed form, once; a model knows how far its training rows reached."""
         self.meet(model, rows)
+        if model is not None and rows.part == "train":
+            model.config.trained_until = rows.frame.trained_until
 
     def meet(self, model: nn.Module | None, rows: Windows) -> None:
-        """The same for a teacher."""
-        if isinstance(model, LinearForecaster) and model.config.closed_form and not model.linear.weight.any():
+        """The same line as a teacher."""
+        if waits_for_rows(model):
             fit_closed_form(model, rows.blocks())
+
+    def check_stored(self, model: nn.Module) -> None:
+        """Raise RecipeError for a line that is fitted when training begins."""
+        if waits_for_rows(model):
+            raise RecipeError(
+                "the line is fitted to the training rows in a second, so there are no answers to store yet",
+                "take it as it is: teacher.kind=live",
+            )
 
     def tokenizer(self, name: str) -> None:
         """Forecasters read numbers."""
@@ -152,6 +197,14 @@ class Forecasting(Task):
             ("last value", build.repeat_last(**sizes)), *(seasonal if 1 < season <= train.lookback else []),
             ("line in closed form", line),
         ]  # fmt: skip
+
+    def details(self, models: dict[str, nn.Module], rows: Windows, shown: Sequence[str]) -> dict[str, Any]:
+        """Errors by step and channel, skill, intervals, examples."""
+        return forecast_figures.details(models, rows.frame, shown)
+
+    def stated(self, rows: Windows) -> str:
+        """Errors of other look-backs are not to be compared."""
+        return f"Look-back {rows.lookback}, horizon {rows.horizon}."
 
     def test_rows(self, train: Windows, held_out: Windows) -> Windows:
         """The windows of the test part."""
@@ -209,17 +262,16 @@ class Forecasting(Task):
         finally:
             for hook in hooks:
                 hook.remove()
-        window_N, targets_NH = batch["window"][counts_N], batch["target"][counts_N]
-        rows_NV = (
-            targets_NH.new_empty(len(targets_NH), 0) if said is None else said.values.flatten(1)[counts_N]
-        )
+        where = self.positions(batch)
+        none = batch["target"].new_empty(len(where["targets"]), 0)
+        rows_NV = none if said is None else said.values.flatten(1)[counts_N]
         patches = 0 if plain else model.patches
         found = sort_out(kept, lambda x_NTD: x_NTD[counts_N][:, -patches:].flatten(0, 1), _no_maps)
         if said is not None and said.hidden is not None:
             found["features"][POOLED] = said.hidden.mean(1)[counts_N]
         return Output(
-            rows=rows_NV, head=Head(AsIs()), **found, targets=targets_NH, numbers=True, together=window_N,
-            examples=window_N, tokens=window_N.repeat_interleave(max(1, patches)),
+            rows=rows_NV, head=Head(AsIs()), **found, **where,
+            tokens=where["examples"].repeat_interleave(max(1, patches)),
         )  # fmt: skip
 
 
