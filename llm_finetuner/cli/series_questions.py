@@ -13,7 +13,7 @@ from llm_finetuner.cli.settings import Setting, fields_of
 from llm_finetuner.errors import FinetunerError, RecipeError
 from llm_finetuner.methods.forecasting import AUTO, HALF
 from llm_finetuner.ranges import number_or_text
-from llm_finetuner.recipe import Data, Model, Recipe, Train
+from llm_finetuner.recipe import Data, Model, Train
 from llm_finetuner.recipe_series import STEPS, WINDOWS
 from llm_finetuner.registry import MODELS
 
@@ -117,7 +117,7 @@ def ask_description(answers: Answers) -> Ask | None:
 
 def ask_shape(answers: Answers) -> Ask | None:
     """The options of a model that is built here, with what they are anyway; of a line there is nothing to say."""
-    name, kept = answers.get("student.name"), spoken.SHAPES.get(answers.get("student.name"))
+    kept = spoken.SHAPES.get(answers.get("student.name"))
     if kept is None:
         return None
     setting = next(s for s in fields_of(Model, "student") if s.path == "student.shape")
@@ -135,7 +135,7 @@ def ask_shape(answers: Answers) -> Ask | None:
 
 
 def _student(typed: str, may_be_part: bool, answers: Answers) -> str:
-    """A student as typed: a model that is built here, a forecaster's folder, a part of the teacher. Raises RecipeError."""
+    """A student as typed: built here, a folder, or a part of the teacher. Raises RecipeError."""
     name = typed.strip()
     name = name if name in MODELS else student_name(may_be_part, typed)
     series_fit.check_student(so_far({**LATER, **answers, "student.name": name}))
