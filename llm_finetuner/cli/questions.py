@@ -222,7 +222,7 @@ def further(answers: Answers) -> list[Setting]:
     ]  # fmt: skip
     models = ("student", "teacher")
     fresh = [f"{who}.from_scratch" for who in models if lacks_weights(answers, f"{who}.name")]
-    own = series_questions.ELSEWHERE if task_of(answers) == FORECASTING else ASKED
+    own = series_questions.asked(answers) if task_of(answers) == FORECASTING else ASKED
     asked = (*own, *ELSEWHERE, *fresh, *pointless(task_of(answers)))
     return [s for s in settings if s.path not in asked]
 

@@ -98,6 +98,12 @@ def training() -> Steps:
     return [(question, spoken.WHY_SERIES.get(question.key, told)) for question, told in steps]
 
 
+def asked(answers: Answers) -> tuple[str, ...]:
+    """Settings that are not offered on request: asked before, or of models that are loaded."""
+    built = answers.get("student.name") in MODELS
+    return (*ELSEWHERE, *(f"student.{name}" for name in series_fit.HELD if built))
+
+
 def share_typed(typed: str) -> float | str:
     """The share of the teacher as typed. Raises RecipeError."""
     value = number_or_text(typed.strip())

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any, Literal
 
 from llm_finetuner.cli import typed as text_of
-from llm_finetuner.cli.wording import CHOICES, FLAGS, HELP, NOTHING
+from llm_finetuner.cli.wording import CHOICES, FLAGS, HELP, NOTHING, WORDS
 from llm_finetuner.errors import RecipeError
 from llm_finetuner.ranges import number_or_text
 from llm_finetuner.recipe import Data, Model, Recipe, Teacher, Train
@@ -103,6 +103,8 @@ class Setting:
             return self._mapping(words)
         if self.is_list:
             return self._items(text)
+        if text in WORDS.get(self.path, ()):
+            return text
         if float in self.kinds and str in self.kinds:
             return text_of.read_number(self.path, text)
         for kind, wanted in ((int, "a whole number"), (float, "a number")):

@@ -96,7 +96,7 @@ WHY = {  # where the help of the flag is too short for someone who sees it for t
     "job.to": "A new folder for the cache, or a new .jsonl file for the data.",
     "job.share": "0 to 1, the truth has the rest. 0.5: half and half; more helps where rows are few; auto: five shares "
     "are tried, and the best on the validation windows is taken.",
-    "data.series.lookback": "Steps that a forecast is made from; scores of other look-backs cannot be compared.",
+    "data.series.lookback": "Steps that a forecast is made from. Scores of two look-backs cannot be compared.",
     "data.series.horizon": "Steps that are forecast.",
     "data.series.split": "Percent of the rows to train, select and test on, one after the other; or ett-hour, ett-minute.",
     "data.series.description": "In a sentence: Time-LLM's prompt says it.",

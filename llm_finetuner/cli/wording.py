@@ -1,6 +1,7 @@
 """What users read about each setting: its flag, its choices, the word for None, and one line of help."""
 
 from llm_finetuner.methods.feature import FEATURE_LOSSES
+from llm_finetuner.methods.forecasting import AUTO
 from llm_finetuner.methods.on_policy import DIVERGENCES
 from llm_finetuner.methods.relation import RELATIONS
 from llm_finetuner.registry import OPTIMIZERS, SCHEDULES, TASKS, TEACHERS, TUNINGS
@@ -61,6 +62,7 @@ NOTHING = {  # the word for None, where it is not "auto"
     "teacher.options.weights": "equal",
     "teacher.options.keep_layers": "none",
 }
+WORDS = {"options.beta": (AUTO,)}  # that stand in place of a number
 HELP = {
     "task": "write text, classify texts (one label, or several), tag words, fill in hidden words, transform text, "
     "forecast series",
@@ -158,7 +160,8 @@ HELP = {
     "train.patience": "stop after this many evaluations without a better one; 0: never",
     "train.seed": "the same seed gives the same run",
     "train.trackers": "also write to tensorboard, wandb",
-    "options.beta": "weight of the teacher's forecasts beside alpha; only beta / alpha matters",
+    "options.beta": "weight of the teacher's forecasts beside alpha, of which only the ratio matters; auto: the best of five "
+    "on validation",
     "options.feature_weight": "weight of the teacher's hidden states of patches",
     "options.relation_weight": "weight of how the channels of a window lie to each other, by their angles",
     "options.spectrum_weight": "weight of the teacher's spectrum of each forecast",
