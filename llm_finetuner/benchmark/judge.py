@@ -193,9 +193,10 @@ def warnings(case: Case) -> list[str]:
     for pair in case.differences:
         if pair["role"] in ("untouched", *BASELINES) and case.line(pair["name"])["role"] == "teacher":
             if _not_better(case, pair):
+                otherwise = f", or {case.measure.off}," if case.measure.off else ""
                 found.append(
                     f"The teacher ({pair['name']}) is {_how(pair)} than {pair['other']}: there was nothing "
-                    "to compress. Take a better teacher before drawing a conclusion about distilling."
+                    f"to compress. Take a better teacher{otherwise} before drawing a conclusion about distilling."
                 )
     found += _of_simple(case)
     if case.examples < ENOUGH:
@@ -209,7 +210,7 @@ def _of_simple(case: Case) -> list[str]:
     """Models that learn little or nothing and do as well as the teacher; of students the first sentence says it."""
     return [
         f"The teacher ({pair['name']}) is {_how(pair)} than {pair['other']}, which costs next to nothing: take that "
-        "one, or beta = 0."
+        f"one, or {case.measure.off}."
         for pair in case.differences
         if pair["role"] == "simple"
         and case.line(pair["name"])["role"] == "teacher"
@@ -227,8 +228,9 @@ def _of_judged(case: Case, line: dict) -> list[str]:
         found.append(f"{name} is {_how(untouched)} than the untouched student.")
     for role, (_where, alike) in BASELINES.items():
         if case.answer(name, role) == "no":
+            otherwise = f": take {case.measure.off}" if case.measure.off else ""
             found.append(
-                f"{name} is worse than the same student trained on {case.measure.alone} alone {alike}."
+                f"{name} is worse than the same student trained on {case.measure.alone} alone {alike}{otherwise}."
             )
     if line["role"] == "distilled" and case.answer(name, "teacher") == "yes":
         found.append(
