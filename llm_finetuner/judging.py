@@ -274,7 +274,8 @@ class Judging:
     def _data(self) -> Data:
         """How texts are read, with no more tokens than the model has positions."""
         data = self.recipe.data
-        return data if self.model is None else fit_length(data, self.model, lambda note: None)
+        as_it_is = self.model is None or self._task.numbers
+        return data if as_it_is else fit_length(data, self.model, lambda note: None)
 
     @property
     def _task(self):

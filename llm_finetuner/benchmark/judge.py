@@ -80,12 +80,13 @@ def finding(case: Case, line: dict) -> dict[str, Any]:
     else:
         paid = "no" if untouched == "no" else "unknown"
         sentence = _against_untouched(case, line, paid)
+    sentence = _begun(sentence)
     unbeaten = [pair for pair in simple if _not_better(case, pair)]
     if unbeaten:  # before all else
         first = (
             f"{line['name']} does not measurably beat {_listed(case, unbeaten)}, which costs next to nothing."
         )
-        sentence = f"{first} {sentence}"
+        sentence = f"{_begun(first)} {sentence}"
     return {
         "name": line["name"],
         "sentence": sentence,
@@ -93,6 +94,10 @@ def finding(case: Case, line: dict) -> dict[str, Any]:
         "paid_at_equal_steps": answers["baseline_steps"],
         "paid_at_equal_compute": answers["baseline_compute"],
     }
+
+
+def _begun(sentence: str) -> str:
+    return sentence[0].upper() + sentence[1:]
 
 
 def _hardest(answers: Sequence[str]) -> str:
@@ -122,8 +127,7 @@ def _against_baselines(case: Case, line: dict, answers: dict) -> str:
                 else f"{_reaches(case, line)} against {other} for {alone},"
             )
             clauses.append(f"{where} {doing} {_said(case, answers[role])}: {said} {case.change(pair)}")
-    sentence = "; ".join(clauses)
-    return sentence[0].upper() + sentence[1:] + "."
+    return "; ".join(clauses) + "."
 
 
 def _of_tuned(case: Case, line: dict, paid: str) -> str:
