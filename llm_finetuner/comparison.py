@@ -181,11 +181,13 @@ def _train_baseline(
 
 
 def joined(histories: Sequence[list[dict]]) -> list[dict]:
-    """The records of several phases as one history, steps counted on."""
+    """The records of several phases as one history, steps and epochs counted on."""
     records: list[dict] = []
     for history in histories:
-        before = records[-1]["step"] if records else 0
-        records += [{**record, "step": before + record["step"]} for record in history]
+        before = {name: records[-1][name] if records else 0 for name in ("step", "epoch")}
+        records += [
+            {**record, **{name: old + record[name] for name, old in before.items()}} for record in history
+        ]
     return records
 
 

@@ -75,17 +75,19 @@ class LLMFineTuner(Teaching, Forecasting, Judging):
 
     def load_model(
         self,
-        method: str | int = "lora",
+        method: str | int | None = None,
         adapter: str | None = None,
         load_in_4bit: bool = False,
         load_in_8bit: bool = False,
         from_scratch: bool = False,
     ) -> None:
-        """Load the student for a method: its name or menu number. adapter: how a distillation student is tuned.
+        """Load the student for a method: its name or menu number (None: lora, of forecasters full).
 
+        adapter: how a distillation student is tuned.
         from_scratch takes the configuration only and draws the weights from the seed. A student called teacher/2 is
         cut from the teacher, which is loaded first. Raises RecipeError, ModelError, OrderError.
         """
+        method = ("full" if self._task.numbers else "lora") if method is None else method
         _, learned, tuning, _ = menu_entry(method)
         if adapter is not None and learned == "fine_tuning" and adapter != tuning:
             raise RecipeError(

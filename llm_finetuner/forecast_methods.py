@@ -11,9 +11,11 @@ from torch import nn
 from llm_finetuner import forecasting_job, recipe_file
 from llm_finetuner.data import series
 from llm_finetuner.data.windows import Windows
-from llm_finetuner.errors import RecipeError
+from llm_finetuner.errors import OrderError, RecipeError
 from llm_finetuner.judging import Judging
 from llm_finetuner.models import loading
+from llm_finetuner.models.linear_forecaster import is_fitted, waits_for_rows
+from llm_finetuner.models.naive import Naive
 from llm_finetuner.recipe_series import Series
 from llm_finetuner.registry import MODELS
 from llm_finetuner.run import is_run
@@ -103,6 +105,11 @@ class Forecasting(Judging):
         if not self._task.numbers:
             raise RecipeError(
                 f"a model for {self.recipe.task} forecasts no series", 'LLMFineTuner(..., task="forecasting")'
+            )
+        name, ready = self.recipe.student.name, isinstance(self.model, Naive) or is_fitted(self.model)
+        if waits_for_rows(self.model) or (self._last is None and name in MODELS and not ready):
+            raise OrderError(
+                f"{name or 'the line'} has not learned from any rows yet", "call fit(table) first"
             )
 
 

@@ -137,9 +137,9 @@ class _Said:
         forecast_figures.check_percents(levels)
         if rows[0] < config.lookback:
             raise DataError(
-                f"{_names(group)}: {len(group.values)} rows, and {rows[0]} before a forecast, where the look-back is "
+                f"{_names(group)}: {max(0, rows[0])} rows before the first forecast, where the look-back is "
                 f"{config.lookback}",
-                "give a longer history",
+                "give a longer history, or fewer cut-offs (n_windows, step_size)",
             )
         begins = list(rows)
         if levels:
@@ -179,7 +179,7 @@ def _check_enough(group: Group, model: nn.Module, row: int, first: int) -> None:
         return
     trained = after_training(group, model)
     whole = f"{needed + config.lookback} rows before a forecast"
-    after = f"{needed} rows behind the training rows, which end at {config.trained_until},"
+    after = f"{needed} rows behind the training rows (which end at {config.trained_until})"
     beyond = trained > config.lookback
     raise DataError(
         f"{_names(group)}: intervals need {after if beyond else whole}, and there are {max(0, row - trained * beyond)}",

@@ -20,6 +20,7 @@ from llm_finetuner.export.beside import stop_early
 from llm_finetuner.export.hub import upload
 from llm_finetuner.export.merged import Merged
 from llm_finetuner.models import loading
+from llm_finetuner.models.linear_forecaster import waits_for_rows
 from llm_finetuner.models.shrink import parse_share
 from llm_finetuner.recipe import Data, Recipe
 from llm_finetuner.registry import TASKS, resolve
@@ -79,6 +80,8 @@ class Judging:
         rows = self._prepare(dataset).dataset
         self._task.check_names(self.model, rows)
         self._task.check_inputs(rows, self.model)
+        if self._task.numbers and waits_for_rows(self.model):
+            self._task.fit(self.model, rows.frame.part("train"), self.recipe.train.seed)
         model, tokenizer = self._stopped(exit_layer), self._tokenizer_if_any()
         quality = evaluate(
             self._task,
@@ -89,10 +92,9 @@ class Judging:
             vocabulary=self._shared(),
         )
         if self._task.numbers:
-            return {
-                **self._task.measure.summary(quality),
-                **forecasting_job.evaluate(model, rows.frame, level),
-            }
+            told = self._task.measure.summary(quality)
+            told = {name: value for name, value in told.items() if name not in self._task.measure.without}
+            return {**told, **forecasting_job.evaluate(model, rows.frame, level)}
         if sample == 0 or tokenizer is None:
             return self._task.measure.summary(quality)
         more = self._task.sampled_figures(model, tokenizer, rows, self._data(), sample, batch_size)
@@ -235,7 +237,7 @@ class Judging:
         return target
 
     def export(self, format: str, folder: str | Path | None = None) -> dict[str, Any]:
-        """Write the student as it is now in another format: merged or onnx; default folder: output_dir/<format>.
+        """Write the student as it is now as merged, onnx or folded (of Time-LLM); default folder: output_dir/<format>.
 
         Returns "folder", "bytes", "parameters" and what else the exporter tells (export/). Raises OrderError,
         ModelError; RecipeError for a folder that is there already.
@@ -272,7 +274,8 @@ class Judging:
     def _data(self) -> Data:
         """How texts are read, with no more tokens than the model has positions."""
         data = self.recipe.data
-        return data if self.model is None else fit_length(data, self.model, lambda note: None)
+        as_it_is = self.model is None or self._task.numbers
+        return data if as_it_is else fit_length(data, self.model, lambda note: None)
 
     @property
     def _task(self):

@@ -87,6 +87,7 @@ TEACHERS = {
 EXPORTERS = {
     "merged": "llm_finetuner.export.merged:Merged",
     "onnx": "llm_finetuner.export.onnx:Onnx",
+    "folded": "llm_finetuner.export.folded:Folded",
 }
 OPTIMIZERS = {"adamw": "llm_finetuner.optim:adamw", "adamw_8bit": "llm_finetuner.optim:adamw_8bit"}
 SCHEDULES = {

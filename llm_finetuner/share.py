@@ -41,10 +41,12 @@ def choose(
     The figures of all candidates are kept in share.json in the run's folder; with resume those that are there are not
     computed again. Raises FinetunerError.
     """
-    if not recipe.scheme.undecided:
-        return recipe
     spare_models(recipe)
     folder = Path(recipe.output)
+    if not recipe.scheme.undecided:
+        if not resume:  # of an earlier run in this folder
+            (folder / SHARE).unlink(missing_ok=True)
+        return recipe
     settings = _settings(recipe)
     kept = found_in(folder) if resume else None
     if kept and kept["settings"] != settings:

@@ -75,6 +75,6 @@ MSE = Measure(
         "retained": "100 x MSE of the teacher / MSE of the model",
         "mae": "mean absolute error over the same",
     },
-    beside=("mae",), alone="the truth", without=("loss", "agreement", "kl_to_teacher", "calibration_error"),
-    read="windows",
+    beside=("mae",), alone="the truth", off="beta = 0", read="windows", over="epoch",
+    without=("loss", "tokens", "accuracy", "agreement", "kl_to_teacher", "calibration_error"),
 )  # fmt: skip

@@ -80,12 +80,13 @@ def finding(case: Case, line: dict) -> dict[str, Any]:
     else:
         paid = "no" if untouched == "no" else "unknown"
         sentence = _against_untouched(case, line, paid)
+    sentence = _begun(sentence)
     unbeaten = [pair for pair in simple if _not_better(case, pair)]
     if unbeaten:  # before all else
         first = (
             f"{line['name']} does not measurably beat {_listed(case, unbeaten)}, which costs next to nothing."
         )
-        sentence = f"{first} {sentence}"
+        sentence = f"{_begun(first)} {sentence}"
     return {
         "name": line["name"],
         "sentence": sentence,
@@ -93,6 +94,10 @@ def finding(case: Case, line: dict) -> dict[str, Any]:
         "paid_at_equal_steps": answers["baseline_steps"],
         "paid_at_equal_compute": answers["baseline_compute"],
     }
+
+
+def _begun(sentence: str) -> str:
+    return sentence[0].upper() + sentence[1:]
 
 
 def _hardest(answers: Sequence[str]) -> str:
@@ -122,8 +127,7 @@ def _against_baselines(case: Case, line: dict, answers: dict) -> str:
                 else f"{_reaches(case, line)} against {other} for {alone},"
             )
             clauses.append(f"{where} {doing} {_said(case, answers[role])}: {said} {case.change(pair)}")
-    sentence = "; ".join(clauses)
-    return sentence[0].upper() + sentence[1:] + "."
+    return "; ".join(clauses) + "."
 
 
 def _of_tuned(case: Case, line: dict, paid: str) -> str:
@@ -193,9 +197,10 @@ def warnings(case: Case) -> list[str]:
     for pair in case.differences:
         if pair["role"] in ("untouched", *BASELINES) and case.line(pair["name"])["role"] == "teacher":
             if _not_better(case, pair):
+                otherwise = f", or {case.measure.off}," if case.measure.off else ""
                 found.append(
                     f"The teacher ({pair['name']}) is {_how(pair)} than {pair['other']}: there was nothing "
-                    "to compress. Take a better teacher before drawing a conclusion about distilling."
+                    f"to compress. Take a better teacher{otherwise} before drawing a conclusion about distilling."
                 )
     found += _of_simple(case)
     if case.examples < ENOUGH:
@@ -209,7 +214,7 @@ def _of_simple(case: Case) -> list[str]:
     """Models that learn little or nothing and do as well as the teacher; of students the first sentence says it."""
     return [
         f"The teacher ({pair['name']}) is {_how(pair)} than {pair['other']}, which costs next to nothing: take that "
-        "one, or beta = 0."
+        f"one, or {case.measure.off}."
         for pair in case.differences
         if pair["role"] == "simple"
         and case.line(pair["name"])["role"] == "teacher"
@@ -227,8 +232,9 @@ def _of_judged(case: Case, line: dict) -> list[str]:
         found.append(f"{name} is {_how(untouched)} than the untouched student.")
     for role, (_where, alike) in BASELINES.items():
         if case.answer(name, role) == "no":
+            otherwise = f": take {case.measure.off}" if case.measure.off else ""
             found.append(
-                f"{name} is worse than the same student trained on {case.measure.alone} alone {alike}."
+                f"{name} is worse than the same student trained on {case.measure.alone} alone {alike}{otherwise}."
             )
     if line["role"] == "distilled" and case.answer(name, "teacher") == "yes":
         found.append(

@@ -29,10 +29,14 @@ def repeat_last(*, lookback: int = 96, horizon: int = 96) -> nn.Module:
 
 
 def seasonal_naive(*, lookback: int = 96, horizon: int = 96, season: int | None = 24) -> nn.Module:
-    """The last season, again and again."""
+    """The last season, again and again. Raises RecipeError where no season is named."""
     from llm_finetuner.models.naive import Naive, NaiveConfig
 
-    return Naive(NaiveConfig(lookback=lookback, horizon=horizon, season=season or 1))
+    if season is None:
+        raise RecipeError(
+            "seasonal-naive repeats a season, and none is given", "--season 24 (data.series.season), in steps"
+        )
+    return Naive(NaiveConfig(lookback=lookback, horizon=horizon, season=season))
 
 
 def linear(

@@ -46,8 +46,16 @@ class LinearForecaster(Forecaster):
 
 def waits_for_rows(model: nn.Module | None) -> bool:
     """Whether a line is still to be fitted in closed form."""
-    line = isinstance(model, LinearForecaster) and model.config.closed_form
-    return line and not model.linear.weight.any()
+    return _closed(model) and not model.linear.weight.any()
+
+
+def is_fitted(model: nn.Module) -> bool:
+    """Whether a line was fitted in closed form."""
+    return _closed(model) and bool(model.linear.weight.any())
+
+
+def _closed(model: nn.Module | None) -> bool:
+    return isinstance(model, LinearForecaster) and model.config.closed_form
 
 
 @torch.no_grad()

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from llm_finetuner.report import svg
-from llm_finetuner.report.charts import Chart
+from llm_finetuner.report.charts import NAMES, Chart, labels, near
 
+LARGEST, LEAST = 20, 2.5  # radius of a bubble
 FAN = ("90", "80")  # the wider one lies below
 Lines = dict[str, list[tuple[float, float]]]
 
@@ -89,6 +90,28 @@ def interval_charts(verdict: dict[str, Any], colour: dict[str, str]) -> list[Cha
     wide = _lines(steps["width"], kinds, "steps ahead", "width, scaled data")
     found.append(("width of 80 % intervals by step", wide, ""))
     return [Chart(title, svg.drawing(drawn, title), note) for title, drawn, note in found]
+
+
+def bubble_charts(verdict: dict[str, Any], colour: dict[str, str]) -> list[Chart]:
+    """Accuracy, latency and size at once: the area of a bubble is the model's parameters."""
+    shown, note = near(verdict, "the area of a bubble is the number of parameters")
+    shown = [line for line in shown if line["latency_ms"]]
+    if not shown:
+        return []
+    floor, most = svg.HEIGHT - svg.BOTTOM, max(line["parameters"] for line in shown)
+    x = svg.scale(
+        [line["latency_ms"] for line in shown], svg.LEFT + 30, svg.WIDTH - NAMES, log=True, room=0.1
+    )
+    y = svg.scale([line["mse"] for line in shown], floor, svg.TOP, room=0.25)
+    parts, places = svg.frame(x, y, "milliseconds a window", "MSE, scaled data"), []
+    for line in sorted(shown, key=lambda line: -line["parameters"]):
+        at, kind, name = (x(line["latency_ms"]), y(line["mse"])), colour[line["name"]], line["name"]
+        size = max(LEAST, LARGEST * (line["parameters"] / most) ** 0.5) if most else LEAST
+        said = f"{name}: MSE {line['mse']:.4f}, {line['latency_ms']:.2f} ms, {svg.label(line['parameters'])} parameters"
+        parts.append(svg.marker("circle", f"bubble {kind}", *at, round(size, 1), said))
+        places.append((at[0] + size - 5, at[1], name))
+    title = "accuracy, latency and size"
+    return [Chart(title, svg.drawing(parts + labels(places, svg.TOP + 4, floor - 10), title), note)]
 
 
 def _lines(

@@ -50,6 +50,7 @@ def _content(
     verdict: dict[str, Any], histories: dict[str, list[dict]], recipe: Recipe | None
 ) -> dict[str, Any]:
     colour = charts.colours(verdict, histories)
+    price_charts = series_charts.bubble_charts if verdict["series"] else charts.tradeoff_charts
     measure = verdict["measure"]
     roles = {model["role"] for model in verdict["models"]}
     plain = next((role for role in BESIDE if role in roles), None)
@@ -72,7 +73,7 @@ def _content(
         "runs": [name for name, history in histories.items() if history],
         "by_model": _drawn([charts.model_chart(verdict, colour)]),
         "losses": _drawn(charts.loss_charts(histories, colour, measure)),
-        "tradeoffs": _drawn(charts.tradeoff_charts(verdict, colour)),
+        "tradeoffs": _drawn(price_charts(verdict, colour)),
         "samples": [
             (sample, [(name, sample["completions"][name]) for name in shown]) for sample in verdict["samples"]
         ],
