@@ -212,6 +212,7 @@ def chain_of(recipe: Recipe, students: list[str], scratch: Sequence[int] = ()) -
 def as_planned(recipe: Recipe) -> list[Recipe]:
     """The stages with the names that their models have now, to be measured before any of them is trained."""
     from llm_finetuner.chain import stages_of
+    from llm_finetuner.named_models import has_new_weights
 
     found: list[Recipe] = []
     for stage in stages_of(recipe):
@@ -221,7 +222,8 @@ def as_planned(recipe: Recipe) -> list[Recipe]:
         if stage.teacher is not None and stage.teacher.name in before:
             earlier = before[stage.teacher.name]  # a part of its teacher is taken for the whole
             part = is_part(earlier.student.name)
-            taught = Teacher(earlier.student.name, from_scratch=earlier.student.from_scratch)
+            student = earlier.student  # its weights are new now, and trained by then
+            taught = Teacher(student.name, from_scratch=has_new_weights(student), shape=student.shape)
             stage = replace(stage, teacher=earlier.teacher if part else taught)
         found.append(stage)
     return found

@@ -65,7 +65,8 @@ def _check_settings(recipe: Recipe) -> None:
     models = {"student": recipe.student, **({"teacher": recipe.teacher} if recipe.teacher else {})}
     for who, model in models.items():
         for name in HELD:
-            if model.name in MODELS and vars(model)[name] != getattr(Model(), name):
+            planned = who == "teacher" and name == "from_scratch"  # of a chain: trained by then
+            if model.name in MODELS and not planned and vars(model)[name] != getattr(Model(), name):
                 raise RecipeError(
                     f"{who}.{name} is for models that are loaded, and {model.name} is built here",
                     "leave it out",
@@ -118,7 +119,7 @@ def check_models(recipe: Recipe) -> None:
 
 def _check_taught(teacher: Model, recipe: Recipe) -> None:
     """A teacher that is built here has to know something: a line is fitted, and repeating needs no learning."""
-    if teacher.name in UNTRAINED:
+    if teacher.name in UNTRAINED and not teacher.from_scratch:
         raise RecipeError(
             f"a {teacher.name} that is built anew has learned nothing that it could teach",
             f"train it first, and give the folder of the run: {program()} {TRAIN} {teacher.name} ...; or take linear",
