@@ -23,7 +23,7 @@ def export_model(name: str, to: str, folder: str | Path | None = None) -> dict[s
     folder: by default RUN/<to>, and outputs/<name>-<to> of what is no run. Returns what `write` does. Raises
     FinetunerError.
     """
-    usual = Path(name) / to if is_run(name) else Path("outputs") / f"{Path(name).name}-{to}"
+    usual = Path(name) / to if is_run(name) else Path("outputs") / f"{Path(name).resolve().name}-{to}"
     target = Path(folder or usual)
     exporter, task = prepare(to, target), task_of(name)
     model = loading.load_trained(name, merge=True, auto=task.auto)

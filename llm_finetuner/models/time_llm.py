@@ -110,7 +110,7 @@ class Reprogramming(nn.Module):
         else:
             self.mapping = nn.Linear(vocabulary, config.prototypes)
             self.key, self.value = nn.Linear(width, inside), nn.Linear(width, inside)
-        self.folded, self.dropout = config.folded, config.dropout
+        self.folded = config.folded
         self.out = nn.Linear(inside, width)
 
     def forward(self, patches_NPk: Tensor, words_VD: Tensor) -> Tensor:
@@ -118,9 +118,8 @@ class Reprogramming(nn.Module):
         keys_hSk, values_hSk = (self.keys, self.values) if self.folded else self.constants(words_VD)
         count = len(patches_NPk)
         mixed_NhPk = F.scaled_dot_product_attention(
-            query_NhPk, keys_hSk.expand(count, -1, -1, -1), values_hSk.expand(count, -1, -1, -1),
-            dropout_p=self.dropout if self.training else 0.0,
-        )  # fmt: skip
+            query_NhPk, keys_hSk.expand(count, -1, -1, -1), values_hSk.expand(count, -1, -1, -1)
+        )
         return self.out(mixed_NhPk.transpose(1, 2).flatten(2))
 
     def constants(self, words_VD: Tensor) -> tuple[Tensor, Tensor]:
