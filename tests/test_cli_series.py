@@ -92,7 +92,7 @@ def test_what_is_known_of_forecasters_is_so():
 def test_every_setting_of_series_is_a_flag_and_is_spelled_again():
     given = {
         "lookback": 24, "horizon": 6, "quantiles": [0.1, 0.5, 0.9], "split": "ett-hour", "train_percent": 10.0,
-        "stride": 2, "description": "load of a line, by the hour", "season": 12, "time_column": "none", "id_column": "who",
+        "window_step": 2, "description": "load of a line, by the hour", "season": 12, "time_column": "none", "id_column": "who",
         "targets": ["a", "b"], "missing": "forward", "duplicates": "mean", "irregular": "fill", "constant": "keep",
         "short": "drop",
     }  # fmt: skip
@@ -360,7 +360,7 @@ def test_a_table_that_is_read_wrongly_can_be_read_otherwise(keys, desk, capsys):
 def test_settings_of_texts_are_not_offered_to_series_nor_the_other_way_round():
     given = {"method": "forecast_distillation", "student.name": "patch", "data.source": "d.csv"}
     paths = {setting.path for setting in further(given)}
-    assert {"data.series.stride", "options.feature_weight", "data.eval_samples"} <= paths
+    assert {"data.series.window_step", "options.feature_weight", "data.eval_samples"} <= paths
     assert not paths & {
         "data.max_length",
         "data.mask",

@@ -129,7 +129,7 @@ HELP = {
     "data.series.quantiles": "levels to forecast, with 0.5 among them, such as 0.1 0.5 0.9; none: one number a step",
     "data.series.split": "percent of the rows to train, select and test on, or ett-hour, ett-minute",
     "data.series.train_percent": "train on the first so many percent of the training rows",
-    "data.series.stride": "steps from one training window to the next",
+    "data.series.window_step": "steps from one training window to the next",
     "data.series.description": "what the data are, in a sentence: the prompt of time_llm says it",
     "data.series.season": "steps of a season; auto: by the frequency, such as 24 of hourly rows",
     "data.series.time_column": "column of times; auto: date, ds, timestamp, time, datetime; none: rows follow in order",
