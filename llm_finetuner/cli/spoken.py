@@ -98,7 +98,7 @@ WHY = {  # where the help of the flag is too short for someone who sees it for t
     "are tried, and the best on the validation windows is taken.",
     "data.series.lookback": "Steps that a forecast is made from. Scores of two look-backs cannot be compared.",
     "data.series.horizon": "Steps that are forecast.",
-    "data.series.split": "Percent of the rows to train, select and test on, one after the other; or ett-hour, ett-minute.",
+    "data.series.split": "Percent to train, select and test on, one after the other; or ett-hour, ett-minute.",
     "data.series.description": "In a sentence: Time-LLM's prompt says it.",
     "student.shape": "The command list models tells of more.",
 }

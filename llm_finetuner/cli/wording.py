@@ -160,8 +160,8 @@ HELP = {
     "train.patience": "stop after this many evaluations without a better one; 0: never",
     "train.seed": "the same seed gives the same run",
     "train.trackers": "also write to tensorboard, wandb",
-    "options.beta": "weight of the teacher's forecasts beside alpha, of which only the ratio matters; auto: the best of five "
-    "on validation",
+    "options.beta": "weight of the teacher's forecasts beside alpha; only the ratio of the two matters; auto: "
+    "five shares of the teacher are tried on validation",
     "options.feature_weight": "weight of the teacher's hidden states of patches",
     "options.relation_weight": "weight of how the channels of a window lie to each other, by their angles",
     "options.spectrum_weight": "weight of the teacher's spectrum of each forecast",
