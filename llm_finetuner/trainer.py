@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from llm_finetuner import checkpoint, recipe_file
-from llm_finetuner.assembly import Assembly, Parts, assemble
+from llm_finetuner.assembly import Parts, assemble
 from llm_finetuner.benchmark.quality import evaluate
 from llm_finetuner.data import label_names
 from llm_finetuner.data.order import Order
@@ -316,8 +316,7 @@ class _Run:
         self.say("note", {"text": text})
 
     def _announce(self) -> None:
-        built: Assembly = self.built
-        student = built.learner.student
+        built, student = self.built, self.built.learner.student
         beside = sum(peer.num_parameters() for peer in built.learner.peers)
         settings = {
             "steps": built.steps,
@@ -325,6 +324,7 @@ class _Run:
             "examples": len(built.train),
             "eval_examples": len(built.held_out) if built.held_out is not None else 0,
             "tokens": int(self.order.lengths.sum()),
+            "read": built.task.measure.read,
             "parameters": student.num_parameters(),
             "trainable_parameters": student.num_parameters(only_trainable=True),
             "teacher_parameters": built.teacher.parameters if built.teacher else beside,

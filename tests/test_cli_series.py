@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-
 from test_cli_app import recipe_of
 from test_forecasters import SMALL
 

@@ -132,6 +132,7 @@ class Screen:
         if models:
             measure = verdict.get("measure", {})
             names = {measure.get("key"): measure.get("name")}
+            names |= {"tokens_per_second": f"{measure['read']}/s"} if "read" in measure else {}
             self.console.print(models_table(models, self.console.width, names))
         if not self.quiet:
             self.samples((verdict.get("samples") or verdict.get("answers") or [])[:2])
