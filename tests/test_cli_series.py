@@ -155,7 +155,7 @@ TEACH = ["distill", "--method", "13", "--student", "patch", "--data", "rows.csv"
         ([*TRAIN, "--student", "repeat-last"], "repeat-last has nothing to learn"),
         ([*TRAIN, "--dtype", "float16"], "student.dtype is for models that are loaded"),
         ([*TRAIN, "--task", "causal_lm"], "data.series.lookback is for forecasting"),
-        ([*TEACH, "--teacher", "patch"], "a patch that is built anew has learned nothing"),
+        ([*TEACH, "--teacher", "patch"], "patch was built with weights that nobody has trained"),
         ([*TEACH, "--teacher", "seasonal-naive"], "repeats a season, and none is given"),
         ([*TEACH, "--teacher", "big", "--horizon", "8"], "big has horizon 4, and the series are cut for 8"),
         ([*TEACH, "--teacher", "linear", "--quantiles", "0.1", "0.5", "0.9"], "linear gives one number a step"),

@@ -5,17 +5,19 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 from menu_keys import CTRL_U, DOWN, ENTER, answers_to
 from menu_keys import keys  # noqa: F401  fixture
 from test_cli_app import recipe_of
 from test_cli_series import desk, made, table  # noqa: F401  fixtures
 
 from llm_finetuner import recipe_file
-from llm_finetuner.cli import confirm, jobs
+from llm_finetuner.cli import confirm, jobs, side_jobs
 from llm_finetuner.cli.console import Screen
 from llm_finetuner.cli.questions import further
 from llm_finetuner.cli.settings import build, fields_of
 from llm_finetuner.cli.words import words_of
+from llm_finetuner.errors import RecipeError
 from llm_finetuner.recipe import Data
 
 TABLE = [
@@ -121,3 +123,13 @@ def test_a_run_to_its_end_and_the_pairs_of_its_seeds(keys, desk, capsys):
     )
     verdict = json.loads(Path("out/metrics.json").read_text())
     assert "seeds" in json.dumps(verdict) and recipe_file.load("out/recipe.yaml").options["beta"] == 0.5
+
+
+def test_answers_of_a_forecaster_are_kept_from_the_menu(keys, desk, capsys):
+    moves = [DOWN * 6, ENTER, *TABLE, ENTER, *SMALLER, "linear", ENTER, "answers", ENTER]
+    said = "fitted to the training rows in a second"
+    with pytest.raises(RecipeError, match=said):
+        keys(side_jobs.cache, *moves)
+    moves = [DOWN * 6, ENTER, *TABLE, ENTER, *SMALLER, "big", ENTER, "answers", ENTER]
+    assert keys(side_jobs.cache, *moves) == 0 and Path("answers").is_dir()
+    assert "--cache answers" in capsys.readouterr().out

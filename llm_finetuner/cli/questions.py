@@ -103,17 +103,14 @@ def chain(answers: Answers) -> Steps:
 
 def caching(answers: Answers) -> Steps:
     """What a teacher's answers are written down for."""
-    if task_of(answers) == FORECASTING:
-        rows, sizes = series_questions.data(), []
-    else:
-        rows, sizes = data(), known("data.max_length", "data.samples")
+    series = task_of(answers) == FORECASTING
     k = Question("job.k", lambda a: None if task_of(a) in FEW_ANSWERS else Ask("50", whole_number))
     return [
         plain("task", pick_task),
+        *(series_questions.data() if series else []),
         *student(answers),
-        plain("teacher.name", lambda a: Ask(example(a)[1], teacher_name, is_path=True)),
-        *rows,
-        *sizes,
+        series_questions.teacher() if series else plain("teacher.name", pick_teacher),
+        *([] if series else [*data(), *known("data.max_length", "data.samples")]),
         (k, k.why()),
         plain("job.to", lambda a: Ask(NEW_CACHE, str, is_path=True)),
     ]
@@ -160,8 +157,8 @@ def teacher(answers: Answers) -> Steps:
     if kind not in NAMELESS or is_part(answers.get("student.name", "")) and kind != "ensemble":
         series = task_of(answers) == FORECASTING
         named = Question("teacher.name", partial(ask_teacher, kind, peers))
-        told = spoken.WHY_SERIES["teacher.name"] if series else named.why()
-        steps.append((named, spoken.PEER if peers else told))
+        told = spoken.PEER if peers else named.why()
+        steps.append(series_questions.teacher() if series else (named, told))
         if peers:
             steps.append(plain("teacher.from_scratch", partial(pick_scratch, "teacher.name")))
     options = options_in(TEACHERS, kind, "teacher.options")
@@ -278,10 +275,13 @@ def pick_scratch(key: str, answers: Answers) -> Pick | None:
     return Pick([yes, no], True) if lacks_weights(answers, key) else None
 
 
+def pick_teacher(answers: Answers) -> Ask:
+    """A teacher that is named before anything else that it could be held against."""
+    return Ask(example(answers)[1], teacher_name, is_path=True)
+
+
 def ask_teacher(kind: str, peers: bool, answers: Answers) -> Ask:
     """A teacher's name, held against what was named before."""
-    if task_of(answers) == FORECASTING:
-        return series_questions.teacher_prompt(answers)
     return Ask(example(answers)[1], fitted(teacher_of(kind, peers), "teacher.name", answers), is_path=True)
 
 

@@ -9,11 +9,10 @@ from typing import Any
 
 from llm_finetuner.cli import imports
 from llm_finetuner.cli.configs import config_of, depth_of, is_forecaster
-from llm_finetuner.cli.exits import program
 from llm_finetuner.cli.hub import models_in
 from llm_finetuner.cli.needed import OWN, compares_blocks, is_part
 from llm_finetuner.errors import RecipeError
-from llm_finetuner.models.build import BACKBONES
+from llm_finetuner.models.build import BACKBONES, untrained
 from llm_finetuner.recipe import Data, Model, Recipe, members_of
 from llm_finetuner.recipe_series import FORECASTING, Series, shares_of
 from llm_finetuner.registry import MODELS, resolve
@@ -24,7 +23,6 @@ UNTRAINED = ("time_llm", "patch")  # built here, they know nothing yet
 NAIVE = ("repeat-last", "seasonal-naive")  # they have no weights
 WITHOUT_BLOCKS = ("linear", "naive", *NAIVE)
 ALIKE = ("lookback", "horizon", "quantiles")  # of student and teacher
-TRAIN = "finetune --task forecasting --method full --student"
 
 
 def check_task(recipe: Recipe) -> None:
@@ -120,12 +118,7 @@ def check_models(recipe: Recipe) -> None:
 def _check_taught(teacher: Model, recipe: Recipe) -> None:
     """A teacher that is built here has to know something: a line is fitted, and repeating needs no learning."""
     if teacher.name in UNTRAINED and not teacher.from_scratch:
-        raise RecipeError(
-            f"a {teacher.name} that is built anew has learned nothing that it could teach",
-            f"train it first, and give the folder of the run: {program()} {TRAIN} {teacher.name} ...; or take linear",
-        )
-    if teacher.name == "seasonal-naive" and recipe.data.series.season is None:
-        raise RecipeError("seasonal-naive repeats a season, and none is given", "--season 24")
+        raise untrained(teacher.name)
     if teacher.name in MODELS and recipe.data.series.quantiles:
         raise RecipeError(
             f"{teacher.name} gives one number a step, and the student is to forecast quantiles",

@@ -1,5 +1,6 @@
 """The questions of the menu for a model that forecasts series: the table and its windows first, then the models."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ ASKED = {"train.steps": STEPS, "train.batch_size": WINDOWS, "train.learning_rate
 OF_TABLE = tuple(f"data.series.{name}" for name in READ)
 ELSEWHERE = (  # asked above, so not again on request
     *ASKED, "train.epochs", "options.alpha", "options.beta", "student.shape", "teacher.shape",
-    *(f"data.series.{name}" for name in (*CUT, "description", "quantiles")),
+    *(f"data.series.{name}" for name in (*CUT, "description")),
 )  # fmt: skip
 LATER = {"data.series.description": "asked after the model"}  # which time_llm needs
 
@@ -56,8 +57,8 @@ def read_otherwise(answers: Answers, wrong: FinetunerError | None) -> dict[str, 
 
 def mends(wrong: FinetunerError | None) -> str | None:
     """The setting that the hint of an error names by its flag."""
-    hint = wrong.hint.split() if wrong else []
-    return next((s.path for s in map(field, (*READ, *CUT)) if s.flag in hint), None)
+    flags = re.findall(r"--[\w-]+", wrong.hint) if wrong else []
+    return next((s.path for s in map(field, (*READ, *CUT)) if s.flag in flags), None)
 
 
 def student(may_be_part: bool) -> Steps:
@@ -74,16 +75,18 @@ def student(may_be_part: bool) -> Steps:
     ]
 
 
-def teacher_prompt(answers: Answers) -> Ask:
+def teacher() -> tuple[Question, str]:
     """A forecaster that was trained, or one that needs no training."""
 
     def parse(typed: str) -> str:
         name = typed.strip()
         return name if name in MODELS else model_name(typed)
 
-    return Ask(
-        newest_forecaster() or example(answers)[1], fitted(parse, "teacher.name", answers), is_path=True
-    )
+    def make(answers: Answers) -> Ask:
+        offered = newest_forecaster() or example(answers)[1]
+        return Ask(offered, fitted(parse, "teacher.name", answers), is_path=True)
+
+    return Question("teacher.name", make), spoken.WHY_SERIES["teacher.name"]
 
 
 def share() -> Steps:

@@ -15,8 +15,8 @@ from llm_finetuner.errors import FinetunerError, ModelError, RecipeError
 from llm_finetuner.recipe import Data, Recipe
 from llm_finetuner.recipe_series import FORECASTING
 
-OF_ROWS = ("Name the columns", "Which are read; the last one is learned")
-OF_SERIES = ("Read it otherwise", "Columns, gaps, times, how it is cut")
+COLUMNS = ("Name the columns", "Which are read; the last one is learned")
+OTHERWISE = ("Read it otherwise", "Columns, gaps, times, how it is cut")
 
 
 def _number(key: str) -> int:
@@ -99,7 +99,7 @@ class Walk:
     def _look(self) -> Any:
         """Show how the data are read; go on, go back, name the columns, or leave bad rows out."""
         while True:
-            choices = [("columns", *(OF_SERIES if self._of_series else OF_ROWS), None)]
+            choices = [("columns", *(OTHERWISE if self._of_series else COLUMNS), None)]
             choices.append(("back", "Other data", "Back to the question for the data", None))
             default, failed = "columns", self._show()
             if failed is None:

@@ -193,7 +193,12 @@ def check_ready(model: nn.Module, name: str) -> None:
     from llm_finetuner.models.naive import Naive
 
     if not isinstance(model, Naive) and not waits_for_rows(model):
-        raise RecipeError(
-            f"{name} was built with weights that nobody has trained, so it has nothing to teach",
-            "name the folder of a run that trained it, or linear, which is fitted (without quantiles) to the same rows",
-        )
+        raise untrained(name)
+
+
+def untrained(name: str) -> RecipeError:
+    """What is said of a teacher that was just built."""
+    return RecipeError(
+        f"{name} was built with weights that nobody has trained, so it has nothing to teach",
+        "name the folder of a run that trained it, or linear, which is fitted (without quantiles) to the same rows",
+    )
