@@ -39,8 +39,13 @@ def test_a_teacher_that_was_spoilt_on_purpose_trips_the_gate(tmp_path):
     assert said["paid"] == "no" and "distilling did not pay" in said["sentence"]
     alone, found = line_of(said, "baseline_steps"), " ".join(said["warnings"])
     assert f"The teacher (teacher) is not better than {alone['name']}: there was nothing to compress" in found
-    assert "not better than line in closed form, which costs next to nothing: take that one, or beta = 0" in found
-    assert "is worse than the same student trained on the truth alone for as many steps: take beta = 0" in found
+    assert (
+        "not better than line in closed form, which costs next to nothing: take that one, or beta = 0"
+        in found
+    )
+    assert (
+        "is worse than the same student trained on the truth alone for as many steps: take beta = 0" in found
+    )
     assert line_of(said, "teacher")["mse"] > alone["mse"]
     page = (tmp_path / "run" / "report.html").read_text()
     assert "there was nothing to compress" in page and "It did not pay" in page
@@ -75,7 +80,9 @@ def test_a_report_of_several_seeds_tells_all(tmp_path):
     for name in names:  # windows and channels count alike, so parts average to the whole
         assert np.mean(series["by_step"][name]) == pytest.approx(overall[name], rel=1e-4)
         assert np.mean(list(series["by_channel"][name].values())) == pytest.approx(overall[name], rel=1e-4)
-        assert series["skill"][name]["overall"] == pytest.approx(1 - overall[name] / overall["last value"], rel=1e-4)
+        assert series["skill"][name]["overall"] == pytest.approx(
+            1 - overall[name] / overall["last value"], rel=1e-4
+        )
     assert series["skill"]["last value"]["overall"] == 0 and series["naive"] == "last value"
     assert set(series["intervals"]) == {"teacher", "forecast distillation"}
     shares = list(series["reliability"]["teacher"].values())
