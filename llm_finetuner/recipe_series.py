@@ -20,7 +20,7 @@ class Series:
     quantiles: list[float] = field(default_factory=list)  # levels that are forecast; none: one number a step
     split: str = "70-10-20"  # percent of the rows to train, select and test on; or ett-hour, ett-minute
     train_percent: float = 100.0  # only the first so many percent of the training rows
-    stride: int = 1  # steps from one training window to the next
+    window_step: int = 1  # steps from one training window to the next
     description: str = ""  # what the data are, in a sentence: Time-LLM's prompt says it
     season: int | None = None  # steps of a season; None: by the frequency (hourly 24, daily 7, monthly 12)
     time_column: str | None = (
@@ -39,7 +39,7 @@ class Series:
     def __post_init__(self):
         check_count("series.lookback", self.lookback, 2)
         check_count("series.horizon", self.horizon, 1)
-        check_count("series.stride", self.stride, 1)
+        check_count("series.window_step", self.window_step, 1)
         if self.season is not None:
             check_count("series.season", self.season, 1)
         check_levels(self.quantiles)

@@ -309,3 +309,15 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, source):
     resumed = fit(half, resume=True)
     for one, other in zip(whole.tuned.model.parameters(), resumed.tuned.model.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("name", ["time_llm", "patch", "linear", "seasonal-naive"])
+def test_series_give_a_model_its_sizes_and_leave_it_the_rest(name):
+    """A setting of windows that is called like one of a model would take its place unseen."""
+    section = {"lookback": 48, "horizon": 12, "description": "load", "window_step": 3, "season": 7}
+    student = from_dict(
+        {"task": "forecasting", "student": {"name": name}, "data": {"series": section}}
+    ).student
+    plain = from_dict({"task": "forecasting", "student": {"name": name}}).student
+    changed = {key for key in student.shape if student.shape[key] != plain.shape[key]}
+    assert changed <= {"lookback", "horizon", "description", "season"} and {"lookback", "horizon"} <= changed

@@ -167,7 +167,7 @@ def test_few_training_rows_and_wider_steps():
     plan = Series(lookback=24, horizon=8, train_percent=10)
     few = frame([read(wide())], plan, 24)
     assert few.borders[0]["train"] == (0, 25 + 24) and few.borders[0]["scale"] == (0, 280)
-    spaced = frame([read(wide())], Series(lookback=24, horizon=8, stride=4), 24)
+    spaced = frame([read(wide())], Series(lookback=24, horizon=8, window_step=4), 24)
     assert spaced.part("train").starts[:3, 1].tolist() == [0, 4, 8]
     assert spaced.part("test").starts[:3, 1].tolist() == [296, 297, 298]
 

@@ -131,7 +131,7 @@ class Frame:
         for number, borders in enumerate(self.borders):
             low, high = borders[name]
             low = low if name == "train" else max(0, low - plan.lookback)
-            first = np.arange(low, high - size + 1, plan.stride if name == "train" else 1)
+            first = np.arange(low, high - size + 1, plan.window_step if name == "train" else 1)
             starts.append(np.stack([np.full_like(first, number), first], 1))
         found = np.concatenate(starts)
         if not len(found):
