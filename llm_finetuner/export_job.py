@@ -70,9 +70,7 @@ def task_of(name: str) -> Task:
     """
     if is_run(name):
         return resolve(TASKS, recipe_file.load(Path(name) / "recipe.yaml").task, "task")()
-    tasks = [
-        resolve(TASKS, task)() for task in TASKS
-    ]  # before the folder is read: forecasters become known by it
+    tasks = [resolve(TASKS, task)() for task in TASKS]  # first: transformers learns of forecasters by it
     config = loading.load_config(loading.base_of(name))
     classes = config.architectures or []
     fitting = [task for task in tasks if _class(task, config) in classes]

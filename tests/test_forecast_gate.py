@@ -1,4 +1,4 @@
-"""Did it pay? What the verdict and the report say of forecasters, good teachers, spoilt ones, and data without a pattern."""
+"""Did it pay? What verdict and report say of good teachers, spoilt ones, and data without a pattern."""
 
 import json
 import re

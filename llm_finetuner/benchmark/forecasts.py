@@ -103,9 +103,9 @@ def by_channel(said: Sequence[Said], frame: Frame) -> dict[str, float]:
 def original(said: Sequence[Said], frame: Frame) -> dict[str, Figures]:
     """MAE, RMSE, sMAPE (%), MASE and CRPS of each channel, in the units of the data.
 
-    MASE divides by the mean change over a season in the training rows (Hyndman and Koehler 2006); sMAPE is
-    200 |y - f| / (|y| + |f|), 0 where both are 0. CRPS is twice the mean pinball loss of the quantiles, of one number a
-    step the MAE.
+    MASE divides by the mean change over a season in the training rows (Hyndman and Koehler 2006), and is NaN where
+    there is none; sMAPE is 200 |y - f| / (|y| + |f|), 0 where both are 0. CRPS is twice the mean pinball loss of the
+    quantiles, of one number a step the MAE.
     """
     found: dict[str, Figures] = {}
     for one in said:
@@ -114,7 +114,8 @@ def original(said: Sequence[Said], frame: Frame) -> dict[str, Figures]:
         gap, size = np.abs(truth - guess), np.abs(truth) + np.abs(guess)
         low, high = frame.borders[one.group]["scale"]
         past_TC = group.values[low:high]
-        season_C = np.abs(past_TC[frame.season :] - past_TC[: -frame.season]).mean(0)
+        changes = np.abs(past_TC[frame.season :] - past_TC[: -frame.season])
+        season_C = changes.mean(0) if len(changes) else np.zeros(len(group.names))
         crps = _crps(one) * scale.spread if one.quantiles else gap.mean((0, 1))
         columns = {
             "mae": gap.mean((0, 1)), "rmse": np.sqrt(np.square(gap).mean((0, 1))),

@@ -5,7 +5,8 @@
 must agree: classes.paired). `paid` is the hardest of the comparisons there are: "yes" if the distilled student is
 better than cross-entropy alone at equal steps and at equal compute, "no" if it is worse at one of them, "unclear"
 otherwise, "unknown" if no baseline was trained ("no" also then, if it is worse than the untouched student). A model
-that was tuned without a teacher is held against the untouched student alone.
+that was tuned without a teacher is held against the untouched student alone, or, where its weights were drawn, against
+models that learn little or nothing; where one of those is not measurably beaten, a sentence begins with that.
 """
 
 import math
