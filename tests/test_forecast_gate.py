@@ -10,8 +10,16 @@ from test_forecast_facade import tuner
 from test_forecasters import SMALL
 from test_forecasting import table
 
+from llm_finetuner.benchmark import speed
+
 PLAN = {"epochs": 2, "batch_size": 16, "learning_rate": 3e-3}
 HASTY = {**PLAN, "epochs": 1}
+
+
+@pytest.fixture(autouse=True)
+def hasty(monkeypatch):
+    """Speeds are of no interest here."""
+    monkeypatch.setattr(speed, "TURN", 0.001)
 
 
 def distilled(folder, history, teacher, plan=HASTY, beta=0.5, **options):
