@@ -82,6 +82,8 @@ def time_llm(
     Any other backbone is a folder or hub name whose weights are loaded, and its first num_layers blocks taken (all).
     weights: whether they are, and the model is not only to be measured.
     """
+    from torch.nn import init
+
     from llm_finetuner.models import prompt
     from llm_finetuner.models.forecaster import count_patches
     from llm_finetuner.models.time_llm import TimeLLM, TimeLLMConfig
@@ -104,9 +106,12 @@ def time_llm(
     slots, tokens = prompt.of_buckets(lookback)
     sizes = (hidden_size, num_layers or 3, num_heads)
     inner = _inner(backbone, *sizes, tokens, len(slots) + count, dropout)
-    return TimeLLM(
+    model = TimeLLM(
         TimeLLMConfig(backbone=inner, slots=_plain(slots), read=min(read, hidden_size), **settings)
     )
+    # Words as far apart as pretrained ones: at the families' own spread of .02 all prototypes are one, and patches too
+    init.normal_(model.words.weight)
+    return model
 
 
 def _on_pretrained(
