@@ -44,7 +44,7 @@ def choose(
     spare_models(recipe)
     folder = Path(recipe.output)
     if not recipe.scheme.undecided:
-        if not resume:  # of an earlier run in this folder
+        if not resume and folder.is_dir():  # of an earlier run there
             (folder / SHARE).unlink(missing_ok=True)
         return recipe
     settings = _settings(recipe)
