@@ -10,7 +10,18 @@ from typing import Any
 import forecasting_made as made
 import numpy as np
 import torch
-from forecasting_runs import DESCRIPTION, FEW, FEW_STEPS, HORIZON, LOOKBACK, RATES, STEPS, STUDENT, Bench
+from forecasting_runs import (
+    DESCRIPTION,
+    FEW,
+    FEW_STEPS,
+    HORIZON,
+    LOOKBACK,
+    RATE,
+    STEPS,
+    STUDENT,
+    TEACHER,
+    Bench,
+)
 
 from llm_finetuner.benchmark import forecasts
 from llm_finetuner.comparison import compare_run
@@ -54,8 +65,9 @@ def line(bench: Bench) -> Figures:
 
 
 def teacher(bench: Bench) -> Figures:
-    """The compact Time-LLM."""
-    return bench.teacher()[1]
+    """The compact Time-LLM that a line has taught, and the same alone."""
+    alone = bench.trained(bench.recipe("teacher_alone", TEACHER, 0, STEPS, RATE))
+    return {**bench.teacher()[1], "alone": alone}
 
 
 def full(bench: Bench) -> Figures:
@@ -76,9 +88,7 @@ def _by_seed(bench: Bench, arms: dict, steps: int, percent: float, folder: Path)
     found: Figures = {name: [] for name in arms}
     for seed in bench.seeds:
         for name, weights in arms.items():
-            run = bench.recipe(
-                f"run_{name.replace('/', '_')}", STUDENT, seed, steps, RATES["student"], percent
-            )
+            run = bench.recipe(f"run_{name.replace('/', '_')}", STUDENT, seed, steps, RATE, percent)
             if weights is not None:
                 run = bench.taught(run, *weights, "linear" if "line" in name else str(folder))
             found[name].append(bench.trained(run))
@@ -141,7 +151,7 @@ def invariances(bench: Bench) -> Figures:
 
 def _beta_0(bench: Bench) -> bool:
     """Whether a run with a teacher of no weight has the weights of the plain run, bit for bit."""
-    plain = bench.recipe("beta_0_plain", STUDENT, 0, 10, RATES["student"])
+    plain = bench.recipe("beta_0_plain", STUDENT, 0, 10, RATE)
     taught = replace(
         bench.taught(plain, 1.0, 0.0, str(bench.teacher()[0])), output=str(bench.out / "beta_0_taught")
     )
@@ -161,9 +171,7 @@ def _test_rows(bench: Bench) -> bool:
 def cache(bench: Bench) -> Figures:
     """A student of stored answers against one of the live teacher: the largest difference of any weight."""
     folder, _ = bench.teacher()
-    stored = bench.taught(
-        bench.recipe("stored", STUDENT, 0, 12, RATES["student"], FEW), 0.5, 0.5, str(folder)
-    )
+    stored = bench.taught(bench.recipe("stored", STUDENT, 0, 12, RATE, FEW), 0.5, 0.5, str(folder))
     live = replace(
         stored, teacher=replace(stored.teacher, kind="live", options={}), output=str(bench.out / "live")
     )
