@@ -11,12 +11,10 @@ from transformers import BertConfig
 
 from llm_finetuner.benchmark import forecasts
 from llm_finetuner.data import series, windows
-from llm_finetuner.models import build, prompt
-from llm_finetuner.models.linear_forecaster import fit_closed_form
+from llm_finetuner.models import prompt
 from llm_finetuner.models.time_llm import TimeLLM, TimeLLMConfig
 from llm_finetuner.recipe import Recipe
 from llm_finetuner.recipe_file import from_dict
-from llm_finetuner.recipe_series import Series
 from llm_finetuner.trainer import fit
 
 VOCABULARY = 30_522  # of BERT
@@ -74,21 +72,36 @@ def noise(rows: int = 6000, seed: int = 0) -> tuple[pd.DataFrame, np.ndarray]:
     ), spread
 
 
-def intervals(level: float = 0.8) -> dict[str, Any]:
-    """Of a line on the made series: coverage, and the interval score beside that of the quantiles that made it."""
+def intervals(bench: Bench, level: float = 0.8) -> dict[str, Any]:
+    """Of quantiles forecast by a line on the made series: coverage, and the score beside that of the true quantiles."""
     table, spread = noise()
-    groups, _ = series.load(table, Series())
-    frame = windows.frame(groups, Series(lookback=LOOKBACK, horizon=24), 24)
-    model = build.linear(lookback=LOOKBACK, horizon=24)
-    fit_closed_form(model, frame.part("train").blocks())
+    bench.out.mkdir(parents=True, exist_ok=True)
+    table.to_csv(bench.out / "noise.csv", index=False)
+    about = {"lookback": LOOKBACK, "horizon": 24, "quantiles": [0.1, 0.5, 0.9], "season": 24}
+    recipe = from_dict(
+        {
+            "task": "forecasting", "method": "fine_tuning", "student": {"name": "linear"},
+            "data": {"source": str(bench.out / "noise.csv"), "series": about},
+            "train": {
+                "steps": 600, "batch_size": 64, "gradient_accumulation_steps": 1, "learning_rate": 5e-3,
+                "warmup": 0.1, "eval_every": 100, "save_every": 0, "precision": "fp32",
+            },
+            "output": str(bench.out / "noise"),
+        }
+    )  # fmt: skip
+    model = fit(recipe).tuned.model.eval()
+    groups, _ = series.load(table, recipe.data.series)
+    frame = windows.frame(groups, recipe.data.series, 24)
     before, said = (forecasts.forecast(model, frame.part(name)) for name in ("validation", "test"))
-    found = forecasts.intervals(before, said, level, every=1)
-    scale = frame.scales[0].spread
+    found = forecasts.intervals(before, said, level, every=frame.season)
     starts = frame.part("test").starts[:, 1] + LOOKBACK
     known_nH = spread[starts[:, None] + np.arange(24)]
-    best = 2 * 1.7549833 * (known_nH[..., None] / scale).mean()  # E[interval score] of N(0, 1) at 80 %
-    figures = found.figures()
-    return {**figures, "by_channel": found.by_channel(), "score_of_the_true_quantiles": float(best)}
+    best = (
+        2 * 1.7549833 * (known_nH[..., None] / frame.scales[0].spread).mean()
+    )  # E[score] of N(0, 1) at 80 %
+    return {
+        **found.figures(), "by_channel": found.by_channel(), "score_of_the_true_quantiles": float(best)
+    }  # fmt: skip
 
 
 def trials(bench: Bench) -> dict[str, Recipe]:

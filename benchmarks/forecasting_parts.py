@@ -185,7 +185,7 @@ def intervals(bench: Bench) -> Figures:
     straight = build.linear(lookback=LOOKBACK, horizon=HORIZON)
     fit_closed_form(straight, frame.part("train").blocks())
     found = {name: _of_level(frame, one) for name, one in (("teacher", model), ("line", straight))}
-    return {**found, "made": made.intervals()}
+    return {**found, "made": made.intervals(bench)}
 
 
 def _of_level(frame: Any, model: torch.nn.Module, level: float = 0.8) -> Figures:

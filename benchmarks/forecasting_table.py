@@ -199,7 +199,7 @@ def intervals(found: dict, etth1: bool) -> list[Line]:
         bar = f".77 - .83 [.74, .86], score <= {most:.2f}"
         held = right and one["interval_score"] <= most
         judged = etth1 or name == "made"
-        called = {"made": "a made series (true quantiles score " + (f"{best:.2f})" if best else ")")}.get(
+        called = {"made": "quantiles of a made series (the true ones score " + (f"{best:.2f})" if best else ")")}.get(
             name, name
         )
         lines.append(
