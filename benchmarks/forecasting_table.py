@@ -199,9 +199,7 @@ def intervals(found: dict, etth1: bool) -> list[Line]:
         bar = f".77 - .83 [.74, .86], score <= {most:.2f}"
         held = right and one["interval_score"] <= most
         judged = etth1 or name == "made"
-        called = {"made": "quantiles of a made series (the true ones score " + (f"{best:.2f})" if best else ")")}.get(
-            name, name
-        )
+        called = name if best is None else f"quantiles of a made series (the true ones score {best:.2f})"
         lines.append(
             (
                 f"80 % intervals, {called}: coverage, of channels",
@@ -250,10 +248,14 @@ def table(bench: Bench) -> str:
     found = bench.results()
     if not found:
         return "no results yet"
-    ways = sorted({part["on"] for part in found.values()})
+    ways: dict[str, list[str]] = {}  # when and on what, and the commits
+    for part in found.values():
+        way, _, commit = part["on"].rpartition(", ")
+        ways[way] = [*dict.fromkeys([*ways.get(way, []), commit])]
+    told = "; ".join(f"{way}, at {', '.join(commits)}" for way, commits in ways.items())
     marks = {True: "pass", False: "MISSED", None: ""}
     rows = [f"| {check} | {bar} | {told} | {marks[held]} |" for check, bar, told, held in lines_of(bench)]
-    head = [f"`{bench.data.name}`, split {bench.split}, 96 -> 96; {'; '.join(ways)}", ""]
+    head = [f"`{bench.data.name}`, split {bench.split}, 96 -> 96; {told}", ""]
     return "\n".join([*head, "| check | bar | measured | |", "|---|---|---|---|", *rows])
 
 
