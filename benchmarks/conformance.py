@@ -21,8 +21,6 @@ import transformers
 from conformance_paths import ROOT
 from conformance_step import Bench
 
-from llm_finetuner.registry import OBJECTIVES
-
 PAGE = ROOT / "docs" / "conformance.md"
 
 
@@ -51,7 +49,11 @@ def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     asked.add_argument("--write", action="store_true", help=f"write {PAGE.relative_to(ROOT)}")
     asked.add_argument(
-        "--objectives", nargs="*", default=list(OBJECTIVES), choices=list(OBJECTIVES), metavar="NAME"
+        "--objectives",
+        nargs="*",
+        default=conformance_objectives.PROBED,
+        choices=conformance_objectives.PROBED,
+        metavar="NAME",
     )
     asked.add_argument("--no-teachers", action="store_true")
     asked.add_argument("--no-peers", action="store_true")

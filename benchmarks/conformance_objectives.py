@@ -42,6 +42,7 @@ from llm_finetuner.terms import kind_of, reads
 FLOAT16 = 2**-10  # what a cache keeps of hidden states
 BFLOAT16 = 2**-8
 TASK = CausalLM()
+PROBED = [name for name, place in OBJECTIVES.items() if ".series:" not in place]
 
 
 @dataclass

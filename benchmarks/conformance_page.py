@@ -33,7 +33,8 @@ or was not probed.
 """
 OURS = """The models are tiny GPT-2s in float64 with a real byte-level tokenizer; caches and endpoints are
 real ones (the endpoint is an HTTP server on the loopback that answers as vLLM does, in float32)."""
-OBJECTIVES_NOTE = """`mse` and `huber` compare numbers, not tokens, so only their functions are probed.
+OBJECTIVES_NOTE = """`mse` and `huber` compare numbers, not tokens, so only their functions are probed; what is about
+forecasts alone is tested in tests/test_forecasting.py.
 `span_kl` compares texts of several tokens between two tokenizers: its cells compare ways to run a step with
 each other, not with the naive reference. In rule 5 the loss functions themselves are probed; there the number
 is the error of the loss."""

@@ -19,6 +19,7 @@ from llm_finetuner.methods.vanilla import vanilla_distillation
 from llm_finetuner.models.loading import head_of
 from llm_finetuner.output import Output, Want
 from llm_finetuner.scheme import Scheme
+from llm_finetuner.task import Task
 from llm_finetuner.teachers.live import Live
 
 TEMPERATURE, ALPHA = 2.0, 0.5
@@ -45,11 +46,8 @@ class Headed(nn.Module):
         return self.layer.weight.numel()
 
 
-class Rows:
+class Rows(Task):
     """The task: hands over the hidden states that the batch holds."""
-
-    unfit = ()
-    objectives: dict = {}
 
     def width(self, model: Headed) -> int:
         return model.layer.in_features

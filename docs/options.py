@@ -23,7 +23,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from llm_finetuner import layer_maps, recipe  # noqa: E402
+from llm_finetuner import layer_maps, recipe, recipe_series  # noqa: E402
 from llm_finetuner.registry import METHODS, OBJECTIVES, TEACHERS, options_of, resolve  # noqa: E402
 
 BLOCK = re.compile(r"(<!-- options: (\w+)((?: [\w.:]+)*) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
@@ -95,7 +95,7 @@ def of_fields(names: list[str]) -> str:
     """A row for each of these fields of a section of the recipe; without names, for all."""
     section, *wanted = names
     rows = []
-    for field in dataclasses.fields(vars(recipe)[section]):
+    for field in dataclasses.fields({**vars(recipe_series), **vars(recipe)}[section]):
         if wanted and field.name not in wanted:
             continue
         known = field.default is not dataclasses.MISSING

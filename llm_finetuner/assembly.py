@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from llm_finetuner.benchmark.quality import evaluate
-from llm_finetuner.checks import check_rows
 from llm_finetuner.data import columns, sources, text
 from llm_finetuner.errors import DataError, RecipeError
 from llm_finetuner.learner import Learner
@@ -50,6 +49,9 @@ def load_rows(
     """Read, prepare and split: (train rows, held-out rows or None). Raises DataError."""
     if data.source is None:
         raise DataError("no data were named", "give data.source (or --data): a file, a folder or a hub name")
+    cut = task.own_parts(data.source, data, note)
+    if cut is not None:
+        return cut
     bad_rows = Path(output) / "bad_rows.jsonl"
 
     def prepared(source: str, split: str, samples: int | None):
@@ -142,11 +144,16 @@ def assemble(recipe: Recipe, parts: Parts, device: torch.device, note: Note, ran
     """Load what `parts` does not hold, and check that it fits together before time is spent. Raises FinetunerError."""
     resolve(OPTIMIZERS, recipe.train.optimizer), resolve(SCHEDULES, recipe.train.schedule)
     task, scheme = resolve(TASKS, recipe.task, "task")(), recipe.scheme
+    if scheme.undecided:
+        raise RecipeError(
+            "beta: auto is chosen before a run, which takes several, and here is but one",
+            "give beta as a number; of a search every trial has its own",
+        )
     check_labelled(recipe, task.labels)
     check_control(recipe, parts.teacher)
     tokenizer = parts.tokenizer
     if tokenizer is None and parts.train is None:
-        tokenizer = loading.load_tokenizer(student_source(recipe))
+        tokenizer = task.tokenizer(student_source(recipe))
     student = parts.tuned.model if parts.tuned else parts.student
     fresh = student is None
     student = load_student(recipe, device) if fresh else student
@@ -156,7 +163,7 @@ def assemble(recipe: Recipe, parts: Parts, device: torch.device, note: Note, ran
         train, held_out = load_rows(data, task, student, tokenizer, recipe.train.seed, recipe.output, note)
     for rows in (train, held_out):
         if rows is not None:
-            check_rows(rows, student)
+            task.check_inputs(rows, student)
     task.check_rows(train)
     for rows in (train, held_out):
         if rows is not None:
@@ -167,7 +174,7 @@ def assemble(recipe: Recipe, parts: Parts, device: torch.device, note: Note, ran
         begin(student, recipe, train)
     student.to(device) if not loading.is_quantised(student) else None
     task.check_model(student, recipe.student.name or "the student")
-    about = {"max_length": data.max_length, "loss_on": data.loss_on} if parts.train is None else {}
+    about = task.about(data) if parts.train is None else {}
     context = Context(task, student, tokenizer, device, note, recipe.train.seed, recipe.output, about, rank)
     if data.hard_share < 1:
         train = hardest(task, student, train, data.hard_share, note)
@@ -205,6 +212,7 @@ def assemble(recipe: Recipe, parts: Parts, device: torch.device, note: Note, ran
     if teacher is not None:
         teacher.prepare(learner.teacher_want, scheme.terms)
         teacher.check(train)  # nobody asks it about the held-out rows
+        teacher.meet(train)
     redraw, rollout = task.redraw(data, tokenizer, recipe.train.seed), None
     if redraw is not None and teacher is not None and teacher.stored:
         raise RecipeError(

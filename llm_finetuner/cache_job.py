@@ -4,13 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import datasets
 from torch import Tensor
 
 from llm_finetuner.assembly import Parts, fit_length, load_rows
 from llm_finetuner.engine import default_device
 from llm_finetuner.errors import RecipeError
-from llm_finetuner.models import loading
 from llm_finetuner.named_models import load_student, load_teacher, student_source
 from llm_finetuner.recipe import Recipe
 from llm_finetuner.registry import TASKS, resolve
@@ -48,14 +46,13 @@ def cache_answers(
 
     tokenizer = parts.tokenizer
     if tokenizer is None and parts.train is None:
-        tokenizer = loading.load_tokenizer(student_source(recipe))
+        tokenizer = task.tokenizer(student_source(recipe))
     student = parts.student if parts.student is not None else load_student(recipe, device)
     data = fit_length(recipe.data, student, note)
     train, held_out = parts.train, parts.held_out
     if train is None:
         train, held_out = load_rows(data, task, student, tokenizer, recipe.train.seed, str(path), note)
-    about = {"max_length": data.max_length, "loss_on": data.loss_on}
-    context = Context(task, student, tokenizer, device, note, recipe.train.seed, about=about)
+    context = Context(task, student, tokenizer, device, note, recipe.train.seed, about=task.about(data))
     loads = parts.teacher is None and recipe.teacher is not None
     files = {"files": weight_files(recipe.teacher.name)} if loads else {}  # before they are read
     teacher, model = _teacher(recipe, parts, context)
@@ -67,7 +64,7 @@ def cache_answers(
     width = len(teacher.columns) if isinstance(teacher.columns, Tensor) else teacher.columns
     width = width or task.vocabulary(model)
     return write_cache(
-        teacher, task, datasets.concatenate_datasets(rows), path, vocabulary=width, about=about, k=k, mode=mode,
+        teacher, task, task.together(rows), path, vocabulary=width, about=about, k=k, mode=mode,
         draws=draws, seed=recipe.train.seed, layers=layers, batch_size=recipe.train.batch_size, device=device,
         on_event=on_event,
     )  # fmt: skip
@@ -90,5 +87,6 @@ def _teacher(recipe: Recipe, parts: Parts, context: Context) -> tuple[Provider, 
     name = recipe.teacher.name if recipe.teacher else "the teacher"
     if model is None:
         model = load_teacher(recipe.teacher, context.device, context.task.auto)
-        tokenizer = loading.load_tokenizer(name)
+        tokenizer = context.task.tokenizer(name)
+    context.task.check_stored(model)
     return live_teacher(model, tokenizer, name, context), model

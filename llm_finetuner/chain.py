@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from llm_finetuner import share
 from llm_finetuner.comparison import compare_run
 from llm_finetuner.errors import CheckpointError, RecipeError
 from llm_finetuner.recipe import Recipe, Teacher
@@ -91,6 +92,7 @@ def run_chain(
             {"number": number, "of": len(stages), "student": stage.student.name, "output": stage.output},
         )
         folder = Path(stage.output)
+        stage = share.choose(stage, resume=True, on_event=on_event)
         begun = _begun(stage, number)
         if not (folder / "training.json").exists():
             fit(stage, resume=begun, on_event=on_event)

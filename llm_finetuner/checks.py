@@ -15,6 +15,8 @@ def common_vocabulary(task, student, teacher, tokenizer, teacher_tokenizer, seed
     Checkpoints pad their vocabulary to different widths; the padding names no token and is masked on both sides. Where
     the answers are labels, both models are brought to one order of them; the seed draws what a student lacks.
     """
+    if task.numbers:
+        return task.check_pair(student, teacher)
     if task.labels:
         return _common_labels(task, student, teacher, tokenizer, teacher_tokenizer, seed)
     ours, theirs = task.vocabulary(student), task.vocabulary(teacher)

@@ -20,7 +20,7 @@ Score = Callable[[Tensor, slice, bool], tuple[Tensor, Tensor]]
 
 def chunked(rows_ND: Tensor, layer: nn.Module, score: Score) -> tuple[Tensor, Tensor]:
     """Sum `score` over chunks of the layer's logits; the sum is differentiable by the rows and the layer's weights."""
-    vocabulary = max(p.shape[0] for p in layer.parameters())
+    vocabulary = max((p.shape[0] for p in layer.parameters()), default=rows_ND.shape[1])
     size = max(1, LOGITS_A_CHUNK // vocabulary)
     trained = [p for p in layer.parameters() if p.requires_grad]
     return _Chunked.apply(rows_ND, layer, score, size, *trained)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from llm_finetuner import recipe_file
+from llm_finetuner import recipe_file, share
 from llm_finetuner.assembly import Parts, fit_length, load_rows
 from llm_finetuner.benchmark import text
 from llm_finetuner.benchmark.speed import cost_ratio
@@ -19,11 +19,12 @@ from llm_finetuner.data.columns import evenly
 from llm_finetuner.engine import default_device
 from llm_finetuner.errors import OrderError
 from llm_finetuner.models import loading
-from llm_finetuner.named_models import begin, cut, load_student, load_teacher
+from llm_finetuner.named_models import begin, cut, load_student, load_teacher, made_here
 from llm_finetuner.recipe import Recipe, with_method
 from llm_finetuner.registry import TASKS, resolve
 from llm_finetuner.report.write import write
 from llm_finetuner.run import read_log
+from llm_finetuner.seeds import by_seed
 from llm_finetuner.teachers.matched import live_teacher
 from llm_finetuner.teachers.provider import Context, Provider
 from llm_finetuner.trainer import OnEvent, fit
@@ -43,7 +44,7 @@ class Subject:
     recipe: Recipe
     parts: Parts  # the trained student, the teacher, and the rows it was trained on
     tokenizer: Any
-    untouched: Callable[[], nn.Module]
+    untouched: Callable[[Recipe], nn.Module]
     rows: Any  # held-out rows, prepared
     history: list[dict]
 
@@ -54,17 +55,20 @@ def compare(
     references: Sequence[str] | None,
     *,
     baseline: bool = False,
+    seeds: int = 1,
     on_event: OnEvent | None = None,
     others: Sequence[tuple[Entry, list[dict]]] = (),
     warnings: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Judge the run and write report.html, report.md and metrics.json into its folder.
 
-    baseline: also train the student by cross-entropy alone, for the same steps and for the same compute.
-    others: further entries of the table with their histories. Returns the verdict (see benchmark/verdict.py).
+    baseline: also train the student without the teacher, for the same steps and for the same compute; of forecasters
+    that is always done, for the same steps. seeds: as many pairs of runs with and without the teacher. others: further
+    entries of the table with their histories. Returns the verdict (see benchmark/verdict.py).
     """
     recipe, parts = subject.recipe, subject.parts
     task = resolve(TASKS, recipe.task)()
+    baseline = baseline or task.numbers or seeds > 1
     folder, steps = Path(recipe.output), subject.history[-1]["step"]
     seconds = sum(record["seconds"] for record in subject.history)
     role = "distilled" if recipe.distils else "tuned"
@@ -72,7 +76,7 @@ def compare(
     histories = {name: subject.history}
     entries = []
     teacher, warnings = writer(parts.teacher), list(warnings)
-    if baseline and not _counted(recipe, teacher):
+    if baseline and not task.numbers and not _counted(recipe, teacher):
         warnings.append(
             "compute is compared by the seconds of the steps: writing texts or a cache beforehand is not in them"
         )
@@ -85,11 +89,13 @@ def compare(
         warnings.append(
             "the teacher is not loaded here (a cache, an endpoint or several models): the table has no line for it"
         )
-    entries.append(Entry("untouched student", "untouched", subject.untouched(), subject.tokenizer))
+    entries += [Entry(said, "simple", model, None) for said, model in task.simple_models(parts.train)]
+    if not (task.numbers and made_here(recipe)):  # weights that were drawn forecast nothing
+        entries.append(Entry("untouched student", "untouched", subject.untouched(recipe), subject.tokenizer))
     if baseline and recipe.distils:
         how_long = steps
-        for kind in ("baseline_steps", "baseline_compute"):
-            entry, history = _train_baseline(subject, kind, how_long, on_event)
+        for kind in ("baseline_steps",) if task.numbers else ("baseline_steps", "baseline_compute"):
+            entry, history = _train_baseline(subject, kind, how_long, task.measure.alone, on_event)
             entries.append(entry)
             histories[entry.name] = history
             # a step that also hears a teacher costs no less; seconds of a few steps may say so
@@ -99,6 +105,21 @@ def compare(
         entries.append(entry)
         histories[entry.name] = history
     said = verdict(entries, task, subject.rows, prompts, references, seed=recipe.train.seed)
+    if seeds > 1 and recipe.distils:
+        alone = next(entry.model for entry in entries if entry.role == "baseline_steps")
+        plan = replace(recipe, train=replace(recipe.train, steps=steps))
+        said["seeds"] = found = by_seed(
+            plan, task, parts, subject.rows, (parts.tuned.model, alone),
+            subject.untouched, seeds, on_event,
+        )  # fmt: skip
+        said |= {
+            "paid_at_equal_steps": found["answer"],
+            "sentence": f"{said['sentence']} {found['sentence']}",
+        }
+        answers = {found["answer"], said["paid_at_equal_compute"] or found["answer"]}
+        said["paid"] = next((one for one in ("no", "unclear") if one in answers), "yes")
+    if recipe.distils and (chosen := share.found_in(folder)):
+        said["share"] = {name: chosen[name] for name in ("measure", "candidates", "chosen")}
     said["warnings"] = [*warnings, *said["warnings"]]
     said["report"] = str(write(said, histories, folder, recipe=recipe))
     return said
@@ -137,9 +158,9 @@ def _counted(recipe: Recipe, teacher: nn.Module | None) -> bool:
 
 
 def _train_baseline(
-    subject: Subject, role: str, steps: int, on_event: OnEvent | None
+    subject: Subject, role: str, steps: int, alone: str, on_event: OnEvent | None
 ) -> tuple[Entry, list[dict]]:
-    """The same student from the same start on the same rows in the same order, by cross-entropy alone."""
+    """The same student from the same start on the same rows in the same order, without the teacher."""
     recipe = with_method(subject.recipe, "fine_tuning")
     folder = Path(recipe.output) / role
     recipe = replace(
@@ -147,24 +168,26 @@ def _train_baseline(
     )
     parts = replace(
         subject.parts,
-        student=subject.untouched(),
+        student=subject.untouched(recipe),
         tuned=None,
         teacher=None,
         peers=[],
         tokenizer=subject.tokenizer,
     )
     result = fit(recipe, parts, on_event=on_event)
-    name = "cross-entropy, same steps" if role == "baseline_steps" else "cross-entropy, same compute"
+    name = f"{alone}, same {'steps' if role == 'baseline_steps' else 'compute'}"
     seconds = result.metrics["seconds"]
     return Entry(name, role, result.tuned.model, subject.tokenizer, folder, steps, seconds), result.history
 
 
 def joined(histories: Sequence[list[dict]]) -> list[dict]:
-    """The records of several phases as one history, steps counted on."""
+    """The records of several phases as one history, steps and epochs counted on."""
     records: list[dict] = []
     for history in histories:
-        before = records[-1]["step"] if records else 0
-        records += [{**record, "step": before + record["step"]} for record in history]
+        before = {name: records[-1][name] if records else 0 for name in ("step", "epoch")}
+        records += [
+            {**record, **{name: old + record[name] for name, old in before.items()}} for record in history
+        ]
     return records
 
 
@@ -219,6 +242,7 @@ def compare_run(
     run: str | Path,
     *,
     baseline: bool = False,
+    seeds: int = 1,
     prompts: Sequence[str] | None = None,
     device: str | None = None,
     on_event: OnEvent | None = None,
@@ -229,9 +253,9 @@ def compare_run(
         raise OrderError(f"{run} holds no finished run", f"train it to its end first: resume {run}")
     recipe = replace(recipe_file.load(run / "recipe.yaml"), output=str(run))
     say = on_event or (lambda kind, record: None)
-    where, tokenizer = default_device(device), loading.load_tokenizer(str(run))
+    task, where = resolve(TASKS, recipe.task)(), default_device(device)
+    tokenizer = task.tokenizer(str(run))
     bits = {"load_in_4bit": recipe.student.load_in_4bit, "load_in_8bit": recipe.student.load_in_8bit}
-    task = resolve(TASKS, recipe.task)()
     model = loading.load_trained(run, where, auto=task.auto, **bits)
     train, held_out = load_rows(
         recipe.data,
@@ -243,10 +267,12 @@ def compare_run(
         lambda said: say("note", {"text": said}),
     )
     live = recipe.teacher and recipe.teacher.kind == "live" and recipe.scheme.teacher != "peers"
-    theirs = loading.load_tokenizer(recipe.teacher.name) if live else None
+    theirs = task.tokenizer(recipe.teacher.name) if live else None
     alike = read_alike(task, tokenizer, theirs)[0]
     live = live and (alike or task.keeps_texts)
     teacher = load_teacher(recipe.teacher, where, task.auto) if live else None
+    if teacher is not None:
+        task.meet(teacher, train)
     if teacher is not None and alike:
         common_vocabulary(task, model, teacher, tokenizer, theirs)
     subject = Subject(
@@ -260,15 +286,20 @@ def compare_run(
             device=device,
         ),
         tokenizer=tokenizer,
-        untouched=lambda: load_untouched(recipe, where, train),
-        rows=held_out if held_out is not None else train,
+        untouched=lambda other: load_untouched(other, where, train),
+        rows=task.test_rows(train, held_out),
         history=read_log(run),
     )
     warnings = (
         [] if held_out is not None else ["nothing was held out: these are rows the student was trained on"]
     )
     return compare(
-        subject, *pairs_of(subject, prompts), baseline=baseline, on_event=on_event, warnings=warnings
+        subject,
+        *pairs_of(subject, prompts),
+        baseline=baseline,
+        seeds=seeds,
+        on_event=on_event,
+        warnings=warnings,
     )
 
 

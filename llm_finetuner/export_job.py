@@ -11,6 +11,7 @@ from torch import nn
 from llm_finetuner import recipe_file
 from llm_finetuner.errors import ModelError, RecipeError
 from llm_finetuner.models import loading
+from llm_finetuner.models.forecaster import ForecasterConfig
 from llm_finetuner.registry import EXPORTERS, TASKS, resolve
 from llm_finetuner.run import is_run, writing
 from llm_finetuner.task import Task
@@ -22,11 +23,11 @@ def export_model(name: str, to: str, folder: str | Path | None = None) -> dict[s
     folder: by default RUN/<to>, and outputs/<name>-<to> of what is no run. Returns what `write` does. Raises
     FinetunerError.
     """
-    usual = Path(name) / to if is_run(name) else Path("outputs") / f"{Path(name).name}-{to}"
+    usual = Path(name) / to if is_run(name) else Path("outputs") / f"{Path(name).resolve().name}-{to}"
     target = Path(folder or usual)
     exporter, task = prepare(to, target), task_of(name)
     model = loading.load_trained(name, merge=True, auto=task.auto)
-    return write(exporter, model, loading.load_tokenizer(name), task, target)
+    return write(exporter, model, task.tokenizer(name), task, target)
 
 
 def prepare(to: str, folder: Path) -> Any:
@@ -69,9 +70,9 @@ def task_of(name: str) -> Task:
     """
     if is_run(name):
         return resolve(TASKS, recipe_file.load(Path(name) / "recipe.yaml").task, "task")()
+    tasks = [resolve(TASKS, task)() for task in TASKS]  # first: transformers learns of forecasters by it
     config = loading.load_config(loading.base_of(name))
     classes = config.architectures or []
-    tasks = [resolve(TASKS, task)() for task in TASKS]
     fitting = [task for task in tasks if _class(task, config) in classes]
     if not fitting:
         raise ModelError(
@@ -83,5 +84,7 @@ def task_of(name: str) -> Task:
 
 def _class(task: Task, config: Any) -> str | None:
     """The class that a task loads a model of this configuration with."""
+    if task.numbers != isinstance(config, ForecasterConfig):
+        return None  # AutoModel also loads trunks without a head
     found = getattr(transformers, task.auto)._model_mapping.get(type(config), None)
     return found and found.__name__

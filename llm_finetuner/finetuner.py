@@ -9,34 +9,37 @@ from typing import Any
 
 from torch import nn
 
-from llm_finetuner import assembly, recipe_file
+from llm_finetuner import assembly, recipe_file, share
 from llm_finetuner.assembly import Parts
 from llm_finetuner.checks import common_vocabulary
 from llm_finetuner.data import sources, text
 from llm_finetuner.engine import default_device
 from llm_finetuner.errors import DataError, ModelError, OrderError, RecipeError
+from llm_finetuner.forecast_methods import OWN_SPLIT, Forecasting, plan_of
 from llm_finetuner.judging import Judging
 from llm_finetuner.layer_maps import layer_pairs
 from llm_finetuner.models import loading
 from llm_finetuner.models.shrink import parse_share
 from llm_finetuner.named_models import load_student
 from llm_finetuner.recipe import Data, Model, Recipe, Train, Tuning
-from llm_finetuner.registry import menu_entry
+from llm_finetuner.recipe_series import Series
+from llm_finetuner.registry import MODELS, menu_entry
 from llm_finetuner.run import is_run
 from llm_finetuner.setup_methods import setup_method
 from llm_finetuner.teacher_methods import Teaching
 from llm_finetuner.teachers.provider import Provider
 from llm_finetuner.terms import kind_of
-from llm_finetuner.trainer import OnEvent, TrainResult, fit
+from llm_finetuner.trainer import OnEvent, TrainResult
 
 
-class LLMFineTuner(Teaching, Judging):
+class LLMFineTuner(Teaching, Forecasting, Judging):
     """Fine-tune or distil a language model and find out whether it paid.
 
-    model_name: a folder, a hub name, or a transformers model (then give its tokenizer too). task: causal_lm, or
-    classification.
-    output_dir: the run's folder; train() writes a plain Hugging Face folder there. device: None takes a GPU where
-    there is one. The settings are in `.recipe`.
+    model_name: a folder, a hub name, or a transformers model (then give its tokenizer too); of forecasters also
+    time_llm, patch or linear. task: causal_lm, classification, forecasting, or another of docs/tasks.md.
+    output_dir: the run's folder; train() writes a plain Hugging Face folder there. series: of forecasting, the fields
+    of `data.series` (lookback, horizon, split, ...). shape: sizes of a forecaster that is built. device: None takes a
+    GPU where there is one. The settings are in `.recipe`.
     """
 
     def __init__(
@@ -46,12 +49,23 @@ class LLMFineTuner(Teaching, Judging):
         *,
         task: str = Recipe.task,
         tokenizer: Any = None,
+        series: dict[str, Any] | Series | None = None,
+        shape: dict[str, Any] | None = None,
         seed: int = 0,
         device: str | None = None,
     ):
         live = isinstance(model_name, nn.Module)
         name = loading.check_live(model_name).name_or_path if live else str(model_name)
-        self.recipe = Recipe(task=task, student=Model(name), train=Train(seed=seed), output=str(output_dir))
+        if shape and name not in MODELS:
+            raise RecipeError(
+                f"shape is of a model that is built here, and {name or 'the model'} has one",
+                f"models that are built: {', '.join(MODELS)}",
+            )
+        data = Data(series=plan_of(model_name if live else name, task, series))
+        self.recipe = Recipe(
+            task=task, student=Model(name, shape=shape or {}), data=data, train=Train(seed=seed),
+            output=str(output_dir),
+        )  # fmt: skip
         self.device = default_device(device)
         self._given = model_name if live else None
         self._parts = Parts(tokenizer=tokenizer, device=device)
@@ -61,17 +75,19 @@ class LLMFineTuner(Teaching, Judging):
 
     def load_model(
         self,
-        method: str | int = "lora",
+        method: str | int | None = None,
         adapter: str | None = None,
         load_in_4bit: bool = False,
         load_in_8bit: bool = False,
         from_scratch: bool = False,
     ) -> None:
-        """Load the student for a method: its name or menu number. adapter: how a distillation student is tuned.
+        """Load the student for a method: its name or menu number (None: lora, of forecasters full).
 
+        adapter: how a distillation student is tuned.
         from_scratch takes the configuration only and draws the weights from the seed. A student called teacher/2 is
         cut from the teacher, which is loaded first. Raises RecipeError, ModelError, OrderError.
         """
+        method = ("full" if self._task.numbers else "lora") if method is None else method
         _, learned, tuning, _ = menu_entry(method)
         if adapter is not None and learned == "fine_tuning" and adapter != tuning:
             raise RecipeError(
@@ -112,8 +128,11 @@ class LLMFineTuner(Teaching, Judging):
     ):  # fmt: skip
         """Read a file, folder, glob or hub data set into a datasets.Dataset. Raises DataError with file and line.
 
-        only: rows with these values in these columns, one task of many: {"subject": "math"}.
+        only: rows with these values in these columns, one task of many: {"subject": "math"}. For a forecaster a file is
+        read into a pandas DataFrame, checked as `series` says.
         """
+        if self._task.numbers:
+            return self._load_series(source, dataset_config, num_samples, data_files, only)
         if isinstance(source, str | Path):
             self._set_data(
                 source=str(source), config=dataset_config, split=split, samples=num_samples, files=data_files,
@@ -137,6 +156,7 @@ class LLMFineTuner(Teaching, Judging):
         each epoch. label_names: what the numbers 0, 1, ... of the label, or of tags, are called. Later calls that are
         given text read it in the same way. Raises DataError, RecipeError.
         """
+        self._need_texts("prepare_dataset")
         self._set_data(
             text_columns=text_columns, max_length=max_length, loss_on=loss_on, prefix=prefix, mask=mask,
             label_names=label_names,
@@ -160,6 +180,7 @@ class LLMFineTuner(Teaching, Judging):
     setup_online = setup_method("online_distillation")
     setup_on_policy = setup_method("on_policy_distillation")
     setup_sequence_distillation = setup_method("sequence_distillation")
+    setup_forecast_distillation = setup_method("forecast_distillation")
 
     def _set_tuning(self, kind: str, options: dict) -> None:
         self._need_model()
@@ -223,10 +244,11 @@ class LLMFineTuner(Teaching, Judging):
     ) -> TrainResult:
         """Train the student as it is now and write it to output_dir. Raises FinetunerError.
 
-        dataset: rows, prepared or not. method="standard" trains without the teacher. eval_dataset, or a share of the
-        rows (eval_fraction; 0.1 where eval_every or patience ask for evaluations), picks the best weights.
-        class_weights: "balanced", or what labels weigh in cross-entropy, by name. settings: the other fields of
-        `recipe.train`. A folder with a run of another object is written over with a warning; none with overwrite=True.
+        dataset: rows, prepared or not; of a forecaster a table or file. method="standard" trains without the teacher.
+        eval_dataset, or a share of the rows (eval_fraction; 0.1 where eval_every or patience ask for evaluations),
+        picks the best weights. class_weights: "balanced", or what labels weigh in cross-entropy, by name. settings: the
+        other fields of `recipe.train`. A folder with a run of another object is written over with a warning; none with
+        overwrite=True.
         Each record of .history has step, epoch, loss (the weighted total), every term unweighted under its objective's
         name (a position that counts), teacher_nll, agreement, tokens_per_second, padding, learning_rate, grad_norm and
         seconds.
@@ -242,6 +264,8 @@ class LLMFineTuner(Teaching, Judging):
                 f"train(method={method!r}) is not known", 'only "standard" (without the teacher) is'
             )
         self._need_teacher(recipe)
+        if self._task.numbers and (eval_dataset is not None or eval_fraction is not None):
+            raise RecipeError(*OWN_SPLIT)
         if eval_fraction is None:
             asked = settings.get("eval_every") or settings.get("patience")
             eval_fraction = Data.eval_fraction if asked and eval_dataset is None else 0
@@ -250,9 +274,11 @@ class LLMFineTuner(Teaching, Judging):
         self._parts.train, self._parts.held_out = self._rows(dataset, eval_dataset, eval_fraction)
         self._keep_untouched()
         self._warn_of_another_run(overwrite or resume)
-        self._last = fit(recipe, self._parts, resume=resume, on_event=on_event)
+        recipe, self._last = share.train(recipe, self._parts, resume=resume, on_event=on_event)
         self._phases.append((recipe, self._last.history))
         return self._last
+
+    fit = train  # as users of forecasters call it
 
     def _warn_of_another_run(self, meant: bool) -> None:
         """Say that the folder holds a run which this object did not make: a script that is run again is no mistake."""
@@ -276,6 +302,8 @@ class LLMFineTuner(Teaching, Judging):
         return recipe_file.from_dict({"train": values}).train
 
     def _rows(self, dataset, eval_dataset, eval_fraction) -> tuple[Any, Any]:
+        if self._task.numbers:
+            return self._parts_of_series(dataset)
         train = self._prepare(dataset).dataset
         if self._parts.tuned is not None:
             self._check_labels_stay(train)

@@ -9,17 +9,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from llm_finetuner import comparison, export_job
+from llm_finetuner import comparison, export_job, forecasting_job
 from llm_finetuner.assembly import Parts, fit_length
 from llm_finetuner.benchmark import text as generation
 from llm_finetuner.benchmark.quality import eval_mode, evaluate
-from llm_finetuner.checks import check_rows, common_vocabulary, read_alike
+from llm_finetuner.checks import common_vocabulary, read_alike
 from llm_finetuner.data import sources
 from llm_finetuner.errors import DataError, ModelError, OrderError, RecipeError
 from llm_finetuner.export.beside import stop_early
 from llm_finetuner.export.hub import upload
 from llm_finetuner.export.merged import Merged
 from llm_finetuner.models import loading
+from llm_finetuner.models.linear_forecaster import waits_for_rows
 from llm_finetuner.models.shrink import parse_share
 from llm_finetuner.recipe import Data, Recipe
 from llm_finetuner.registry import TASKS, resolve
@@ -53,7 +54,7 @@ class Judging:
     @property
     def tokenizer(self) -> Any:
         """The student's tokenizer, loaded when it is first needed. Raises ModelError, OrderError."""
-        if self._parts.tokenizer is None:
+        if self._parts.tokenizer is None and not self._task.numbers:
             cut = parse_share(self.recipe.student.name) is not None
             if cut:
                 self._need_model()
@@ -61,20 +62,26 @@ class Judging:
                 raise ModelError(
                     "the model came without a tokenizer", "LLMFineTuner(model, ..., tokenizer=...)"
                 )
-            self._parts.tokenizer = loading.load_tokenizer(self.recipe.student.name)
+            self._parts.tokenizer = self._task.tokenizer(self.recipe.student.name)
         return self._parts.tokenizer
 
     def evaluate(
-        self, dataset: Any, batch_size: int = 8, *, exit_layer: int | None = None, sample: int | None = None
-    ) -> dict[str, Any]:
+        self, dataset: Any, batch_size: int = 8, *, exit_layer: int | None = None, sample: int | None = None,
+        level: Sequence[float] = (),
+    ) -> dict[str, Any]:  # fmt: skip
         """What the task is judged by with its 95 % interval, loss in nats, tokens, accuracy, calibration error and the
         figures of the task; with a teacher also agreement and KL. Of `sample` evenly spaced rows (None: the task's own
         number; 0: none) what costs more: ROUGE of the targets that seq2seq_lm writes, pseudo-perplexity of masked_lm.
-        Raises OrderError, DataError."""
+        Of a forecaster: its figures on the test part of the table (benchmark/forecast_figures.py), with `level`, in
+        percent, those of intervals too. Raises OrderError, DataError, RecipeError."""
         self._need_model()
+        if level and not self._task.numbers:
+            raise RecipeError("level is of the intervals of forecasts", "leave it out")
         rows = self._prepare(dataset).dataset
         self._task.check_names(self.model, rows)
-        check_rows(rows, self.model)
+        self._task.check_inputs(rows, self.model)
+        if self._task.numbers and waits_for_rows(self.model):
+            self._task.fit(self.model, rows.frame.part("train"), self.recipe.train.seed)
         model, tokenizer = self._stopped(exit_layer), self._tokenizer_if_any()
         quality = evaluate(
             self._task,
@@ -84,6 +91,10 @@ class Judging:
             teacher=self._heard(rows),
             vocabulary=self._shared(),
         )
+        if self._task.numbers:
+            told = self._task.measure.summary(quality)
+            told = {name: value for name, value in told.items() if name not in self._task.measure.without}
+            return {**told, **forecasting_job.evaluate(model, rows.frame, level)}
         if sample == 0 or tokenizer is None:
             return self._task.measure.summary(quality)
         more = self._task.sampled_figures(model, tokenizer, rows, self._data(), sample, batch_size)
@@ -92,13 +103,22 @@ class Judging:
     def _heard(self, rows: Any) -> nn.Module | Provider | None:
         """What answers these rows: the teacher, or what reads them for it; None where it has answers to others only."""
         teacher, theirs = self._parts.teacher, self._parts.teacher_tokenizer
+        if teacher is not None and self._task.numbers:
+            self._meet(teacher, rows.frame.part("train"))
         if isinstance(teacher, nn.Module) and not self._alike():
             teacher = live_teacher(teacher, theirs, "the teacher", self._context())
         if isinstance(teacher, Provider):
             return self._fitting(teacher, rows)
         if teacher is not None:
-            check_rows(rows, teacher)
+            self._task.check_inputs(rows, teacher)
         return teacher
+
+    def _meet(self, teacher: nn.Module | Provider, rows: Any) -> None:
+        """Show the training rows to a teacher that is fitted to them, before it is asked about others."""
+        if isinstance(teacher, Provider):
+            teacher.meet(rows)
+        else:
+            self._task.meet(teacher, rows)
 
     def _fitting(self, teacher: Provider, rows: Any) -> Provider | None:
         """The teacher, or None for stored answers that do not hold these rows: the student is scored without it."""
@@ -136,6 +156,7 @@ class Judging:
         OrderError; RecipeError for a model that continues texts.
         """
         self._need_model()
+        self._need_texts("predict")
         texts = [texts] if isinstance(texts, str) else list(texts)
         data = self._data()
         parts = (texts[start : start + batch_size] for start in range(0, len(texts), batch_size))
@@ -174,42 +195,49 @@ class Judging:
 
     def compare(
         self, dataset: Any, prompts: Sequence[str] | None = None, references: Sequence[str] | None = None,
-        *, baseline: bool = False, on_event: OnEvent | None = None,
+        *, baseline: bool = False, seeds: int = 1, on_event: OnEvent | None = None,
     ) -> dict[str, Any]:  # fmt: skip
         """Did it pay? Compare teacher, untouched and trained student on held-out rows, and write the report.
 
-        baseline=True also trains the student on cross-entropy alone, for the same steps and for the same compute.
-        Returns the verdict; report.html, report.md and metrics.json are in output_dir.
+        baseline=True also trains the student on cross-entropy alone, for the same steps and for the same compute (of
+        forecasters always, for the same steps). seeds: as many pairs of runs with and without the teacher. Returns the
+        verdict; report.html, report.md and metrics.json are in output_dir.
         """
         if self._last is None:
             raise OrderError("nothing has been trained yet", "call train(...) first")
-        if baseline and len(self._phases) > 1:
+        taught = [recipe for recipe, _ in self._phases if recipe.needs_teacher]
+        always = self._task.numbers and taught  # then a baseline is trained
+        if (baseline or seeds > 1 or always) and len(self._phases) > 1:
             raise OrderError(
                 f"the student was trained in {len(self._phases)} phases: no single baseline run matches that",
-                "compare without baseline, or train in one phase",
+                "train in one phase" if always else "compare without baseline, or train in one phase",
             )
         rows = self._prepare(dataset).dataset
         self._task.check_names(self.model, rows)
         self._shared()  # another student may have put the teacher's labels in its own order
-        taught = [recipe for recipe, _ in self._phases if recipe.needs_teacher]
         subject = comparison.Subject(
             recipe=taught[-1] if taught else self._phases[-1][0], parts=self._parts, tokenizer=self.tokenizer,
             untouched=self._load_untouched, rows=rows,
             history=comparison.joined([history for _, history in self._phases]),
         )  # fmt: skip
         pairs = comparison.pairs_of(subject, prompts, references)
-        return comparison.compare(subject, *pairs, baseline=baseline, on_event=on_event)
+        return comparison.compare(subject, *pairs, baseline=baseline, seeds=seeds, on_event=on_event)
 
     def merge(self, folder: str | Path | None = None) -> Path:
         """Fold the adapter into the weights and write the plain model; default folder: output_dir/merged."""
         if self._last is None:
             raise OrderError("nothing has been trained yet", "call train(...) first")
+        if self._task.numbers and self._parts.tuned.peft is None:
+            raise RecipeError(
+                "this forecaster carries no adapter, so there is nothing to merge",
+                f"{self.recipe.output} is a plain folder as it is",
+            )
         target = Path(folder or Path(self.recipe.output) / "merged")
         Merged().write(self._in_one_piece(), self.tokenizer, self._task, target)
         return target
 
     def export(self, format: str, folder: str | Path | None = None) -> dict[str, Any]:
-        """Write the student as it is now in another format: merged or onnx; default folder: output_dir/<format>.
+        """Write the student as it is now as merged, onnx or folded (of Time-LLM); default folder: output_dir/<format>.
 
         Returns "folder", "bytes", "parameters" and what else the exporter tells (export/). Raises OrderError,
         ModelError; RecipeError for a folder that is there already.
@@ -236,6 +264,8 @@ class Judging:
 
     def _prepare(self, dataset: Any):
         """Rows as the recipe's data section says; rows that are prepared already pass through."""
+        if self._task.numbers:
+            return self._task.prepare_rows(dataset, None, self._data(), self.model)
         live = type(dataset).__name__ == "Dataset"
         rows = dataset if live else sources.read(dataset, shapes_of_text=self._task.shapes_of_text).dataset
         tokenizer = None if "input_ids" in rows.column_names else self.tokenizer
@@ -244,7 +274,8 @@ class Judging:
     def _data(self) -> Data:
         """How texts are read, with no more tokens than the model has positions."""
         data = self.recipe.data
-        return data if self.model is None else fit_length(data, self.model, lambda note: None)
+        as_it_is = self.model is None or self._task.numbers
+        return data if as_it_is else fit_length(data, self.model, lambda note: None)
 
     @property
     def _task(self):
@@ -260,9 +291,18 @@ class Judging:
             )
         raise OrderError("no model is loaded", "call load_model(...) first")
 
+    def _need_texts(self, what: str) -> None:
+        """Raises RecipeError for a model that reads series."""
+        if self._task.numbers:
+            raise RecipeError(
+                f"{what} is for texts, and a model for {self.recipe.task} reads series",
+                "forecast(history) gives the steps to come, evaluate(table) and cross_validation(table) score them",
+            )
+
     def _need_writer(self, fits: bool) -> None:
         """Raises OrderError without a model, RecipeError for one whose task does not fit."""
         self._need_model()
+        self._need_texts("writing")
         if not fits:
             raise RecipeError(
                 f"a model for {self.recipe.task} does not continue texts",
@@ -292,7 +332,7 @@ class Judging:
         """The student's tokenizer; None for a model that came as an object without one."""
         return self._parts.tokenizer if self._given is not None else self.tokenizer
 
-    def _load_untouched(self) -> nn.Module:
+    def _load_untouched(self, recipe: Recipe | None = None) -> nn.Module:
         if self._untouched is not None:
             return copy.deepcopy(self._untouched)  # a baseline trains what it is given
-        return comparison.load_untouched(self.recipe, self.device, self._parts.train)
+        return comparison.load_untouched(recipe or self.recipe, self.device, self._parts.train)

@@ -40,6 +40,7 @@ class Learner(nn.Module):
     ):
         """provider: gives the answers that `forward` is handed. peers: models that learn beside the student."""
         super().__init__()
+        scheme = task.translate(scheme, student)
         self.task, self.student, self.scheme, self.penalty = task, student, scheme, penalty
         self.peers = nn.ModuleList(peers)
         self.fused = activations.Fused(student, *peers)
@@ -48,8 +49,8 @@ class Learner(nn.Module):
             terms.check_options(term)
             if term.objective in task.unfit:
                 raise RecipeError(
-                    f"{term.objective} does not fit: the targets here are tokens, or labels",
-                    "take cross_entropy or forward_kl",
+                    f"{term.objective} does not fit: the answers here are {task.answers}",
+                    "take mse and output_mse" if task.numbers else "take cross_entropy or forward_kl",
                 )
         self.pairs: list[Pairs] = [self._pairs(term) for term in scheme.terms]
         self.exits = _exits(task, student, scheme)
@@ -223,7 +224,7 @@ def _belonging(output: Output, pairs: Pairs, which: str) -> tuple[Tensor, Tensor
     if output.tokens is None:
         return output.examples, ones, ones
     if pairs == ((POOLED, POOLED),):
-        return torch.zeros_like(output.examples), ones, ones
+        return torch.zeros_like(output.examples) if output.together is None else output.together, ones, ones
     tokens = output.tokens.bincount()
     shares = output.examples.bincount(minlength=len(tokens))
     if which == "first":

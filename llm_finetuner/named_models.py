@@ -11,9 +11,10 @@ from llm_finetuner.data import columns
 from llm_finetuner.data.examples import IGNORED
 from llm_finetuner.errors import RecipeError
 from llm_finetuner.models import loading
+from llm_finetuner.models.build import check_ready, drawn
 from llm_finetuner.models.shrink import parse_share, shrink
 from llm_finetuner.recipe import Model, Recipe, Teacher, members_of
-from llm_finetuner.registry import TASKS, resolve
+from llm_finetuner.registry import MODELS, TASKS, resolve
 
 TEXTS = "AutoModelForCausalLM"  # the class of transformers that loads what writes texts
 ROWS_THAT_WEIGH = 32  # which heads and channels matter is read off this many rows
@@ -22,7 +23,9 @@ ROWS_THAT_WEIGH = 32  # which heads and channels matter is read off this many ro
 def load_model(
     model: Model, device: torch.device | str, seed: int, auto: str = TEXTS, frozen: bool = False
 ) -> nn.Module:
-    """Raises ModelError."""
+    """Load a model, or build one that is named in registry.MODELS. Raises ModelError."""
+    if model.name in MODELS:
+        return drawn(resolve(MODELS, model.name), seed, model.shape).to(device)
     return loading.load_pretrained(
         model.name, auto=auto, device=device, dtype=model.dtype, load_in_4bit=model.load_in_4bit,
         load_in_8bit=model.load_in_8bit, from_scratch=model.from_scratch, seed=seed, frozen=frozen,
@@ -30,8 +33,10 @@ def load_model(
 
 
 def load_teacher(model: Teacher, device: torch.device | str, auto: str = TEXTS) -> nn.Module:
-    """A frozen model in eval mode, on the device that the recipe gives it. Raises ModelError."""
+    """A frozen model in eval mode, on the device that the recipe gives it. Raises ModelError, RecipeError."""
     found = load_model(replace(model, from_scratch=False), model.device or device, 0, auto, frozen=True)
+    if model.name in MODELS:
+        check_ready(found, model.name)
     return found.eval().requires_grad_(False)
 
 
@@ -51,10 +56,15 @@ def student_source(recipe: Recipe) -> str:
     return named[0]
 
 
+def has_new_weights(model: Model) -> bool:
+    """Whether its weights are drawn from the seed."""
+    return model.from_scratch or model.name in MODELS
+
+
 def made_here(recipe: Recipe) -> bool:
     """Whether no folder holds the student that training starts from: cut from its teacher, from scratch, an object."""
     name = recipe.student.name
-    return recipe.student.from_scratch or not name or parse_share(name) is not None
+    return has_new_weights(recipe.student) or not name or parse_share(name) is not None
 
 
 def load_student(recipe: Recipe, device: torch.device | str) -> nn.Module:

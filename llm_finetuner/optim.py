@@ -9,9 +9,9 @@ from llm_finetuner.errors import RecipeError
 ADAPTER_RATE, FULL_RATE, SCRATCH_RATE = 2e-4, 5e-5, 1e-3  # an adapter's rate would wreck full fine-tuning
 
 
-def default_rate(tuning: str, from_scratch: bool) -> float:
+def default_rate(tuning: str, new_weights: bool) -> float:
     """The learning rate of a run that names none."""
-    if from_scratch:
+    if new_weights:
         return SCRATCH_RATE
     return FULL_RATE if tuning == "full" else ADAPTER_RATE
 

@@ -68,7 +68,7 @@ def run(
     say("note", {"text": "3 and 4 of 4: the same student on cross-entropy alone, and the comparison"})
     subject = comparison.Subject(
         recipe=recipe, parts=parts, tokenizer=tokenizer, rows=held_out, history=result.history,
-        untouched=lambda: comparison.load_untouched(recipe, device, train),
+        untouched=lambda other: comparison.load_untouched(other, device, train),
     )  # fmt: skip
     pairs = comparison.pairs_of(subject, count=PROMPTS)
     return comparison.compare(

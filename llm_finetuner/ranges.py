@@ -2,6 +2,7 @@
 
 import math
 import numbers
+from collections.abc import Sequence
 from typing import Any
 
 from llm_finetuner.errors import RecipeError
@@ -43,6 +44,18 @@ def check_shares(weights: Any, count: int) -> None:
             f"weights of {count} teachers must be {count} numbers from 0, or loss; got {weights!r}",
             "leave them out to weigh all the same",
         )
+
+
+def check_levels(quantiles: Sequence[float]) -> list[float]:
+    """Levels of quantiles as a list. Raises RecipeError unless they ascend within (0, 1) and hold the median."""
+    levels = [float(level) for level in quantiles]
+    fits = all(0 < level < 1 for level in levels) and levels == sorted(set(levels))
+    if not fits or (levels and 0.5 not in levels):
+        raise RecipeError(
+            f"quantiles must be levels between 0 and 1, ascending, with 0.5 among them, got {list(quantiles)}",
+            "such as [0.1, 0.5, 0.9] for intervals of 80 %; [] forecasts one number a step",
+        )
+    return levels
 
 
 def check_names(option: str, names: Any) -> None:

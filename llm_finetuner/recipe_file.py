@@ -11,7 +11,8 @@ import yaml
 
 from llm_finetuner.errors import RecipeError
 from llm_finetuner.recipe import Recipe
-from llm_finetuner.registry import METHODS, TEACHERS, TUNINGS, options_of, plain, resolve, unknown
+from llm_finetuner.recipe_sections import Teacher
+from llm_finetuner.registry import METHODS, MODELS, TEACHERS, TUNINGS, options_of, plain, resolve, unknown
 
 
 def save(recipe: Recipe, path: str | Path) -> None:
@@ -42,7 +43,10 @@ def load(path: str | Path, overrides: typing.Sequence[str] = ()) -> Recipe:
 
 
 def override(recipe: Recipe, assignments: typing.Sequence[str]) -> Recipe:
-    """Apply "train.steps=50", "temperature=3" (an option of the method), "student.name=gpt2". Raises RecipeError."""
+    """Apply "train.steps=50", "temperature=3" (an option of the method), "student.name=gpt2". Raises RecipeError.
+
+    "student.hidden_size=16" is an option of a student that is built here, "student.shape.hidden_size".
+    """
     pairs = []
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
@@ -87,7 +91,13 @@ def _set(values: dict[str, Any], key: str, value: Any) -> None:
         node = node.get(part) if isinstance(node, dict) else None
         if not isinstance(node, dict):
             raise RecipeError(f"unknown setting {key!r}", f"sections: {', '.join(values)}")
+    built = path[0] in ("student", "teacher") and node.get("name") in MODELS
+    if built and len(path) == 2 and path[1] not in vars(Teacher()):  # student.hidden_size
+        node = node.setdefault("shape", {})
     node[path[-1]] = value
+    if path[0] in ("student", "teacher") and path[1:] == ["name"]:  # nor do those of another model
+        kept = options_of(resolve(MODELS, value)) if value in MODELS else {}
+        node["shape"] = {k: v for k, v in (node.get("shape") or {}).items() if k in kept}
     if path == ["method"]:  # options of another method do not carry over
         kept = options_of(resolve(METHODS, value, "method"))
         values["options"] = {k: values["options"].get(k, default) for k, default in kept.items()}

@@ -35,6 +35,10 @@ OBJECTIVES = {
     "token_relation": "llm_finetuner.objectives.relation:token_relation",
     "span_kl": "llm_finetuner.objectives.across:span_kl",
     "uld": "llm_finetuner.objectives.across:uld",
+    "output_mse": "llm_finetuner.objectives.series:output_mse",
+    "pinball": "llm_finetuner.objectives.series:pinball",
+    "spectrum": "llm_finetuner.objectives.series:spectrum",
+    "multi_scale": "llm_finetuner.objectives.series:multi_scale",
 }
 METHODS = {
     "fine_tuning": "llm_finetuner.methods.fine_tuning:fine_tuning",
@@ -46,9 +50,11 @@ METHODS = {
     "online_distillation": "llm_finetuner.methods.online:online_distillation",
     "on_policy_distillation": "llm_finetuner.methods.on_policy:on_policy_distillation",
     "sequence_distillation": "llm_finetuner.methods.sequence:sequence_distillation",
+    "forecast_distillation": "llm_finetuner.methods.forecasting:forecast_distillation",
 }
 TUNINGS = {
     "full": "llm_finetuner.tuning.full:full",
+    "frozen": "llm_finetuner.tuning.frozen:frozen",
     "lora": "llm_finetuner.tuning.lora:lora",
     "qlora": "llm_finetuner.tuning.qlora:qlora",
     "adalora": "llm_finetuner.tuning.adalora:adalora",
@@ -60,6 +66,14 @@ TASKS = {
     "token_classification": "llm_finetuner.tasks.in_place:TokenClassification",
     "masked_lm": "llm_finetuner.tasks.in_place:MaskedLM",
     "seq2seq_lm": "llm_finetuner.tasks.seq2seq:Seq2Seq",
+    "forecasting": "llm_finetuner.tasks.forecasting:Forecasting",
+}
+MODELS = {  # that transformers does not give, built from a few settings (student.shape, teacher.shape)
+    "time_llm": "llm_finetuner.models.build:time_llm",
+    "patch": "llm_finetuner.models.build:patch",
+    "linear": "llm_finetuner.models.build:linear",
+    "repeat-last": "llm_finetuner.models.build:repeat_last",
+    "seasonal-naive": "llm_finetuner.models.build:seasonal_naive",
 }
 TEACHERS = {
     "live": "llm_finetuner.teachers.kinds:live",
@@ -73,6 +87,7 @@ TEACHERS = {
 EXPORTERS = {
     "merged": "llm_finetuner.export.merged:Merged",
     "onnx": "llm_finetuner.export.onnx:Onnx",
+    "folded": "llm_finetuner.export.folded:Folded",
 }
 OPTIMIZERS = {"adamw": "llm_finetuner.optim:adamw", "adamw_8bit": "llm_finetuner.optim:adamw_8bit"}
 SCHEDULES = {
@@ -129,6 +144,12 @@ MENU = {
         "sequence_distillation",
         "full",
         "Sequence-level distillation: learn texts that the teacher writes first",
+    ),
+    13: (
+        "forecast_distillation",
+        "forecast_distillation",
+        "full",
+        "Forecast distillation: learn a series from its truth and a teacher's forecasts",
     ),
 }
 

@@ -45,7 +45,7 @@ def over_rows(
     ]
     names = [name for _, name in terms]
     response = _Response(own, teacher, provider, [term for term, _ in terms], objectives)
-    if response.asks:
+    if response.measures:
         names += ["teacher_nll", "agreement"]
     if not names:
         return own.rows.sum() * 0, {}
@@ -82,6 +82,7 @@ class _Response:
             for term in terms
         ]
         self.asks = teacher is not None and any(asks for _, _, asks in self.calls)
+        self.measures = self.asks and not own.numbers  # which have no likelihood and agree to no last digit
         self.for_kernel = (
             not objectives and own.head.transform is None and all(_in_kernel(term) for term in terms)
         )
@@ -102,10 +103,14 @@ class _Response:
 
     def _counts(self, given: _Given) -> Tensor:
         """How many positions each value speaks of: [K]."""
-        told = _are_known(given.targets)
+        told = (
+            torch.ones_like(given.targets[:, 0], dtype=torch.bool)
+            if self.own.numbers
+            else _are_known(given.targets)
+        )
         heard = torch.ones_like(told) if given.known is None else given.known
         spoken = [heard if asks else told for _, _, asks in self.calls]
-        if self.asks:
+        if self.measures:
             spoken += [_are_known(given.places) & heard, heard]
         return torch.stack(spoken).sum(1)
 
@@ -137,7 +142,7 @@ class _Response:
             if term.weight:  # at a ramp's end, where the term itself may be infinite
                 loss = loss + term.weight * value.sum()
             values.append(value.detach().sum())
-        if self.asks:
+        if self.measures:
             values += _measures(shared_bC.detach(), given)
         return loss, torch.stack([v.to(loss.dtype) for v in values])
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from llm_finetuner.errors import RecipeError, TrainingError
 from llm_finetuner.recipe import Recipe, members_of
 
-BEGUN = ("log.jsonl", "training.json", "checkpoints")  # any of them beside recipe.yaml is a run
+SHARE = "share.json"  # how a share of the teacher was chosen before the run (share.py)
+BEGUN = ("log.jsonl", "training.json", "checkpoints", SHARE)  # any of them beside recipe.yaml is a run
 
 
 def is_run(folder: str | Path) -> bool:

@@ -64,3 +64,6 @@ class Scheme:
     peer_terms: tuple[Term, ...] = ()  # what the peers learn by
     on_policy: OnPolicy | None = None
     writing: Writing | None = None
+    undecided: bool = (
+        False  # whether the weights of the terms are still to be chosen, before the run (share.py)
+    )

@@ -16,7 +16,8 @@ from llm_finetuner import checkpoint, recipe_file
 from llm_finetuner.assembly import Parts
 from llm_finetuner.benchmark.quality import evaluate
 from llm_finetuner.errors import FinetunerError, RecipeError, TrainingError
-from llm_finetuner.recipe import Recipe, check_range
+from llm_finetuner.recipe import Recipe
+from llm_finetuner.recipe_sections import check_range
 from llm_finetuner.registry import TASKS, resolve, unknown
 from llm_finetuner.report import sweep_table
 from llm_finetuner.run import with_whole_paths

@@ -12,18 +12,22 @@ Shapes: B examples, T tokens, D hidden width; N positions that count, M tokens o
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import datasets
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from llm_finetuner import checks
+from llm_finetuner.benchmark import speed
 from llm_finetuner.benchmark.measure import Measure, perplexity
 from llm_finetuner.benchmark.quality import Tally
 from llm_finetuner.data import class_weights, columns
 from llm_finetuner.data.examples import IGNORED
 from llm_finetuner.errors import DataError
+from llm_finetuner.models import loading
 from llm_finetuner.models.anatomy import expose_attention
 from llm_finetuner.models.labels import names_of
 from llm_finetuner.models.stacks import blocks_of
@@ -31,6 +35,9 @@ from llm_finetuner.objectives.several_labels import weighted_binary_cross_entrop
 from llm_finetuner.objectives.supervised import weighted_cross_entropy
 from llm_finetuner.output import Want
 from llm_finetuner.recipe import Data
+from llm_finetuner.scheme import Scheme
+
+OF_NUMBERS = ("mse", "huber", "output_mse", "pinball", "spectrum", "multi_scale")
 
 
 class Asked(NamedTuple):
@@ -46,7 +53,8 @@ class Task:
 
     auto: str  # the class of transformers that loads its models
     measure: Measure = perplexity("a token", "tokens")  # what its models are judged by
-    unfit: tuple[str, ...] = ("mse", "huber")  # objectives whose targets are numbers, not tokens or labels
+    unfit: tuple[str, ...] = OF_NUMBERS  # objectives that read other answers
+    answers = "tokens, or labels"  # what they are, in words
     objectives: dict[str, Callable] = {}  # what stands here for objectives that methods name
     labels = False  # whether the answers are labels with names, and not tokens
     writes = False  # whether the models continue texts
@@ -58,6 +66,7 @@ class Task:
     first = 0  # the first label that an answer is compared with
     all_tokens = False  # whether blocks are read at all tokens of an example, whatever counts of it
     keeps_texts = False  # whether rows keep their texts, which a teacher can read in tokens of its own
+    numbers = False  # whether the answers are numbers, and not choices
     exclusive = True  # whether the answers at a position exclude each other: they are one distribution
 
     def width(self, model: nn.Module) -> int:
@@ -86,6 +95,20 @@ class Task:
         weights_C = torch.tensor(list(found.values()), dtype=torch.float64)
         self.objectives = {**self.objectives, "cross_entropy": functools.partial(plain, weights=weights_C)}
         return found
+
+    def own_parts(self, source: Any, data: Data, note: Callable[[str], None]) -> tuple[Any, Any] | None:
+        """(training rows, those that weights are chosen on), where the task reads and cuts its source by itself."""
+        return None
+
+    def lengths(self, rows: Any) -> np.ndarray:
+        """What each row weighs in a batch: its tokens."""
+        if not hasattr(rows, "with_format"):  # lists, and rows that are made when they are asked for
+            return np.array([len(row["input_ids"]) for row in rows])
+        return columns.lengths(rows)
+
+    def check_inputs(self, rows: Any, model: nn.Module) -> None:
+        """Raise DataError where a model cannot read the rows."""
+        checks.check_rows(rows, model)
 
     def check_rows(self, rows: Any) -> None:
         """Raise DataError where there is nothing to learn."""
@@ -143,11 +166,68 @@ class Task:
     def check_texts(self, rows: Any) -> None:
         """Raise DataError where rows do not hold the texts that `read_anew` reads."""
 
+    def tokens(self, batch: dict[str, Any]) -> int:
+        """What the speed of a step is told in."""
+        return int(batch["attention_mask"].sum())
+
+    def by_row(self, rows: Any) -> Iterator[Mapping[str, Any]]:
+        """Prepared rows one after the other."""
+        return columns.by_row(rows)
+
+    def rows_of(self, batch: dict[str, Any]) -> Iterator[Mapping[str, Any]]:
+        """The rows of a collated batch of arrays, padded or not."""
+        return ({name: x[row] for name, x in batch.items()} for row in range(len(batch["input_ids"])))
+
+    def together(self, parts: Sequence[Any]) -> Any:
+        """Parts of prepared rows as one."""
+        return datasets.concatenate_datasets(parts)
+
+    def about(self, data: Data) -> dict[str, Any]:
+        """How rows are prepared, as far as a cache of answers to them tells."""
+        return {"max_length": data.max_length, "loss_on": data.loss_on}
+
     # ---- models
+
+    def tokenizer(self, name: str) -> Any:
+        """The tokenizer of a model by its name; None where models read no text. Raises ModelError."""
+        return loading.load_tokenizer(name)
+
+    def check_adapter(self, model: nn.Module) -> None:
+        """Raise ModelError for a model that adapters do not fit."""
+
+    def translate(self, scheme: Scheme, model: nn.Module) -> Scheme:
+        """The terms of a method as they read this model's answers."""
+        return scheme
+
+    def meet(self, model: nn.Module, rows: Any) -> None:
+        """Show a teacher the training rows before it is asked about them."""
+
+    def check_stored(self, model: nn.Module) -> None:
+        """Raise RecipeError for a teacher whose answers are not to be written down."""
 
     def tally(self, examples: int, model: nn.Module) -> Any:
         """What sums up an evaluation."""
         return Tally(examples)
+
+    def simple_models(self, train: Any) -> list[tuple[str, nn.Module]]:
+        """Models that learn little or nothing, which a trained one has to beat: (what they are called, themselves)."""
+        return []
+
+    def details(self, models: dict[str, nn.Module], rows: Any, shown: Sequence[str]) -> dict[str, Any] | None:
+        """What else a report tells of models on these rows; shown: those whose answers are looked at more closely."""
+        return None
+
+    def stated(self, rows: Any) -> str:
+        """What has to stand beside every score, as a sentence."""
+        return ""
+
+    def test_rows(self, train: Any, held_out: Any) -> Any:
+        """Prepared rows that a finished run is judged on: those held out, if any were."""
+        return train if held_out is None else held_out
+
+    def speed_batch(self, rows: Any, models: Sequence[nn.Module]) -> Tensor:
+        """What models are timed on. Raises DataError."""
+        return speed.speed_batch(rows, models)
 
     def sampled_figures(
         self, model: nn.Module, tokenizer: Any, rows: Any, data: Data, count: int | None, batch_size: int

@@ -17,12 +17,12 @@ from llm_finetuner.judging import TEACHER_THEN_STUDENT, Judging
 from llm_finetuner.models import loading
 from llm_finetuner.models.shrink import describe, parse_share, shrink
 from llm_finetuner.named_models import batches, load_teacher
-from llm_finetuner.recipe import Recipe, Teacher
+from llm_finetuner.recipe import Recipe, Teacher, shaped
 from llm_finetuner.registry import TEACHERS, resolve
 from llm_finetuner.scheme import Writing
 from llm_finetuner.teachers.ensemble import Ensemble
 from llm_finetuner.teachers.filling import fill
-from llm_finetuner.teachers.kinds import check_mixture
+from llm_finetuner.teachers.kinds import mixture_of
 from llm_finetuner.teachers.matched import live_teacher
 from llm_finetuner.teachers.provider import Provider
 from llm_finetuner.trainer import OnEvent
@@ -44,7 +44,8 @@ class Teaching(Judging):
         *,
         tokenizer: Any = None,
         weights: Sequence[float] | str | None = None,
-        mixture: str = "probabilities",
+        mixture: str | None = None,
+        shape: dict[str, Any] | None = None,
         cache: str | Path | None = None,
         device: str | None = None,
         **options: Any,
@@ -52,14 +53,15 @@ class Teaching(Judging):
         """Load a frozen teacher: a folder, a hub name, a model; several of them as a list; or the answers in a cache.
 
         With a name and a cache the first epoch fills it, and the next ones read it. weights: of several, numbers or
-        "loss". mixture: of their probabilities or logits. device: where it stands, None beside the student.
-        kind="remote" with url=... and other options asks an endpoint. Raises ModelError, also when the tokens differ.
+        "loss". mixture: of their probabilities or logits (None: by the task). shape: of one that is built here, as a
+        line is. device: where it stands, None beside the student. kind="remote" with url=... and other options asks an
+        endpoint. Raises ModelError, also when the tokens differ.
         """
         several = not isinstance(teacher_model_name, str | Path | nn.Module | None)
         filled = "cached" if teacher_model_name is None else "live_cached"
         kind = options.pop("kind", None) or (filled if cache else "live")
         given = list(teacher_model_name) if several else [teacher_model_name]
-        spec = Teacher(load_in_4bit=load_in_4bit, load_in_8bit=load_in_8bit, device=device)
+        spec = Teacher(load_in_4bit=load_in_4bit, load_in_8bit=load_in_8bit, device=device, shape=shape or {})
         if kind != "live":
             options = {**options, "path": str(cache)} if cache else options
             own = kind == "live_cached" and isinstance(given[0], nn.Module)
@@ -84,8 +86,9 @@ class Teaching(Judging):
         if given is None:
             raise ModelError("no teacher was named", "give a folder, a hub name, a model, or cache=...")
         if not isinstance(given, nn.Module):
-            model = load_teacher(replace(spec, name=str(given)), self.device, self._task.auto)
-            return model, tokenizer or loading.load_tokenizer(str(given))
+            named = shaped(replace(spec, name=str(given)), self.recipe.data)
+            model = load_teacher(named, self.device, self._task.auto)
+            return model, tokenizer or self._task.tokenizer(str(given))
         loading.check_live(given)
         if given is (self._given if self.model is None else self.model):
             raise ModelError(
@@ -120,9 +123,9 @@ class Teaching(Judging):
         if spec.kind == "live":
             return live_teacher(*members[0], spec.name, context)
         if spec.kind == "ensemble":
-            check_mixture(self._task, spec.options["weights"], spec.options["mixture"])
+            mixture = mixture_of(self._task, spec.options["weights"], spec.options["mixture"])
             built = [live_teacher(model, t, model.name_or_path, context) for model, t in members]
-            return Ensemble(built, spec.options["weights"], spec.options["mixture"])
+            return Ensemble(built, spec.options["weights"], mixture)
         if members:
             return fill(spec, context, **spec.options, given=members[0])
         return resolve(TEACHERS, spec.kind, "kind of teacher")(spec, context, **spec.options)
@@ -141,7 +144,9 @@ class Teaching(Judging):
         self._need_model()
         if not self._members:
             raise OrderError("there is no live teacher to ask", "call load_teacher_model(...) first")
-        parts = replace(self._parts, train=self._prepare(dataset).dataset, held_out=None, student=self.model)
+        series = self._task.numbers  # whose table holds both
+        train, held_out = self._rows(dataset, None, 0) if series else (self._prepare(dataset).dataset, None)
+        parts = replace(self._parts, train=train, held_out=held_out, student=self.model)
         parts = replace(parts, tokenizer=self._tokenizer_if_any())
         return cache_answers(
             self.recipe, path, k=k, mode=mode, draws=draws, layers=layers, parts=parts, on_event=on_event
@@ -191,6 +196,7 @@ class Teaching(Judging):
             raise OrderError(
                 "there is no live teacher to take blocks from", "call load_teacher_model(...) first"
             )
+        self._need_texts("student_from_teacher")
         if self._parts.tuned is not None:
             raise OrderError("a training has begun, so the student is fixed", "call load_model() again first")
         model, tokenizer = self._members[0]
@@ -231,6 +237,7 @@ class Teaching(Judging):
     def hard_examples(self, dataset: Any, share: float = 0.2) -> Any:
         """The share of the rows that the student as it is now finds hardest (nats a token), to go on with."""
         self._need_model()
+        self._need_texts("hard_examples")
         return hardest(self._task, self.model, self._prepare(dataset).dataset, share, lambda text: None)
 
     def progressive(

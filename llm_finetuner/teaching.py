@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from llm_finetuner.checks import check_rows, common_vocabulary
+from llm_finetuner.checks import common_vocabulary
 from llm_finetuner.errors import RecipeError
 from llm_finetuner.models import loading
 from llm_finetuner.named_models import label_counts, load_model, load_teacher
@@ -88,7 +88,7 @@ def build_peers(
                     "name models: teacher.kind=live, or an ensemble of them",
                 )
             peer = load_model(spec, context.device, seed + i, task.auto)
-            tokenizers.append(loading.load_tokenizer(spec.name))
+            tokenizers.append(task.tokenizer(spec.name))
             if spec.from_scratch and task.writes:
                 loading.start_head_bias(peer, label_counts(rows, task.vocabulary(peer)))
             peers.append(peer)
@@ -100,7 +100,7 @@ def build_peers(
         task.check_model(peer, "the peer")
         if loading.is_quantised(peer):
             raise RecipeError("a peer is trained, and weights in 4 or 8 bits cannot be", "load it in full")
-        check_rows(rows, peer)
+        task.check_inputs(rows, peer)
         for weight in peer.parameters():  # as the student's: half precision swallows small steps
             weight.data = weight.data.to(torch.promote_types(weight.dtype, torch.float32))
         peer.train().requires_grad_(True)
@@ -117,7 +117,7 @@ def write_examples(recipe: Recipe, given: Any, given_tokenizer: Any, rows: Any, 
                 f"{recipe.method} needs a teacher that can write, not {spec.kind}", "teacher.kind=live"
             )
         given = load_teacher(spec, context.device, context.task.auto)
-        given_tokenizer = loading.load_tokenizer(spec.name)
+        given_tokenizer = context.task.tokenizer(spec.name)
     if isinstance(given, Provider):
         raise RecipeError(f"{recipe.method} needs one teacher that can write: a model")
     common_vocabulary(context.task, context.student, given, context.tokenizer, given_tokenizer)

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 
 from llm_finetuner import checkpoint, recipe_file
-from llm_finetuner.assembly import Assembly, Parts, assemble
+from llm_finetuner.assembly import Parts, assemble
 from llm_finetuner.benchmark.quality import evaluate
-from llm_finetuner.data import columns, label_names
+from llm_finetuner.data import label_names
 from llm_finetuner.data.order import Order
 from llm_finetuner.engine import Engine
 from llm_finetuner.errors import CheckpointError, RecipeError, TrainingError
 from llm_finetuner.export.beside import save_beside
-from llm_finetuner.named_models import made_here
+from llm_finetuner.named_models import has_new_weights, made_here
 from llm_finetuner.optim import default_rate, rate
 from llm_finetuner.recipe import Recipe
 from llm_finetuner.registry import OPTIMIZERS, SCHEDULES, resolve
@@ -87,14 +87,15 @@ class _Run:
         self.learner, self.optimizer = self.engine.prepare(built.learner, optimizer)
         self.parameters = parameters
         self.order = Order(
-            columns.lengths(built.train),
+            built.task.lengths(built.train),
             plan.batch_size, plan.batch_size * plan.gradient_accumulation_steps, plan.seed,
             self.engine.rank, self.engine.world, max_tokens=plan.max_tokens, packed=plan.packing,
         )  # fmt: skip
         if plan.packing:
             built.task.check_packing(built.learner.student)
         self.schedule = resolve(SCHEDULES, plan.schedule)
-        self.peak_rate = plan.learning_rate or default_rate(recipe.tuning.kind, recipe.student.from_scratch)
+        usual = default_rate(recipe.tuning.kind, has_new_weights(recipe.student))
+        self.peak_rate = plan.learning_rate or usual
         if plan.patience and built.held_out is None:
             self._note("patience has no effect: no rows are held out")
         self.best, self.best_step, self.worse = (math.inf,), 0, 0
@@ -141,7 +142,7 @@ class _Run:
             drawn = built.rollout(built.learner.student, drawn, step, engine.rank)
         packing = [self.recipe.train.packing] * len(drawn)
         window = list(map(built.task.collate, drawn, counts, packing))
-        about = [[built.task.count(b), int(b["attention_mask"].sum()), *built.task.cost(b)] for b in window]
+        about = [[built.task.count(b), built.task.tokens(b), *built.task.cost(b)] for b in window]
         count, tokens, read, places = engine.sum(torch.tensor(about).sum(0).to(engine.device)).tolist()
         sums: dict[str, torch.Tensor] = {}
         self.learner.train()
@@ -275,7 +276,11 @@ class _Run:
         """What decides which examples a step sees, and what their labels mean."""
         names, rows = ("batch_size", "gradient_accumulation_steps", "seed"), self.built.train
         chosen = {name: getattr(self.recipe.train, name) for name in names} | {"mask": self.recipe.data.mask}
-        return {**chosen, "number of examples": len(rows), "labels": label_names.of(rows)}
+        return {
+            **chosen,
+            "number of examples": len(rows),
+            "labels": label_names.of(rows) if self.built.task.labels else None,
+        }
 
     def _finish(self, step: int, seconds: float) -> TrainResult:
         """Put the best weights back, write the model as a plain Hugging Face folder, and sum up."""
@@ -311,8 +316,7 @@ class _Run:
         self.say("note", {"text": text})
 
     def _announce(self) -> None:
-        built: Assembly = self.built
-        student = built.learner.student
+        built, student = self.built, self.built.learner.student
         beside = sum(peer.num_parameters() for peer in built.learner.peers)
         settings = {
             "steps": built.steps,
@@ -320,6 +324,7 @@ class _Run:
             "examples": len(built.train),
             "eval_examples": len(built.held_out) if built.held_out is not None else 0,
             "tokens": int(self.order.lengths.sum()),
+            "read": built.task.measure.read,
             "parameters": student.num_parameters(),
             "trainable_parameters": student.num_parameters(only_trainable=True),
             "teacher_parameters": built.teacher.parameters if built.teacher else beside,

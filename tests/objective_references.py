@@ -7,6 +7,7 @@ import inspect
 import math
 
 import torch
+from series_references import multi_scale, output_mse, pinball, spectrum  # noqa: F401  found by name
 
 from llm_finetuner.registry import OBJECTIVES, resolve
 
@@ -284,6 +285,7 @@ def inputs(name: str, options: dict) -> list:
             value = -torch.rand(count, dtype=torch.float64) - 0.1
         else:
             width = {"hidden": 5 if own else 9}.get(kind, 11)
+            width *= len(options.get("quantiles", [0.5])) if own else 1
             value = torch.randn(count, width, dtype=torch.float64)
         for tensor in value.values() if isinstance(value, dict) else [value]:
             tensor.requires_grad_(own)

@@ -76,7 +76,7 @@ def test_what_the_menu_knows_of_tasks_is_so(name):
     task = resolve(TASKS, name)
     assert (name in WRITING, name in OF_LABELS) == (task.writes, task.labels)
     assert name in spoken.TASKS and name in spoken.EXAMPLES
-    assert (name in DESCRIBED) != task.shapes_of_text
+    assert (name in DESCRIBED) == (not task.shapes_of_text and not task.numbers)
     assert (name in CLASSIFYING) == (task.auto == "AutoModelForSequenceClassification")
 
 

@@ -10,7 +10,7 @@ from menu_keys import keys  # noqa: F401  fixture
 from test_seq2seq import build_t5
 
 from llm_finetuner.cli import jobs
-from llm_finetuner.cli.fitting import has_two_stacks
+from llm_finetuner.cli.configs import has_two_stacks
 from llm_finetuner.cli.prompts import BACK
 from llm_finetuner.cli.questions import further, questions
 from llm_finetuner.cli.settings import build, paths_in

@@ -30,7 +30,7 @@ def test_all_defaults_of_vanilla_distillation(keys, here):
 def test_answers_of_feature_distillation(keys, here):
     typed = ["3", ENTER, "0.7", ENTER, "0:1,1:3", ENTER, "0.5", ENTER, DOWN, ENTER, ENTER]
     training = ["1", ENTER, "2", ENTER, "1e-3", ENTER, "64", ENTER, "20", ENTER, ENTER, "out", ENTER]
-    recipe = keys(answers_to("feature_distillation"), *MODELS, DOWN, ENTER, *DATA, *typed, *training)
+    recipe = keys(answers_to("feature_distillation"), *MODELS, DOWN, DOWN, ENTER, *DATA, *typed, *training)
     wanted = {
         "student.name": "small", "teacher.name": "big", "tuning.kind": "lora", "data.source": "rows.jsonl",
         "options.temperature": 3.0, "options.alpha": 0.7, "options.feature_layers": [[0, 1], [1, 3]],

@@ -20,6 +20,7 @@ OTHERS = {  # values that no rule below can guess
         "jsd": {"weight": "1..0:cosine", "beta": 0.1, "layers": [[0, 1]]},
         "cross_entropy": 1,
     },
+    "options.beta": "auto",
     "options.exits": [0, 2],
     "options.decay": 0.5,
     "options.feature_layers": "first-last",
@@ -94,6 +95,7 @@ def test_fields(setting):
         lists = {
             "train.trackers": ["wandb"], "data.text_columns": ["a", "b"], "train.learning_rate": 1e-5,
             "data.label_names": ["bad", "very good"], "data.class_weights": "balanced",
+            "student.shape": {"num_layers": 2}, "teacher.shape": {"backbone": "gpt2", "dropout": 0.5},
         }  # fmt: skip
         value = lists.get(setting.path) or ("x" if setting.default is None else another(setting))
         if setting.default is None and int in setting.kinds:

@@ -97,8 +97,11 @@ def test_a_model_that_stops_early_says_what_training_saw(tmp_path, build):
             model.transformer.ln_f if "gpt2" in model.config.model_type else model.model.norm
         )
         norm.load_state_dict(exits[block])
-        with torch.no_grad():
-            assert torch.equal(early.eval()(ids).logits, model.lm_head(norm(hidden)))
+        with (
+            torch.no_grad()
+        ):  # the same products in float64; where a tensor lies in memory moves the last bit
+            difference = early.eval()(ids).logits - model.lm_head(norm(hidden))
+            assert difference.abs().max() <= 1e-14
 
 
 def test_it_is_a_plain_model_that_writes_and_is_saved(tmp_path):

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, BertModel
 from llm_finetuner.cli.app import main
 from llm_finetuner.errors import ModelError, OrderError, RecipeError, TrainingError
 from llm_finetuner.export_job import export_model, task_of
+from llm_finetuner.models import loading
 
 IDS = torch.arange(1, 9)[None]
 
@@ -55,6 +56,20 @@ def test_merged_by_both_doors_is_what_was_trained(finetuner, rows, method, tmp_p
     assert told["folder"] == f"{run}/merged" and told["parameters"] == plain.num_parameters()
     assert f"in: {tmp_path / 'typed'}" in said and "parameters" in said
     finetuner.train(rows, **QUICK)  # and the run can go on
+
+
+def test_an_adapter_of_a_model_in_4_bits_goes_into_its_base_in_full(finetuner, rows, tmp_path):
+    finetuner.load_model("qlora")
+    finetuner.train(rows, **QUICK)
+    folders = (
+        finetuner.export("merged")["folder"],
+        export_model(finetuner.recipe.output, "merged", tmp_path / "typed")["folder"],
+    )
+    one, other = (AutoModelForCausalLM.from_pretrained(folder) for folder in folders)
+    untrained = AutoModelForCausalLM.from_pretrained(finetuner.recipe.student.name)
+    assert not loading.is_quantised(one) and loading.is_quantised(finetuner.model)
+    weights = [model.get_parameter("transformer.h.0.attn.c_attn.weight") for model in (one, other, untrained)]
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
 
 
 def test_what_is_there_is_not_written_over(finetuner, tmp_path, student_folder, capsys):

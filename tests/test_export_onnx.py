@@ -13,6 +13,7 @@ from test_in_place import config as bert_config
 from test_seq2seq import build_bart, build_t5
 from transformers import (
     AutoConfig,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     BertForMaskedLM,
     DistilBertConfig,
@@ -257,6 +258,16 @@ def test_positions_that_padding_on_the_left_moves_are_seen():
     assert check(model, texts_for(model), plain, both_sides=False)
     with pytest.raises(ModelError, match="do not answer as PyTorch"):
         check(model, texts_for(model), plain, both_sides=True)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("build", [build_bart, build_t5])
+def test_texts_end_once_for_models_that_look_for_the_end(build):
+    """They read a label off the end token, and refuse texts that have none, or another number of them."""
+    config = build().config
+    config.num_labels = 3
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    assert check(model, texts_for(model), Instead(model, as_it_is), both_sides=False)
 
 
 def test_files_that_onnxruntime_cannot_run_are_not_handed_over(tmp_path):

@@ -133,7 +133,7 @@ def test_several_labels_are_mixed_by_logits_alone(folder):
     student.load_model(method="vanilla_distillation")
     teachers = [str(folder / "t"), str(folder / "turned")]
     with pytest.raises(RecipeError, match="mixed by their logits"):
-        student.load_teacher_model(teachers)
+        student.load_teacher_model(teachers, mixture="probabilities")
     student.load_teacher_model(teachers, mixture="logits")
     soft = label_names.put(
         prepared().remove_columns("labels").add_column("labels", [[0.3, 0.7, 1.0]] * 8), NAMES

@@ -32,6 +32,8 @@ LAYERS = [  # bottom first; a name is a folder, or a file without .py
         "scheme",
         "recipe",
         "recipe_file",
+        "recipe_sections",
+        "recipe_series",
         "registry",
         "optim",
         "checkpoint",
@@ -64,10 +66,14 @@ LAYERS = [  # bottom first; a name is a folder, or a file without .py
         "setup_methods",
         "teacher_methods",
         "comparison",
+        "seeds",
+        "share",
         "chain",
         "cache_job",
         "writing_job",
         "export_job",
+        "forecast_methods",
+        "forecasting_job",
         "quickstart",
         "sweep",
     },
@@ -84,7 +90,17 @@ ONLY_IN = {  # who alone may import it, at the top or inside a function
     "onnxruntime": ("export/parity.py",),
     "bitsandbytes": ("tuning/qlora.py", "models/loading.py", "optim.py"),  # optim.py: the 8-bit AdamW
 }
-LIGHT = {"errors", "registry", "recipe", "recipe_file", "methods", "cli", "finetune_cli"}
+LIGHT = {
+    "errors",
+    "registry",
+    "recipe",
+    "recipe_file",
+    "recipe_sections",
+    "recipe_series",
+    "methods",
+    "cli",
+    "finetune_cli",
+}
 HEAVY = ["torch", "transformers", "datasets", "peft"]  # what LIGHT must not bring in when it is imported
 FILES = sorted(file for file in [*PACKAGE.rglob("*.py"), ROOT / "finetune_cli.py"] if file.exists())
 

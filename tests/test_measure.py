@@ -36,7 +36,9 @@ def test_every_task_names_what_it_is_judged_by(name):
     task = resolve(TASKS, name)
     assert (task.measure.key == "accuracy") == task.labels
     assert task.measure.lower != task.labels
-    assert task.measure.about().keys() == {"key", "name", "unit", "units", "lower", "change_unit", "beside"}
+    assert task.measure.about().keys() == {
+        "key", "name", "unit", "units", "lower", "change_unit", "beside", "without", "read", "over",
+    }  # fmt: skip
 
 
 def test_the_interval_of_one_answer_an_example_is_wilsons():

@@ -23,6 +23,8 @@ OPTIONS = {  # further ones than the defaults, which every objective is tested w
     "angle": [{"positions": 3}, {"positions": 4}],
     "cross_entropy": [{"label_smoothing": 0.2}],
     "huber": [{"delta": 0.3}],
+    "pinball": [{"quantiles": [0.1, 0.5, 0.9]}],
+    "multi_scale": [{"scales": 1}, {"scales": 5}],
 }
 CASES = [(name, options) for name in OBJECTIVES for options in [{}, *OPTIONS.get(name, [])]]
 CASES += [(name, {"temperature": t}) for name in RESPONSE for t in (2.0, 10.0)]
@@ -127,6 +129,8 @@ WRONG += [
 ]
 WRONG += [("cross_entropy", {"label_smoothing": s}) for s in (-0.1, 1)]
 WRONG += [("huber", {"delta": d}) for d in (0, -1, "1")]
+WRONG += [("pinball", {"quantiles": q}) for q in ([], [0.1, 0.9], [0.9, 0.5], [0, 0.5], [0.1, 0.5, 0.9])]
+WRONG += [("multi_scale", {"scales": s}) for s in (0, 1.5)]
 WRONG += [("angle", {"positions": p}) for p in (2, 3.0, True)]
 WRONG += [("attention_mse", {"heads": "all"}), ("attention_kl", {"heads": 2})]
 WRONG += [("value_relation", {"heads": h}) for h in (0, 3, 1.0)]

@@ -53,7 +53,7 @@ def test_a_teacher_that_writes_must_have_the_students_tokens(tmp_path, student_f
 
 def test_losses_of_numbers_are_not_for_tokens(tmp_path):
     recipe = recipe_of(tmp_path, Model("s"), "distillation", objectives={"mse": 1.0})
-    with pytest.raises(RecipeError, match="targets here are tokens"):
+    with pytest.raises(RecipeError, match="the answers here are tokens"):
         fit(recipe, Parts(student=build_gpt2(64), train=prepared_rows(8, 64), device="cpu"))
 
 

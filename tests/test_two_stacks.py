@@ -13,8 +13,8 @@ from test_seq2seq import _outputs, build_bart, build_t5, gradient_of, gradient_o
 from torch import nn
 
 from llm_finetuner.assembly import Parts
+from llm_finetuner.cli.configs import depth_of
 from llm_finetuner.cli.estimate import measure
-from llm_finetuner.cli.fitting import depth_of
 from llm_finetuner.errors import ModelError, RecipeError
 from llm_finetuner.finetuner import LLMFineTuner
 from llm_finetuner.learner import Learner

@@ -5,7 +5,8 @@
 must agree: classes.paired). `paid` is the hardest of the comparisons there are: "yes" if the distilled student is
 better than cross-entropy alone at equal steps and at equal compute, "no" if it is worse at one of them, "unclear"
 otherwise, "unknown" if no baseline was trained ("no" also then, if it is worse than the untouched student). A model
-that was tuned without a teacher is held against the untouched student alone.
+that was tuned without a teacher is held against the untouched student alone, or, where its weights were drawn, against
+models that learn little or nothing; where one of those is not measurably beaten, a sentence begins with that.
 """
 
 import math
@@ -67,15 +68,26 @@ def finding(case: Case, line: dict) -> dict[str, Any]:
     answers = {role: case.answer(line["name"], role) for role in BASELINES}
     untouched = case.answer(line["name"], "untouched")
     given = [said for said in answers.values() if said]
-    if line["role"] == "tuned":
+    simple = [pair for pair in case.differences if (pair["name"], pair["role"]) == (line["name"], "simple")]
+    if line["role"] == "tuned" and simple and untouched is None:
+        paid = _hardest([answer(pair, case.examples) for pair in simple])
+        sentence = f"{_reaches(case, line)}, against {_listed(case, simple)}."
+    elif line["role"] == "tuned":
         paid = untouched or "unknown"
         sentence = _of_tuned(case, line, paid)
     elif given:
-        paid = next((said for said in ("no", "unclear") if said in given), "yes")
+        paid = _hardest(given)
         sentence = _against_baselines(case, line, answers)
     else:
         paid = "no" if untouched == "no" else "unknown"
         sentence = _against_untouched(case, line, paid)
+    sentence = _begun(sentence)
+    unbeaten = [pair for pair in simple if _not_better(case, pair)]
+    if unbeaten:  # before all else
+        first = (
+            f"{line['name']} does not measurably beat {_listed(case, unbeaten)}, which costs next to nothing."
+        )
+        sentence = f"{_begun(first)} {sentence}"
     return {
         "name": line["name"],
         "sentence": sentence,
@@ -83,6 +95,22 @@ def finding(case: Case, line: dict) -> dict[str, Any]:
         "paid_at_equal_steps": answers["baseline_steps"],
         "paid_at_equal_compute": answers["baseline_compute"],
     }
+
+
+def _begun(sentence: str) -> str:
+    return sentence[0].upper() + sentence[1:]
+
+
+def _hardest(answers: Sequence[str]) -> str:
+    """no before unclear before yes."""
+    return next((said for said in ("no", "unclear") if said in answers), "yes")
+
+
+def _listed(case: Case, pairs: Sequence[dict]) -> str:
+    """The other models of pairs with their figures."""
+    lines = [case.line(pair["other"]) for pair in pairs]
+    shown = [f"{line['name']} ({case.measure.name} {case.shown(line)})" for line in lines]
+    return " and ".join([", ".join(shown[:-1]), shown[-1]]) if len(shown) > 1 else shown[0]
 
 
 def _against_baselines(case: Case, line: dict, answers: dict) -> str:
@@ -100,8 +128,7 @@ def _against_baselines(case: Case, line: dict, answers: dict) -> str:
                 else f"{_reaches(case, line)} against {other} for {alone},"
             )
             clauses.append(f"{where} {doing} {_said(case, answers[role])}: {said} {case.change(pair)}")
-    sentence = "; ".join(clauses)
-    return sentence[0].upper() + sentence[1:] + "."
+    return "; ".join(clauses) + "."
 
 
 def _of_tuned(case: Case, line: dict, paid: str) -> str:
@@ -171,15 +198,29 @@ def warnings(case: Case) -> list[str]:
     for pair in case.differences:
         if pair["role"] in ("untouched", *BASELINES) and case.line(pair["name"])["role"] == "teacher":
             if _not_better(case, pair):
+                otherwise = f", or {case.measure.off}," if case.measure.off else ""
                 found.append(
                     f"The teacher ({pair['name']}) is {_how(pair)} than {pair['other']}: there was nothing "
-                    "to compress. Take a better teacher before drawing a conclusion about distilling."
+                    f"to compress. Take a better teacher{otherwise} before drawing a conclusion about distilling."
                 )
+    found += _of_simple(case)
     if case.examples < ENOUGH:
         found.append(
             f"Only {case.examples} examples were scored: too few (below {ENOUGH}) for an interval that can be trusted."
         )
     return found
+
+
+def _of_simple(case: Case) -> list[str]:
+    """Models that learn little or nothing and do as well as the teacher; of students the first sentence says it."""
+    return [
+        f"The teacher ({pair['name']}) is {_how(pair)} than {pair['other']}, which costs next to nothing: take that "
+        f"one, or {case.measure.off}."
+        for pair in case.differences
+        if pair["role"] == "simple"
+        and case.line(pair["name"])["role"] == "teacher"
+        and _not_better(case, pair)
+    ]
 
 
 def _of_judged(case: Case, line: dict) -> list[str]:
@@ -192,8 +233,9 @@ def _of_judged(case: Case, line: dict) -> list[str]:
         found.append(f"{name} is {_how(untouched)} than the untouched student.")
     for role, (_where, alike) in BASELINES.items():
         if case.answer(name, role) == "no":
+            otherwise = f": take {case.measure.off}" if case.measure.off else ""
             found.append(
-                f"{name} is worse than the same student trained on {case.measure.alone} alone {alike}."
+                f"{name} is worse than the same student trained on {case.measure.alone} alone {alike}{otherwise}."
             )
     if line["role"] == "distilled" and case.answer(name, "teacher") == "yes":
         found.append(

@@ -45,6 +45,10 @@ class Measure:
     formulas: dict[str, str] = field(repr=False)  # how its numbers are made, in words
     beside: tuple[str, ...] = ()  # keys of figures that stand next to it
     alone: str = "cross-entropy"  # what a student without a teacher learns from
+    off: str = ""  # the setting that turns a teacher off
+    without: tuple[str, ...] = ()  # keys of figures that say nothing here
+    over: str = "step"  # or epoch: what a report draws training over
+    read: str = "tokens"  # what is counted where speeds are measured
 
     def summary(self, quality: Quality, *, seed: int = 0) -> dict[str, float | int | None]:
         """The headline with its interval, and all other figures."""
@@ -79,8 +83,9 @@ class Measure:
 
     def about(self) -> dict[str, Any]:
         """What is plain data of it, for metrics.json and the report."""
-        names = ("key", "name", "unit", "units", "lower", "change_unit", "beside")
-        return {name: vars(self)[name] for name in names} | {"beside": list(self.beside)}
+        names = ("key", "name", "unit", "units", "lower", "change_unit", "over", "read")
+        lists = {"beside": list(self.beside), "without": list(self.without)}
+        return {name: vars(self)[name] for name in names} | lists
 
 
 def perplexity(unit: str, units: str, name: str = "perplexity") -> Measure:

@@ -38,6 +38,7 @@ class Quality:
     right: np.ndarray | None = None  # [E] positions answered right
     figures: dict[str, float] = field(default_factory=dict)  # that only some tasks have: macro_f1, mcc
     per_label: list[dict] | None = None  # precision, recall, f1 and count of each label
+    block: int = 1  # neighbours that depend on each other, as windows that overlap do: resampled together
 
     @property
     def loss(self) -> float:
@@ -53,8 +54,14 @@ class Quality:
 
         (None, None) with fewer than two examples.
         """
-        low, high = percentiles(self.nll, self.tokens, resamples, seed)
+        low, high = self.loss_interval(resamples=resamples, seed=seed)
         return (None, None) if low is None else (float(np.exp(low)), float(np.exp(high)))
+
+    def loss_interval(
+        self, *, resamples: int = RESAMPLES, seed: int = 0
+    ) -> tuple[float | None, float | None]:
+        """The same of the loss."""
+        return percentiles(self.nll, self.tokens, resamples, seed, self.block)
 
     def summary(self) -> dict[str, float | int | None]:
         """The figures that do not hang on how a task is judged; its Measure adds that one, with its interval."""
@@ -102,8 +109,7 @@ def evaluate_all(
     counts, ModelError when a model's vocabulary is not as wide as the teacher's.
     """
     tallies = {name: (tally or task.tally)(len(rows), model) for name, model in models.items()}
-    lengths = [len(row["input_ids"]) for row in rows]
-    order = sorted(range(len(rows)), key=lengths.__getitem__, reverse=True)
+    order = np.argsort(-task.lengths(rows), kind="stable").tolist()
     heard = isinstance(teacher, Provider)
     view = teacher.view if heard else lambda logits_nV: logits_nV
     answered = teacher.model if heard else teacher
@@ -145,6 +151,7 @@ def _score(
         part = slice(start, start + POSITIONS)
         logits_nV = student.head(student.rows[part])[:, :vocabulary]
         told_n = student.targets[part].reshape(len(logits_nV), -1).amax(1) >= 0
+        told_n = torch.ones_like(told_n) if student.numbers else told_n
         tally.add(logits_nV[told_n], student.targets[part][told_n], examples[part][told_n.cpu()])
         if teacher is not None:
             teacher_nC = teacher.head(teacher.rows[part])[:, :vocabulary].to(logits_nV.device)
@@ -226,7 +233,7 @@ def paired_difference(
     the interval leaves out 0. Raises ValueError unless both were scored on the same tokens.
     """
     check_same(a, b)
-    low, high = percentiles(a.nll - b.nll, a.tokens, resamples, seed)
+    low, high = percentiles(a.nll - b.nll, a.tokens, resamples, seed, a.block)
     significant = low is not None and (low > 0 or high < 0)
     return {"difference": a.loss - b.loss, "low": low, "high": high, "significant": significant}
 
@@ -238,21 +245,25 @@ def check_same(a: Quality, b: Quality) -> None:
 
 
 def percentiles(
-    sums: np.ndarray, tokens: np.ndarray, resamples: int, seed: int
+    sums: np.ndarray, tokens: np.ndarray, resamples: int, seed: int, block: int = 1
 ) -> tuple[float, float] | tuple[None, None]:
     """2.5 % and 97.5 % of sum(sums) / sum(tokens) over resampled examples: [E], [E] -> two numbers.
 
-    (None, None) with fewer than two examples.
+    block: so many neighbours at a time, from anywhere: a moving block bootstrap (Kunsch 1989, doi
+    10.1214/aos/1176347265). (None, None) with fewer than two examples, or blocks.
     """
     counted = tokens > 0
     sums, tokens = sums[counted], tokens[counted]
-    if len(sums) < 2:
+    if len(sums) < 2 * block:
         return None, None
+    drawn = -(-len(sums) // block)  # a resample
+    if block > 1:
+        sums, tokens = (np.convolve(x, np.ones(block), "valid") for x in (sums, tokens))
     random = np.random.default_rng(seed)
     ratios = []
-    rows = max(1, DRAWS_AT_ONCE // len(sums))
+    rows = max(1, DRAWS_AT_ONCE // drawn)
     for start in range(0, resamples, rows):
-        draw_RE = random.integers(len(sums), size=(min(rows, resamples - start), len(sums)))
+        draw_RE = random.integers(len(sums), size=(min(rows, resamples - start), drawn))
         ratios.append(sums[draw_RE].sum(1) / tokens[draw_RE].sum(1))
     low, high = np.percentile(np.concatenate(ratios), [2.5, 97.5])
     return float(low), float(high)

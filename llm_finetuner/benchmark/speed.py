@@ -18,6 +18,7 @@ from llm_finetuner.benchmark.text import positions
 from llm_finetuner.errors import DataError
 
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.gguf")
+LATENCY_OF_WINDOW = "one channel of one look-back"
 TURN = 0.05  # seconds of forward passes before it is the next model's turn
 PROMPT = 8  # tokens read before latency is measured
 MEMORY_IS = {
@@ -58,12 +59,14 @@ def measure(
 ) -> dict[Hashable, dict[str, float]]:
     """{name: {"tokens_per_second", "latency_ms"}}, medians over the repeats, after a warm-up of each model.
 
-    tokens_per_second: ids [B, T] through one forward pass, logits of every position included. latency_ms: one
-    more token for a single sequence, with the KV cache; a whole sequence where the model does not write. A model with
-    encoder and decoder reads ids as its source and as its target, and each id counts once. The models
-    take turns within each repeat, in another order each time, so that what else the machine does meanwhile slows all
-    of them alike; small models are run several times a turn.
+    tokens_per_second: ids [B, T] through one forward pass, logits of every position included; of forecasters ids are
+    look-backs [B, T] of numbers, and windows are counted. latency_ms: one more token for a single sequence, with the
+    KV cache; a whole sequence where the model does not write. A model with encoder and decoder reads ids as its
+    source and as its target, and each id counts once. The models take turns within each repeat, in another order each
+    time, so that what else the machine does meanwhile slows all of them alike; small models are run several times a
+    turn.
     """
+    count = len(ids) if ids.is_floating_point() else ids.numel()
     seconds: dict = {name: {"forward": [], "token": []} for name in models}
     names = list(models)
     with eval_mode(*models.values()):
@@ -82,7 +85,7 @@ def measure(
                     seconds[name]["token"] += token
     return {
         name: {
-            "tokens_per_second": ids.numel() / statistics.median(taken["forward"]),
+            "tokens_per_second": count / statistics.median(taken["forward"]),
             "latency_ms": 1000 * statistics.median(taken["token"]),
         }
         for name, taken in seconds.items()
@@ -91,6 +94,9 @@ def measure(
 
 def _forward(model: nn.Module, ids: Tensor) -> None:
     ids = ids.to(model.device)
+    if ids.is_floating_point():
+        model(ids)
+        return
     writes = (
         model.config.is_encoder_decoder and model.can_generate()
     )  # one that labels texts makes a target itself

@@ -21,6 +21,18 @@ samples                 prompt, reference, completions {name: text}
 labels                  names of the labels, and scores {model: precision, recall, f1, count of each}; None where the
                         answers are tokens, or there are more than MOST_LABELS
 answers                 text, truth, answers {name: labels}, where two models do not get the same right
+series                  of forecasters, else None; on the test part:
+  lookback, horizon, windows, season; channels (at most forecast_figures.MOST_CHANNELS), of_channels
+  by_step {model: MSE of each}, by_channel {model: {channel: MSE}}, on the scaled data
+  naive, skill          the naive forecast, and 1 - MSE / its MSE: {model: overall, by_channel}
+  original              {teacher, student: {channel: mae, rmse, smape, mase, crps}} in the units of the data
+  intervals             {teacher, student: {"80", "90": coverage, width, interval_score, by_channel, by_step}}
+  reliability           {teacher, student: {percent wanted: share covered}}
+  without_intervals     why there are none, else None
+  examples              channel, begins, context, truth, forecasts {model: point, lo-80, hi-80, lo-90, hi-90}
+seeds                   of several pairs of runs: seeds, distilled, alone, every_seed, answer, change, change_low,
+                        change_high, sentence (seeds.py); added by comparison.compare
+share                   where beta was chosen: candidates [{share, value}], chosen, measure (share.py); added by it too
 examples, tokens, seed  what was scored, and the seed of the resampling
 references, memory, latency, measured, formulas
                         in words: what completions were held against, what memory and latency mean, on what machine and
@@ -53,7 +65,7 @@ FORMULAS = {  # and those of the measure; {unit} is what it scores
     "calibration_error": "expected calibration error of the most probable answer, 15 bins of equal width",
     "rouge": "mean F-measure of ROUGE-1, -2 and -L (words stemmed) of greedy completions",
     "bytes": "weight files on disk",
-    "speed": "medians of runs in which the models take turns; tokens/s reads a fixed batch in one forward pass; "
+    "speed": "medians of runs in which the models take turns; {read}/s reads a fixed batch in one forward pass; "
     "models that differ in their values alone share one measurement",
     "cost": "compute of one distillation step = 1 + forward(teacher) / (3 x forward(student)) steps of plain training, "
     "forward = 2 x parameters that multiply",
@@ -68,7 +80,9 @@ class Entry:
     """
 
     name: str
-    role: Literal["teacher", "untouched", "distilled", "tuned", "baseline_steps", "baseline_compute"]
+    role: Literal[
+        "teacher", "untouched", "simple", "distilled", "tuned", "baseline_steps", "baseline_compute"
+    ]
     model: nn.Module
     tokenizer: Any
     folder: str | Path | None = None
@@ -103,7 +117,7 @@ def verdict(
     options = {"batch_size": batch_size, "teacher": heard, "vocabulary": vocabulary}
     qualities = evaluate_all(task, models, rows, **options)
     differences = _differences(entries, qualities, task.measure, seed)
-    lines = _sizes_and_speeds(entries, rows)
+    lines = _sizes_and_speeds(entries, task, rows)
     for entry, line in zip(entries, lines, strict=True):
         line |= _quality_columns(entry, qualities, teacher, task.measure, seed)
     if prompts and not isinstance(prompts, text.References):
@@ -115,6 +129,9 @@ def verdict(
     examples = int((qualities[entries[0].name].tokens > 0).sum())
     case = judge.Case(lines, differences, examples, task.measure)
     findings = [judge.finding(case, line) for line in _judged(lines)]
+    for finding in findings:
+        finding["sentence"] = f"{finding['sentence']} {task.stated(rows)}".strip()
+    shown = [entry.name for entry in entries if entry.role in ("teacher", *judge.JUDGED)]
     first = next(entry for entry in entries if entry.role in judge.JUDGED)
     cost = speed.cost_ratio(first.model, teacher.model) if teacher else None
     result = {
@@ -128,12 +145,13 @@ def verdict(
         "cost": {"ratio": cost},
         **said,
         **_labels(entries, qualities, task, rows, heard),
+        "series": task.details(models, rows, shown),
         "examples": examples,
         "tokens": lines[0]["tokens"],
         "seed": seed,
         "measured": speed.conditions(first.model),
         "memory": speed.MEMORY_IS["cuda" if first.model.device.type == "cuda" else "cpu"],
-        "latency": speed.LATENCY_IS[first.model.can_generate()],
+        "latency": speed.LATENCY_OF_WINDOW if task.numbers else speed.LATENCY_IS[first.model.can_generate()],
         "formulas": _formulas(task.measure, said["references"] is not None),
     }
     return finite(result)
@@ -209,14 +227,15 @@ def _labels(
 
 
 def _formulas(measure: Measure, completed: bool) -> dict[str, str]:
-    words = {"unit": measure.unit, "units": measure.units}
-    found = {key: said.format(**words) for key, said in FORMULAS.items() if key != "rouge" or completed}
+    words = {"unit": measure.unit, "units": measure.units, "read": measure.read}
+    left_out = {*measure.without, *(() if completed else ("rouge",))}
+    found = {key: said.format(**words) for key, said in FORMULAS.items() if key not in left_out}
     return {**measure.formulas, **found, **measure.formulas}  # the headline first
 
 
-def _sizes_and_speeds(entries: Sequence[Entry], rows: Sequence[dict]) -> list[dict[str, Any]]:
+def _sizes_and_speeds(entries: Sequence[Entry], task: Any, rows: Sequence[dict]) -> list[dict[str, Any]]:
     """Models of one layout share one measurement: a difference between them would be chance."""
-    ids = speed.speed_batch(rows, [entry.model for entry in entries])
+    ids = task.speed_batch(rows, [entry.model for entry in entries])
     speeds = speed.measure({speed.layout(entry.model): entry.model for entry in entries}, ids)
     return [
         {

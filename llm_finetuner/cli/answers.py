@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from llm_finetuner.cli.configs import is_forecaster
 from llm_finetuner.cli.exits import program
 from llm_finetuner.cli.folder import check_output
 from llm_finetuner.cli.hub import is_on_hub
@@ -18,6 +19,7 @@ from llm_finetuner.teachers.places import FITTED, MANIFEST
 
 CACHE = (MANIFEST, FITTED)  # any of them: a cache began here
 NEW_CACHE = "outputs/cache"
+TABLES = (".csv", ".tsv", ".parquet")  # of series
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")  # of files of data
 
 
@@ -135,6 +137,30 @@ def found_data() -> str:
     """The first data file here, so that there is something to accept."""
     patterns = (f"{folder}*{suffix}" for suffix in (".jsonl", ".parquet", ".csv") for folder in ("", "data/"))
     return next((str(path) for pattern in patterns for path in sorted(Path().glob(pattern))), "train.jsonl")
+
+
+def table_file(typed: str) -> str:
+    """A table of series as typed. Raises RecipeError."""
+    name = os.path.expanduser(typed.strip())
+    if not Path(name).is_file():
+        raise RecipeError(f"there is no file {typed.strip()!r}", "Tab completes paths")
+    if Path(name).suffix not in TABLES:
+        raise RecipeError(f"{typed.strip()} is no table that is read here", f"a file of {', '.join(TABLES)}")
+    return name
+
+
+def found_table() -> str:
+    """The first table here, so that there is something to accept."""
+    patterns = (f"{folder}*{suffix}" for suffix in TABLES for folder in ("", "data/"))
+    return next((str(path) for pattern in patterns for path in sorted(Path().glob(pattern))), "series.csv")
+
+
+def newest_forecaster() -> str | None:
+    """The run in outputs/ that was finished last and forecasts."""
+    found = [
+        path.parent for path in Path("outputs").glob("*/training.json") if is_forecaster(str(path.parent))
+    ]
+    return str(max(found, key=lambda path: path.stat().st_mtime)) if found else None
 
 
 def output_folder(recipe: Recipe, typed: str) -> str:

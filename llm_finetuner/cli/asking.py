@@ -8,9 +8,11 @@ from llm_finetuner.cli import spoken
 from llm_finetuner.cli.answers import NEW_CACHE, members_typed, newest_cache, teacher_answers
 from llm_finetuner.cli.fitting import check_models
 from llm_finetuner.cli.prompts import Ask, Mark, Pick
+from llm_finetuner.cli.purpose import task_of
 from llm_finetuner.cli.settings import MEMBERS, Setting, build, fields_of, options_in
 from llm_finetuner.methods.mixture import DEFAULT
 from llm_finetuner.recipe import Data, Recipe, Train, Tuning
+from llm_finetuner.recipe_series import Series
 from llm_finetuner.registry import METHODS, TUNINGS, resolve
 
 Answers = dict[str, Any]
@@ -22,7 +24,9 @@ STAGE, NEW_STAGE = (
     "stage.",
     "new_stage.",
 )  # keys of a chain's students, and of whether they start from new weights
+SECTIONS = {"train": Train, "data": Data, "data.series": Series}  # that check their fields
 NO_SETTINGS = ("method", "advanced", "more", "data.look")  # answers that are no setting of a recipe
+SHARE = "job.share"  # of the teacher, in place of alpha and beta
 FITTED = (  # what is held against the models that were named before
     "options.exits", "options.feature_layers", "options.layers", "options.objectives", "teacher.options.weights",
     "teacher.options.path", "teacher.options.members",
@@ -87,7 +91,7 @@ def prompt_for(setting: Setting, answers: Answers) -> Ask | Pick | None:
 
     parse = fitted(parse, setting.path, answers) if setting.path in FITTED else parse
     if setting.path == MEMBERS:
-        return Ask(spoken.EXAMPLE_TEACHER, parse)
+        return Ask(spoken.MEMBERS.get(task_of(answers), spoken.EXAMPLE_TEACHER), parse)
     if setting.path == "teacher.options.path":
         return Ask(newest_cache() if setting.owner == "cached" else NEW_CACHE, parse, is_path=True)
     return Ask(setting.spell(DEFAULT if setting.path == "options.objectives" else setting.default), parse)
@@ -101,7 +105,14 @@ def so_far(answers: Answers) -> Recipe:
     }
     if answers.get("job") == "write":
         paths["student.name"] = paths.get("teacher.name", "")
-    return build(answers["method"], paths)
+    return build(answers["method"], {**paths, **_weights(answers.get(SHARE))})
+
+
+def _weights(share: float | str | None) -> dict[str, Any]:
+    """alpha and beta of a share."""
+    if share is None or isinstance(share, str):
+        return {} if share is None else {"options.beta": share}
+    return {"options.alpha": round(1 - share, 10), "options.beta": share}
 
 
 def fitted(parse: Callable[[str], Any], path: str, answers: Answers) -> Callable[[str], Any]:
@@ -118,8 +129,8 @@ def fitted(parse: Callable[[str], Any], path: str, answers: Answers) -> Callable
 def check(setting: Setting, value: Any, answers: Answers) -> None:
     """Hold the value against the section or the method it belongs to. Raises RecipeError."""
     section, name = setting.path.rsplit(".", 1)
-    if section in ("train", "data"):
-        {"train": Train, "data": Data}[section](**{name: value})
+    if section in SECTIONS:
+        SECTIONS[section](**{name: value})
     elif section == "options":
         resolve(METHODS, setting.owner)(**{name: value})
     elif section == "teacher.options" and setting.owner != "live_cached":

@@ -32,6 +32,7 @@ def start(recipe: Recipe, given: dict[str, Any], screen) -> Any:
     """Check, then show every stage's recipe (--dry-run) or run the chain."""
     from llm_finetuner.chain import stages_of
 
+    _check_seeds(given)
     stages = stages_of(recipe)
     for number, stage in enumerate(stages, 1):
         try:
@@ -43,6 +44,14 @@ def start(recipe: Recipe, given: dict[str, Any], screen) -> Any:
     check(recipe, stages, given.get("overwrite", False))
     check_stages(recipe)
     return run(recipe, screen, not given.get("no_compare"), given.get("baseline", False))
+
+
+def _check_seeds(given: dict[str, Any]) -> None:
+    if given.get("seeds", 1) != 1:
+        raise RecipeError(
+            "the stages of a chain are compared with one seed each",
+            f"{program()} compare STAGE --seeds N afterwards",
+        )
 
 
 def _show(stages: list[Recipe], screen) -> list[dict[str, Any]]:
@@ -107,6 +116,7 @@ def resume(given: dict[str, Any], screen) -> Any:
     """Go on with a chain: stages that are finished are kept."""
     from llm_finetuner.recipe_file import load
 
+    _check_seeds(given)
     recipe = load(Path(given["run"]) / FILE)
     if not Path(recipe.output).is_dir():  # it was moved
         recipe = replace(recipe, output=str(Path(given["run"]).resolve()))
@@ -202,6 +212,7 @@ def chain_of(recipe: Recipe, students: list[str], scratch: Sequence[int] = ()) -
 def as_planned(recipe: Recipe) -> list[Recipe]:
     """The stages with the names that their models have now, to be measured before any of them is trained."""
     from llm_finetuner.chain import stages_of
+    from llm_finetuner.named_models import has_new_weights
 
     found: list[Recipe] = []
     for stage in stages_of(recipe):
@@ -211,7 +222,8 @@ def as_planned(recipe: Recipe) -> list[Recipe]:
         if stage.teacher is not None and stage.teacher.name in before:
             earlier = before[stage.teacher.name]  # a part of its teacher is taken for the whole
             part = is_part(earlier.student.name)
-            taught = Teacher(earlier.student.name, from_scratch=earlier.student.from_scratch)
+            student = earlier.student  # its weights are new now, and trained by then
+            taught = Teacher(student.name, from_scratch=has_new_weights(student), shape=student.shape)
             stage = replace(stage, teacher=earlier.teacher if part else taught)
         found.append(stage)
     return found

@@ -5,18 +5,18 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from llm_finetuner.cli import chains, exporting, measuring, searching, teaching
+from llm_finetuner.cli import chains, exporting, forecasters, measuring, searching, teaching
 from llm_finetuner.cli.exits import OK, program
 from llm_finetuner.cli.fitting import check_fit, check_task, misfits
 from llm_finetuner.cli.folder import check_output, forget_texts
 from llm_finetuner.cli.hub import names_in, prepare
-from llm_finetuner.cli.needed import check_complete
-from llm_finetuner.cli.plain import listed
+from llm_finetuner.cli.needed import check_complete, check_data_named
 from llm_finetuner.cli.recipes import existing
 from llm_finetuner.cli.settings import build, paths_in
-from llm_finetuner.cli.training import print_recipe, recipe_in, train_and_compare
+from llm_finetuner.cli.training import judged, print_recipe, recipe_in, train_and_compare
 from llm_finetuner.errors import RecipeError
 from llm_finetuner.recipe import Recipe
+from llm_finetuner.recipe_series import FORECASTING
 from llm_finetuner.registry import MENU, menu_entry
 
 
@@ -38,6 +38,8 @@ def finetune(given: dict[str, Any], screen) -> Any:
     """finetune and distill: flags -> recipe -> run."""
     distil = given["command"] == "distill"
     first = next(entry[0] for entry in MENU.values() if (entry[1] != "fine_tuning") == distil)
+    if given.get("--task") == FORECASTING:
+        first = "forecast_distillation" if distil else "full"
     method = given.get("method", first)
     paths = paths_in(given, distil, menu_entry(method)[1])
     recipe = build(method, paths, given.get("set", []))
@@ -70,7 +72,7 @@ def start(recipe: Recipe, given: dict[str, Any], screen) -> Any:
     if given.get("overwrite"):
         forget_texts(recipe)
     compare_too = recipe.distils and not given.get("no_compare")
-    return train_and_compare(recipe, screen, compare_too, given.get("baseline", False))
+    return train_and_compare(recipe, screen, compare_too, judged(given))
 
 
 def resume(given: dict[str, Any], screen) -> Any:
@@ -79,7 +81,7 @@ def resume(given: dict[str, Any], screen) -> Any:
         return chains.resume(given, screen)
     recipe = dataclasses.replace(recipe_in(given["run"]), output=given["run"])
     compare_too = recipe.distils and not given.get("no_compare")
-    return train_and_compare(recipe, screen, compare_too, given.get("baseline", False), resume=True)
+    return train_and_compare(recipe, screen, compare_too, judged(given), resume=True)
 
 
 def quickstart(given: dict[str, Any], screen) -> Any:
@@ -117,25 +119,18 @@ NEXT = (
 
 
 def preview(given: dict[str, Any], screen) -> Any:
-    """preview --data ... --student ...: the shape, and two rows with what is learned in colour."""
+    """preview --data ... --student ...: the shape, and two rows with what is learned in colour; of series the parts."""
     from llm_finetuner.cli.preview import look
     from llm_finetuner.cli.soft import check_soft, soft_labels
 
     recipe = build("full", paths_in(given, distil=True))
-    check_complete(recipe)
+    check_data_named(recipe) if recipe.task == FORECASTING else check_complete(recipe)  # series need no model
     check_task(recipe)
     check_soft(recipe)
     prepare(names_in(recipe), screen.warn)
     sight = look(recipe)
-    screen.show(sight.sentence)
-    screen.preview(sight.rows)
-    said = {"sentence": sight.sentence, "examples": sight.examples, "rows": sight.rows}
-    if sight.labels:
-        screen.show(f"labels: {listed(sight.labels)}")
-        said["labels"] = sight.labels
-    if sight.weights:
-        screen.show(f"class weights: {listed(sight.weights)}")
-        said["class_weights"] = sight.weights
+    sight.show(screen)
+    said = sight.plain()
     if recipe.teacher:
         from llm_finetuner.benchmark.soft_labels import render
 
@@ -166,6 +161,6 @@ def listing(given: dict[str, Any], screen) -> Any:
 COMMANDS: dict[str, Callable[[dict[str, Any], Any], Any]] = {
     "finetune": finetune, "distill": finetune, "run": run_recipe, "resume": resume, "cache": teaching.cache,
     "generate": teaching.generate, "sweep": searching.sweep, "compare": measuring.compare,
-    "benchmark": measuring.benchmark, "export": exporting.export, "quickstart": quickstart, "preview": preview,
-    "doctor": doctor, "list": listing,
+    "benchmark": measuring.benchmark, "evaluate": forecasters.evaluate, "forecast": forecasters.forecast,
+    "export": exporting.export, "quickstart": quickstart, "preview": preview, "doctor": doctor, "list": listing,
 }  # fmt: skip

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from llm_finetuner.cli import preview
+from llm_finetuner.cli import preview, series_estimate
 from llm_finetuner.cli.chains import as_planned, check_stages, named_students
 from llm_finetuner.cli.console import Screen
 from llm_finetuner.cli.doctor import memory_available
@@ -11,11 +11,14 @@ from llm_finetuner.cli.fitting import check_fit
 from llm_finetuner.cli.hub import NOT_HERE, models_in, names_in, prepare, whereabouts
 from llm_finetuner.cli.needed import OWN, compares_blocks, is_part
 from llm_finetuner.cli.plain import count, duration, listed, size
+from llm_finetuner.cli.series_sight import SeriesSight
 from llm_finetuner.cli.settings import fields_of
 from llm_finetuner.cli.typed import spell_objectives
+from llm_finetuner.cli.words import shape_given
 from llm_finetuner.errors import FinetunerError
 from llm_finetuner.layer_maps import POOLED_NAME
 from llm_finetuner.recipe import Recipe, Teacher, Train, members_of
+from llm_finetuner.recipe_series import FORECASTING
 from llm_finetuner.registry import TASKS, resolve
 
 Rows = list[tuple[str, str]]
@@ -31,10 +34,10 @@ def confirm_screen(recipe: Recipe, screen: Screen) -> bool:
         sight = preview.look(recipe)
         plans = as_planned(recipe) if recipe.stages else [recipe]
         check_stages(recipe) if recipe.stages else check_fit(recipe)
-        guesses = [look_ahead(plan, sight.examples, sight.length) for plan in plans]
+        guesses = [ahead(plan, sight) for plan in plans]
         sizes, guess = guesses[0][0], together([guess for _, guess in guesses])
         warnings += memory_warnings(guess)
-        if teachers_of(recipe) and recipe.teacher.kind != "across":
+        if teachers_of(recipe) and recipe.teacher.kind != "across" and recipe.task != FORECASTING:
             fits, words = vocabularies(recipe)
             tokenizers = [("tokenizers", words)]
             warnings += [] if fits else ["the run will be refused, because the tokenizers differ"]
@@ -58,6 +61,13 @@ def confirm_screen(recipe: Recipe, screen: Screen) -> bool:
         screen.warn(words)
     screen.say()
     return fits
+
+
+def ahead(plan: Recipe, sight: preview.Sight | SeriesSight) -> tuple[Sized, Estimate]:
+    """Sizes of the models, and what the run will take. Raises ModelError."""
+    if isinstance(sight, SeriesSight):
+        return series_estimate.look_ahead(plan, sight)
+    return look_ahead(plan, sight.examples, sight.length)
 
 
 def method_rows(recipe: Recipe) -> Rows:
@@ -127,8 +137,13 @@ def missing_weights(recipe: Recipe) -> list[str]:
     ]
 
 
-def data_rows(recipe: Recipe, sight: preview.Sight | None) -> Rows:
+def data_rows(recipe: Recipe, sight: preview.Sight | SeriesSight | None) -> Rows:
     data = recipe.data
+    if isinstance(sight, SeriesSight):
+        return [
+            ("data", f"{data.source}: {sight.sentence}"), ("times", sight.times),
+            ("cut", f"{data.series.split}: {sight.cut}"),
+        ]  # fmt: skip
     first = f", first {data.samples} rows" if data.samples else ""
     rows = [("data", f"{data.source}{first}{f': {sight.sentence}' if sight else ''}")]
     return [*rows, ("class weights", listed(sight.weights))] if sight and sight.weights else rows
@@ -138,9 +153,12 @@ def training_rows(recipe: Recipe) -> Rows:
     """The usual settings in one line; of the rest those that are not as usual."""
     plan = recipe.train
     length = f"{plan.steps} steps" if plan.steps else f"epochs {plan.epochs:g}"
-    a_step = f"{plan.batch_size} x {plan.gradient_accumulation_steps} examples a step"
+    series = recipe.task == FORECASTING
+    a_step = (
+        f"{plan.batch_size} x {plan.gradient_accumulation_steps} {'windows' if series else 'examples'} a step"
+    )
     rate = f"learning rate {plan.learning_rate or 'auto'}"
-    told = [length, a_step, rate, f"at most {recipe.data.max_length} tokens"]
+    told = [length, a_step, rate, *([] if series else [f"at most {recipe.data.max_length} tokens"])]
     shown = ("epochs", "steps", "batch_size", "gradient_accumulation_steps", "learning_rate")
     for setting in fields_of(Train, "train"):
         value = vars(plan)[setting.name]
@@ -150,9 +168,11 @@ def training_rows(recipe: Recipe) -> Rows:
 
 
 def held(model: Any) -> str:
-    """A model's name and how it is held."""
+    """A model's name and how it is held; of one that is built here its shape, as far as it is not the usual one."""
     where = "" if model.from_scratch or is_part(model.name) else whereabouts(model.name)
+    shape = [f"{name} {value}" for name, value in shape_given(model).items()]
     how = [
+        (" ".join(shape), bool(shape)),
         (where, bool(where)),
         ("in 4 bits", model.load_in_4bit),
         ("in 8 bits", model.load_in_8bit),
@@ -165,7 +185,10 @@ def estimate_rows(guess: Estimate) -> Rows:
     """Steps, memory and time."""
     parts = ", ".join(f"{name} {size(value)}" for name, value in guess.memory.items() if value)
     return [
-        ("steps", f"{guess.steps:,} over {guess.examples:,} examples, {count(guess.tokens)} tokens"),
+        (
+            "steps",
+            f"{guess.steps:,} over {guess.examples:,} {guess.counted[0]}, {count(guess.tokens)} {guess.counted[1]}",
+        ),
         ("memory", f"about {size(guess.total)} ({parts})"),
         ("time", f"about {duration(guess.seconds)}, without evaluations{writing_time(guess)}"),
     ]

@@ -18,6 +18,8 @@ METRICS = (  # key of a model's figures, label, how it is spelled; those that a 
     ("rouge2", "ROUGE-2", "{:.3f}".format),
     ("rougeL", "ROUGE-L", "{:.3f}".format),
     ("accuracy", "accuracy", "{:.1%}".format),
+    ("mse", "MSE", "{:.4f}".format),
+    ("mae", "MAE", "{:.4f}".format),
     ("macro_f1", "macro-F1", "{:.3f}".format),
     ("micro_f1", "micro-F1", "{:.3f}".format),
     ("mcc", "Matthews' correlation", "{:.3f}".format),
@@ -53,6 +55,10 @@ class Screen:
     def __init__(self, as_json: bool = False, quiet: bool = False):
         self.as_json, self.quiet = as_json, quiet
         self.console = Sheet(stderr=as_json, highlight=False, markup=False, emoji=False)
+        if (
+            not self.console.is_terminal
+        ):  # rich prints nothing wider than its console, whatever it is asked for
+            self.console.width = max(self.console.width, WIDE)
 
     def result(self, value: Any) -> None:
         """The machine-readable result; nothing without --json."""
@@ -99,7 +105,7 @@ class Screen:
             table.add_column(text(name), overflow="fold")
         for row in rows:
             table.add_row(*map(text, row))
-        self.console.print(table, width=None if self.console.is_terminal else WIDE)
+        self.console.print(table)
 
     def scores(self, figures: dict[str, float], against: str) -> None:
         """How near completions came to references, and to which."""
@@ -126,6 +132,7 @@ class Screen:
         if models:
             measure = verdict.get("measure", {})
             names = {measure.get("key"): measure.get("name")}
+            names |= {"tokens_per_second": f"{measure['read']}/s"} if "read" in measure else {}
             self.console.print(models_table(models, self.console.width, names))
         if not self.quiet:
             self.samples((verdict.get("samples") or verdict.get("answers") or [])[:2])

@@ -55,7 +55,10 @@ class Sized:
 
 @dataclass(frozen=True)
 class Estimate:
-    """memory in bytes, by what takes it; seconds is None where the speed is not known, writing is part of it."""
+    """memory in bytes, by what takes it; seconds is None where the speed is not known, writing is part of it.
+
+    counted: what examples are, and what `tokens` counts.
+    """
 
     steps: int
     examples: int
@@ -63,6 +66,7 @@ class Estimate:
     memory: dict[str, float]
     seconds: float | None
     writing: float | None = None
+    counted: tuple[str, str] = ("examples", "tokens")
 
     @property
     def total(self) -> float:

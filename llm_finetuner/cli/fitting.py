@@ -4,13 +4,12 @@ Nothing heavy is loaded for it, so that a mistake is told before anybody waits. 
 is still to be downloaded) passes, and the run itself finds it.
 """
 
-import json
 import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from llm_finetuner.cli import imports
+from llm_finetuner.cli import imports, series_fit
 from llm_finetuner.cli.answers import (
     CACHE,
     holds_weights,
@@ -19,8 +18,9 @@ from llm_finetuner.cli.answers import (
     model_name,
     quickstart_hint,
 )
+from llm_finetuner.cli.configs import depth_of, read
 from llm_finetuner.cli.exits import program
-from llm_finetuner.cli.hub import is_on_hub, models_in
+from llm_finetuner.cli.hub import models_in
 from llm_finetuner.cli.needed import (
     CLASSIFYING,
     FILLING,
@@ -37,12 +37,10 @@ from llm_finetuner.errors import DataError, FinetunerError, RecipeError
 from llm_finetuner.layer_maps import check_exits, check_kept, kept_blocks, layer_pairs, spelled
 from llm_finetuner.ranges import check_shares
 from llm_finetuner.recipe import Model, Recipe, Teacher, Train, check_labelled, members_of
+from llm_finetuner.recipe_series import FORECASTING
 from llm_finetuner.registry import TASKS, resolve
 from llm_finetuner.teachers.places import check_place
 
-DEPTH = (  # what configurations call it, where there are two stacks that of the decoder
-    "num_decoder_layers", "decoder_layers", "num_hidden_layers", "n_layer", "num_layers", "n_layers",
-)  # fmt: skip
 NO_STATES = (
     "ensemble",
     "remote",
@@ -61,12 +59,15 @@ def check_fit(recipe: Recipe, trains: bool = True) -> None:
         if trains or model is not recipe.student:
             check_weights(recipe, model)
     check_models(recipe)
+    if recipe.task == FORECASTING:
+        series_fit.check_shapes(recipe)
 
 
 def check_task(recipe: Recipe) -> None:
     """Raise RecipeError for what a model of this task cannot do or be, in the words of the run itself."""
     if recipe.task not in TASKS:
         return
+    series_fit.check_task(recipe)
     check_labelled(recipe, recipe.task in OF_LABELS)
     if recipe.task in WRITING:
         return
@@ -107,6 +108,8 @@ def check_weights(recipe: Recipe, model: Model) -> None:
 
 def check_models(recipe: Recipe) -> None:
     """The same for what models, caches and layers say of each other."""
+    if recipe.task == FORECASTING:
+        series_fit.check_models(recipe)
     check_teacher(recipe)
     check_blocks(recipe)
 
@@ -121,7 +124,10 @@ def misfits(recipe: Recipe) -> list[str]:
 
 
 def check_data(recipe: Recipe) -> None:
-    """Raise DataError where a file or folder of the data is not there."""
+    """Raise DataError where a file or folder of the data is not there, or holds no series where it should."""
+    if recipe.task == FORECASTING:
+        series_fit.check_data(recipe)
+        return
     for name in filter(None, (recipe.data.source, recipe.data.eval_source)):
         if lies_here(name) or may_be_on_hub(name):
             continue
@@ -193,40 +199,11 @@ def check_kept_layers(recipe: Recipe, blocks: tuple[int, ...], name: str = "--ke
         check_kept(blocks, depth, recipe.task in CLASSIFYING, f"the teacher {recipe.teacher.name}", name)
 
 
-# ---- what is known of the models
-
-
-def depth_of(name: str) -> int | None:
-    """Blocks of a model by its config.json; None where there is none at hand that says so."""
-    config = _config_of(name)
-    inner = (config.get(name) for name in ("decoder", "text_config"))
-    sections = [*(section for section in inner if isinstance(section, dict)), config]
-    found = (section.get(key) for section in sections for key in DEPTH)
-    return next((depth for depth in found if isinstance(depth, int)), None)
-
-
-def has_two_stacks(name: str) -> bool:
-    """Whether config.json says that a model has an encoder and a decoder."""
-    return _config_of(name).get("is_encoder_decoder") is True
-
-
-def _config_of(name: str) -> dict[str, Any]:
-    """The config.json of a model, of an adapter that of its base; empty where none is at hand."""
-    config, seen = _json_of(name, "config.json"), {name}
-    while config is None:  # an adapter: its base is asked, which may be an adapter again
-        name = (_json_of(name, "adapter_config.json") or {}).get("base_model_name_or_path")
-        if not isinstance(name, str) or not name or name in seen:
-            return {}
-        seen.add(name)
-        config = _json_of(name, "config.json")
-    return config
-
-
 def student_depth(recipe: Recipe) -> int | None:
     """The same of the student, cut from its teacher or not. Raises RecipeError where nothing would be left of it."""
     student = recipe.student
     if not is_part(student.name):
-        return depth_of(student.name)
+        return series_fit.depth_of_model(student)
     teacher = recipe.teacher
     whole = depth_of(members_of(teacher)[0].name) if teacher else None
     return whole and blocks_kept(student.name, whole)
@@ -237,31 +214,7 @@ def teacher_depth(recipe: Recipe) -> int | None:
     member = members_of(recipe.teacher)[0]
     if member.kind == "cached":
         return manifest_of(replace(recipe, teacher=member)).get("depth")
-    return depth_of(member.name)
-
-
-def _json_of(name: str, file: str) -> dict[str, Any] | None:
-    """A file of a model's folder, or of the hub's local cache."""
-    path: Any = Path(name).expanduser() / file
-    if is_on_hub(name):
-        from huggingface_hub import try_to_load_from_cache
-        from huggingface_hub.errors import HFValidationError
-
-        try:
-            path = try_to_load_from_cache(name, file)
-        except HFValidationError:
-            return None
-        if not isinstance(path, str):
-            return None
-    return _read(Path(path))
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None  # whoever loads the model says what is wrong with it
-    return found if isinstance(found, dict) else None
+    return series_fit.depth_of_model(member)
 
 
 # ---- caches
@@ -274,7 +227,7 @@ def manifest_of(recipe: Recipe) -> dict[str, Any]:
     if not (where / CACHE[0]).exists():
         why = "there is no such folder" if not where.exists() else f"{folder} holds no {CACHE[0]}"
         raise RecipeError(f"no cache in {folder}: {why}", f"this makes it: {cache_command(recipe, folder)}")
-    return _read(where / CACHE[0]) or {}
+    return read(where / CACHE[0]) or {}
 
 
 def cache_command(recipe: Recipe, folder: str, teacher: str = "", layers: tuple[int, ...] = ()) -> str:

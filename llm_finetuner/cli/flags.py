@@ -4,11 +4,12 @@ import argparse
 
 from llm_finetuner.cli.settings import Setting, by_flag, settings
 from llm_finetuner.layer_maps import POOLED_NAME
+from llm_finetuner.recipe_series import FORECASTING
 from llm_finetuner.registry import EXPORTERS, MENU
 
 LISTS = (
-    "methods", "tunings", "objectives", "layers", "teachers", "tasks", "exporters", "optimizers", "schedules",
-    "runs",
+    "methods", "tunings", "objectives", "layers", "teachers", "models", "tasks", "exporters", "optimizers",
+    "schedules", "runs",
 )  # fmt: skip
 NOT_READ = (
     "data.hard_share",
@@ -16,6 +17,7 @@ NOT_READ = (
     "data.class_weights",
     "teacher.from_scratch",
 )  # by what only asks a teacher
+OF_TRAINING = ("data.series.quantiles", "data.series.description")  # a model has them already
 MODES = ("top_k", "sampled", "fp16", "fp32")  # of a cache
 
 SECTIONS = {  # of the recipe, and what help calls them
@@ -25,6 +27,7 @@ SECTIONS = {  # of the recipe, and what help calls them
     "options": "method: what is learned, and how",
     "tuning": "which weights move",
     "data": "data",
+    "data.series": "series of numbers over time, with --task forecasting (and --split)",
     "train": "training",
     "output": "output",
 }
@@ -37,7 +40,8 @@ def add_settings(child: argparse.ArgumentParser, distil: bool) -> None:
     child.add_argument("--method", help=f"name or menu number: {', '.join(entries)} (default: the first)")
     groups = {name: child.add_argument_group(title) for name, title in SECTIONS.items()}
     for same in by_flag(settings(distil)).values():
-        add_setting(groups[same[0].path.split(".")[0]], same)
+        section = "data.series" if same[0].owner == FORECASTING else same[0].path.split(".")[0]
+        add_setting(groups[section], same)
     add_set(child)
     add_running(child)
     if distil:
@@ -90,6 +94,8 @@ def add_baseline(child: argparse.ArgumentParser) -> None:
         "--baseline", action="store_true",
         help="also train the student on the data alone, for the same steps and for the same compute",
     )  # fmt: skip
+    told = "compare so many pairs of students with and without the teacher, each of its own seed (default: 1)"
+    child.add_argument("--seeds", type=int, metavar="N", help=told)
 
 
 def _finetune(child: argparse.ArgumentParser) -> None:
@@ -136,13 +142,18 @@ def _generate(child: argparse.ArgumentParser) -> None:
 
 
 def _add_named(child: argparse.ArgumentParser, sections: tuple[str, ...], more: tuple[str, ...]) -> None:
-    """The flags of `distill` that are of these sections, and of one live teacher, and these more."""
+    """The flags of `distill` that are of these sections, and of one live teacher, and these more.
+
+    Where there is no flag for the task it is writing text.
+    """
+    other = ("on_policy_distillation", *(() if "task" in more else (FORECASTING,)))
     for same in by_flag(settings(distil=True)).values():
         path = same[0].path
         if path.startswith("teacher.options.") or path in ("teacher.kind", "teacher.shuffled", *NOT_READ):
             continue
-        if path.startswith(sections) or path in more:
-            add_setting(child, [s for s in same if s.path == path and s.owner != "on_policy_distillation"])
+        kept = [s for s in same if s.owner not in other and (s.path.startswith(sections) or s.path in more)]
+        if kept:
+            add_setting(child, kept)
 
 
 def _sweep(child: argparse.ArgumentParser) -> None:
@@ -176,6 +187,36 @@ def _benchmark(child: argparse.ArgumentParser) -> None:
     child.add_argument("--prefix", metavar="TEXT", help=told)
 
 
+def _evaluate(child: argparse.ArgumentParser) -> None:
+    _add_forecaster(child)
+    _add_levels(child, "also how well intervals of so many percent, such as 80 90, hold what came")
+
+
+def _forecast(child: argparse.ArgumentParser) -> None:
+    _add_forecaster(child)
+    _add_levels(child, "also intervals of so many percent, such as 80 90: columns ending in -lo-80, -hi-80")
+    child.add_argument("--output", metavar="FILE", help="a .csv file (default: the table is printed)")
+    child.add_argument("--overwrite", action="store_true", help="replace that file")
+
+
+def _add_forecaster(child: argparse.ArgumentParser) -> None:
+    """The flags of a forecaster, and of how its table is read and cut."""
+    told = "folder of a run, or repeat-last, seasonal-naive or linear, which is fitted first"
+    child.add_argument("--model", required=True, metavar="MODEL", help=told)
+    told = "a .csv, .tsv or .parquet file of numbers over time (default: the run's own)"
+    child.add_argument("--data", dest="--data", metavar="FILE", help=told)
+    child.add_argument(
+        "--task", dest="--task", choices=[FORECASTING], help="series of numbers, which is what it is for"
+    )
+    for setting in settings(distil=False):
+        if setting.owner == FORECASTING and setting.path not in OF_TRAINING:
+            add_setting(child, [setting])
+
+
+def _add_levels(child: argparse.ArgumentParser, told: str) -> None:
+    child.add_argument("--level", nargs="+", type=float, metavar="X", help=told)
+
+
 def _export(child: argparse.ArgumentParser) -> None:
     child.add_argument("model", help="folder of a run, or a model")
     child.add_argument("--to", choices=tuple(EXPORTERS), required=True, help="the format")
@@ -199,8 +240,8 @@ def _quickstart(child: argparse.ArgumentParser) -> None:
 def _preview(child: argparse.ArgumentParser) -> None:
     named = ("task", "student.name")
     wanted = [s for s in settings(distil=False) if s.path.startswith("data.") or s.path in named]
-    for setting in wanted:
-        add_setting(child, [setting])
+    for same in by_flag(wanted).values():
+        add_setting(child, same)
     told = "with --task classification: show the soft labels that this model gives a few rows, at T = 1, 2, 5, 10"
     child.add_argument("--teacher", dest="--teacher", metavar="TEXT", help=told)
 
@@ -226,6 +267,8 @@ COMMANDS = {
     "sweep": (_sweep, "search for better settings of a recipe, and rank them with their uncertainty"),
     "compare": (_compare, "teacher, untouched student and distilled student: report.html and a verdict"),
     "benchmark": (_benchmark, "score a model's completions of prompts"),
+    "evaluate": (_evaluate, "judge a forecaster by the test windows of a table"),
+    "forecast": (_forecast, "the next steps of series beyond the end of a table, with intervals"),
     "export": (_export, "write a run's model, or any other, as ONNX or as one plain folder"),
     "quickstart": (_quickstart, "distil the shipped teacher on the standard library's own text"),
     "preview": (_preview, "show how rows of data are read and which tokens are learned"),

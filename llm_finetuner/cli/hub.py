@@ -9,7 +9,9 @@ from pathlib import Path
 
 from llm_finetuner.cli import imports
 from llm_finetuner.cli.needed import OWN, is_part
+from llm_finetuner.models.build import BACKBONES
 from llm_finetuner.recipe import Model, Recipe, members_of
+from llm_finetuner.registry import MODELS
 
 NOT_HERE = "not in the hub's local cache"
 PATIENCE = 5.0  # seconds that the hub may take to answer
@@ -23,8 +25,12 @@ def address() -> str:
 
 
 def is_on_hub(name: str) -> bool:
-    """Whether it can only be a hub name: nothing local is called that, and it looks like one."""
-    return not Path(name).expanduser().exists() and bool(re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name))
+    """Whether it can only be a hub name: it looks like one, and nothing local or built here is called that."""
+    return (
+        name not in MODELS
+        and not Path(name).expanduser().exists()
+        and bool(re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name))
+    )
 
 
 @functools.cache
@@ -51,7 +57,22 @@ def names_in(recipe: Recipe) -> list[str | None]:
 
 
 def models_in(recipe: Recipe) -> list[Model]:
-    """The models that have to be there: not a student cut from its teacher, nor one behind an endpoint."""
+    """The models that have to be there: not a student cut from its teacher, one behind an endpoint, or one built here.
+
+    Of those that are built on a language model it is that.
+    """
+    return [found for model in _named_in(recipe) if (found := _loaded(model)) is not None]
+
+
+def _loaded(model: Model) -> Model | None:
+    """The model, or what is loaded of one that is built here."""
+    if model.name not in MODELS:
+        return model
+    inner = model.shape.get("backbone", BACKBONES[0])
+    return None if inner in BACKBONES else Model(inner)
+
+
+def _named_in(recipe: Recipe) -> list[Model]:
     own = [] if is_part(recipe.student.name) else [recipe.student]
     teacher = recipe.teacher
     if (

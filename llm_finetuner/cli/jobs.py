@@ -15,14 +15,17 @@ from llm_finetuner.cli.folder import check_output
 from llm_finetuner.cli.listing import runs_in
 from llm_finetuner.cli.needed import TRANSFORMING, check_complete
 from llm_finetuner.cli.prompts import BACK, Ask, Pick
+from llm_finetuner.cli.questions import whole_number
 from llm_finetuner.cli.recipes import existing, offered
-from llm_finetuner.cli.training import recipe_in, train_and_compare
+from llm_finetuner.cli.training import Judged, recipe_in, train_and_compare
 from llm_finetuner.cli.walk import Walk
 from llm_finetuner.cli.words import words_of
 from llm_finetuner.errors import FinetunerError, RecipeError
 from llm_finetuner.recipe import Recipe
+from llm_finetuner.recipe_series import FORECASTING
 
 OTHER = "another folder ..."
+ONCE = Judged()
 
 
 def distil_or_finetune(method: str, job: str = "train") -> Any:
@@ -48,18 +51,28 @@ def decide(recipe: Recipe, screen: Screen) -> Any:
         ("save", "Save the recipe only", "", None),
         ("quit", "Leave", "", None),
     ]
-    baseline = ask_baseline() if recipe.distils and fits else False
-    if baseline is BACK:
+    how = ask_judged(recipe) if recipe.distils and fits else Judged()
+    if how is BACK:
         return BACK
     answer = prompts.ask("Start?", "", Pick(choices, "start" if fits else "back"))
     if answer in (BACK, "back"):
         return BACK
     if answer == "save":
-        return save(recipe, screen, baseline)
+        return save(recipe, screen, how)
     if answer == "quit":
         screen.say("Nothing was changed.")
         return OK
-    return carry_out(recipe, screen, baseline)
+    return carry_out(recipe, screen, how)
+
+
+def ask_judged(recipe: Recipe) -> Any:
+    """How the run is to be compared; or BACK. Forecasters are always held against the student alone."""
+    if recipe.task == FORECASTING and not recipe.stages:
+        why = "Pairs of students with and without the teacher: what it adds has to be seen with each seed. 3 tell more."
+        seeds = prompts.ask("How many seeds?", why, Ask("1", whole_number))
+        return BACK if seeds is BACK else Judged(seeds=seeds)
+    baseline = ask_baseline()
+    return BACK if baseline is BACK else Judged(baseline)
 
 
 def ask_baseline() -> Any:
@@ -75,35 +88,37 @@ def ask_baseline() -> Any:
     return prompts.ask("Train baselines for the comparison?", why, Pick([no, yes], False))
 
 
-def carry_out(recipe: Recipe, screen: Screen, baseline: bool) -> int:
+def carry_out(recipe: Recipe, screen: Screen, how: Judged) -> int:
     """Train, compare, and print the command that does the same."""
     screen.say()
     if recipe.stages:
-        return carry_out_chain(recipe, screen, baseline)
-    train_and_compare(recipe, screen, recipe.distils, baseline)
+        return carry_out_chain(recipe, screen, how)
+    train_and_compare(recipe, screen, recipe.distils, how)
     screen.say()
     screen.say(f"model and recipe: {recipe.output}")
+    if recipe.task == FORECASTING:
+        screen.say("the steps after the end of the table:")
+        screen.unfolded(f"{program()} forecast --model {shlex.quote(recipe.output)} --level 80 90")
     screen.say("the same by command:")
-    screen.unfolded(command_of(recipe, baseline))
+    screen.unfolded(command_of(recipe, how))
     return OK
 
 
-def carry_out_chain(recipe: Recipe, screen: Screen, baseline: bool) -> int:
+def carry_out_chain(recipe: Recipe, screen: Screen, how: Judged) -> int:
     """Run the stages; their recipe stands in the folder."""
-    chains.run(recipe, screen, True, baseline)
+    chains.run(recipe, screen, True, how.baseline)
     path = os.path.join(recipe.output, chains.FILE)
     screen.say(f"models: {recipe.output}\nthe same by command:")
-    screen.unfolded(f"{program()} run {shlex.quote(path)} output=outputs/another{' --baseline' * baseline}")
+    screen.unfolded(" ".join([program(), "run", shlex.quote(path), "output=outputs/another", *how.words]))
     return OK
 
 
-def command_of(recipe: Recipe, baseline: bool = False) -> str:
+def command_of(recipe: Recipe, how: Judged = ONCE) -> str:
     """The shell command that gives this recipe again."""
-    words = [*words_of(recipe), *(["--baseline"] if baseline else [])]
-    return f"{program()} {shlex.join(words)}"
+    return f"{program()} {shlex.join([*words_of(recipe), *how.words])}"
 
 
-def save(recipe: Recipe, screen: Screen, baseline: bool = False) -> Any:
+def save(recipe: Recipe, screen: Screen, how: Judged = ONCE) -> Any:
     """Write the recipe without running it."""
     from llm_finetuner import recipe_file
 
@@ -116,9 +131,10 @@ def save(recipe: Recipe, screen: Screen, baseline: bool = False) -> Any:
     if path is BACK:
         return BACK
     recipe_file.save(recipe, path)
-    screen.say(f"saved: {path}\nrun it with: {program()} run {shlex.quote(path)}{' --baseline' * baseline}")
+    again = " ".join([program(), "run", shlex.quote(path), *how.words])
+    screen.say(f"saved: {path}\nrun it with: {again}")
     screen.say("the same by command:")
-    screen.unfolded(command_of(recipe, baseline))
+    screen.unfolded(command_of(recipe, how))
     return OK
 
 
@@ -190,11 +206,11 @@ def compare() -> Any:
         return BACK
     screen = Screen()
     if what == "compare":
-        distilled = recipe_in(folder).distils
-        baseline = ask_baseline() if distilled else False
-        if baseline is BACK:
+        recipe = recipe_in(folder)
+        how = ask_judged(recipe) if recipe.distils else Judged()
+        if how is BACK:
             return BACK
-        measuring.compare({"run": folder, "baseline": baseline}, screen)
+        measuring.compare({"run": folder, **vars(how)}, screen)
         return OK
     files = ask_files(recipe_in(folder).task)
     if files is BACK:

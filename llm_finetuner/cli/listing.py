@@ -16,6 +16,7 @@ TABLES = {
     "tunings": registry.TUNINGS,
     "objectives": registry.OBJECTIVES,
     "teachers": registry.TEACHERS,
+    "models": registry.MODELS,
     "tasks": registry.TASKS,
     "exporters": registry.EXPORTERS,
     "optimizers": registry.OPTIMIZERS,

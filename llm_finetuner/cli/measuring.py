@@ -5,11 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from llm_finetuner.cli.configs import has_two_stacks
 from llm_finetuner.cli.exits import program
-from llm_finetuner.cli.fitting import has_two_stacks
 from llm_finetuner.cli.hub import prepare
 from llm_finetuner.cli.needed import TRANSFORMING, WRITING
-from llm_finetuner.cli.training import check_finished, comparison, recipe_in
+from llm_finetuner.cli.training import check_finished, comparison, judged, recipe_in
 from llm_finetuner.errors import DataError, RecipeError
 from llm_finetuner.recipe import Data
 from llm_finetuner.registry import TASKS, resolve
@@ -19,7 +19,7 @@ def compare(given: dict[str, Any], screen) -> Any:
     """compare RUN."""
     check_finished(given["run"])
     prompts = read_lines(given["prompts"], "prompt") if "prompts" in given else None
-    return comparison(given["run"], screen, given.get("baseline", False), prompts)
+    return comparison(given["run"], screen, judged(given), prompts)
 
 
 def benchmark(given: dict[str, Any], screen) -> Any:

@@ -71,6 +71,11 @@ def check_complete(recipe: Recipe) -> None:
                 f"student {recipe.student.name} is cut from the teacher, and no teacher is named",
                 f"give it with --teacher to {program()} distill, or name another student",
             )
+    check_data_named(recipe)
+
+
+def check_data_named(recipe: Recipe) -> None:
+    """Raise RecipeError where no data are named."""
     _need(recipe.data.source, "data.source", "--data")
 
 

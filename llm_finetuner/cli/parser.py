@@ -24,6 +24,7 @@ EXAMPLES = {
     "finetune": """  {0} finetune --method lora --student gpt2 --data train.jsonl
   {0} finetune --method 6 --student ./model --data 'texts/*.txt' --steps 500 --learning-rate 5e-5
   {0} finetune --student gpt2 --data wikitext --data-config wikitext-2-raw-v1 --dry-run
+  {0} finetune --task forecasting --student patch --data ETTh1.csv --lookback 96 --horizon 96 --split ett-hour
 """,
     "distill": """  {0} distill --student gpt2 --teacher gpt2-medium --data train.jsonl --temperature 2 --alpha 0.5
   {0} distill --method feature_distillation --student ./small --teacher ./big --data rows.csv --layers 0,3,6
@@ -35,15 +36,23 @@ EXAMPLES = {
   {0} distill --student gpt2 --teacher big --url http://localhost:8000/v1 --data train.jsonl
   {0} distill --method self_distillation --student gpt2 --data train.jsonl --exits 5
   {0} distill --task classification --student ./small --teacher ./big --data reviews.csv
+  {0} distill --task forecasting --student patch --shape hidden_size=16 num_layers=1 --teacher outputs/big --data a.csv
 """,
     "run": """  {0} run recipe.yaml
   {0} run recipe.yaml train.steps=50 temperature=4 output=outputs/hot
   {0} run chain.yaml --dry-run
 """,
     "compare": """  {0} compare outputs/gpt2-vanilla_distillation --baseline
+  {0} compare outputs/patch-forecast_distillation --seeds 3
 """,
     "benchmark": """  {0} benchmark outputs/run --prompts prompts.txt
   {0} benchmark gpt2 --prompts prompts.txt --references answers.txt --json
+""",
+    "evaluate": """  {0} evaluate --model linear --data ETTh1.csv --lookback 96 --horizon 96 --split ett-hour
+  {0} evaluate --model outputs/forecaster --level 80 90 --json
+""",
+    "forecast": """  {0} forecast --model outputs/forecaster --data ETTh1.csv --level 80 90 --output next.csv
+  {0} forecast --model linear --data sales.csv --lookback 56 --horizon 14
 """,
     "export": """  {0} export outputs/run --to onnx
   {0} export outputs/run --to merged --output outputs/whole
@@ -66,6 +75,7 @@ EXAMPLES = {
 """,
     "preview": """  {0} preview --data train.jsonl --student gpt2
   {0} preview --task classification --data reviews.csv --student ./small --teacher ./big
+  {0} preview --task forecasting --data ETTh1.csv --lookback 96 --horizon 96 --split ett-hour
 """,
     "doctor": """  {0} doctor --online
 """,

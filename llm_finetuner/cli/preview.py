@@ -7,8 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from llm_finetuner.cli import series_sight
+from llm_finetuner.cli.plain import listed
+from llm_finetuner.cli.series_sight import SeriesSight
 from llm_finetuner.cli.task_rows import SAMPLE, SHOWN, read, seen
 from llm_finetuner.recipe import Data, Recipe
+from llm_finetuner.recipe_series import FORECASTING
 from llm_finetuner.registry import TASKS, resolve
 
 
@@ -26,9 +30,25 @@ class Sight:
     labels: dict[str, int] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)
 
+    def show(self, screen: Any) -> None:
+        """For people."""
+        screen.show(self.sentence)
+        screen.preview(self.rows)
+        for name, numbers in (("labels", self.labels), ("class weights", self.weights)):
+            if numbers:
+                screen.show(f"{name}: {listed(numbers)}")
 
-def look(recipe: Recipe) -> Sight:
+    def plain(self) -> dict[str, Any]:
+        """As data."""
+        said = {"sentence": self.sentence, "examples": self.examples, "rows": self.rows}
+        given = {"labels": self.labels, "class_weights": self.weights}
+        return said | {name: numbers for name, numbers in given.items() if numbers}
+
+
+def look(recipe: Recipe) -> Sight | SeriesSight:
     """Read the data of a recipe, with the tokenizer of its student. Raises FinetunerError."""
+    if recipe.task == FORECASTING:
+        return series_sight.look(recipe, stamp(recipe.data.source))
     from llm_finetuner.named_models import student_source
 
     data = json.dumps(dataclasses.asdict(recipe.data))

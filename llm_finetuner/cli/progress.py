@@ -117,6 +117,7 @@ class View:
 
     def _reset(self, plan: dict[str, Any]) -> None:
         self.plan, self.record = plan, {}
+        self.read = plan.get("read", "tokens")  # what is counted where speeds are told
         self.history: dict[str, collections.deque] = {}
         self.evaluations: list[dict[str, Any]] = []
         self.started = self.spoke = time.monotonic()
@@ -216,7 +217,7 @@ class View:
         speed = self.record.get("tokens_per_second")
         return (
             f"step {self.record.get('step')}/{self.plan.get('steps')}, loss {self.record.get('loss'):.4f}"
-            f"{f' ({terms})' if terms else ''}, {count(speed)} tokens/s, {duration(self.eta())} left"
+            f"{f' ({terms})' if terms else ''}, {count(speed)} {self.read}/s, {duration(self.eta())} left"
         )
 
     def draw(self) -> Group:
@@ -226,7 +227,7 @@ class View:
         width = self.screen.console.width
         step, steps = self.record["step"], self.plan.get("steps") or self.record["step"]
         speed = count(self.record.get("tokens_per_second"))
-        head = f"step {step}/{steps}  epoch {self.record.get('epoch', 0):.2f}  {speed} tokens/s"
+        head = f"step {step}/{steps}  epoch {self.record.get('epoch', 0):.2f}  {speed} {self.read}/s"
         blocks = BLOCKS if "utf" in self.screen.console.encoding else ASCII_BLOCKS
         losses = Table.grid(padding=(0, 1))
         losses.add_column(no_wrap=True, overflow="ellipsis")

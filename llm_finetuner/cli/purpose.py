@@ -1,13 +1,24 @@
 """What a model is for, as the menu asks it: which tasks a method can be run for, and what a task leaves to ask."""
 
-from llm_finetuner.cli import spoken
+from llm_finetuner.cli import settings, spoken
 from llm_finetuner.cli.needed import FILLING, OF_ANY_TASK, OF_LABELS, TRANSFORMING, WRITING
 from llm_finetuner.cli.prompts import Pick
-from llm_finetuner.recipe import Recipe
+from llm_finetuner.cli.series_fit import READ
+from llm_finetuner.cli.settings import OF_SERIES, fields_of
+from llm_finetuner.recipe import Data, Recipe
+from llm_finetuner.recipe_series import FORECASTING
 from llm_finetuner.registry import METHODS, TASKS, menu_entry, resolve
 
 TEXT = Recipe.task
+OF_TEXTS = tuple(name for name in TASKS if name != FORECASTING)
 ONLY_FOR = {  # settings that are for models of these tasks only
+    **{f"data.{name}": OF_TEXTS for name in vars(Data()) if name not in READ},
+    **{s.path: (FORECASTING,) for s in fields_of(Data, "data") if s.owner == FORECASTING},
+    "student.shape": (FORECASTING,),
+    "teacher.shape": (FORECASTING,),
+    "options.temperature": OF_TEXTS,
+    "options.label_smoothing": OF_TEXTS,
+    "train.max_tokens": OF_TEXTS,
     "train.packing": WRITING,
     "data.loss_on": WRITING,
     "student.keep_encoder": TRANSFORMING,
@@ -18,15 +29,15 @@ ONLY_FOR = {  # settings that are for models of these tasks only
 
 
 def task_of(answers: dict) -> str:
-    """The task that was chosen; writing text, where nothing was asked."""
-    return answers.get("task", TEXT)
+    """The task that was chosen; where nothing was asked what the method is for."""
+    return settings.task_of(answers.get("task"), menu_entry(answers["method"])[1])
 
 
 def pick_task(answers: dict) -> Pick | None:
     """Not asked where a model has to write."""
     _, method, _, _ = menu_entry(answers["method"])
     scheme = resolve(METHODS, method)()
-    if scheme.writing or scheme.on_policy:
+    if scheme.writing or scheme.on_policy or method in OF_SERIES:
         return None
     return Pick([(name, *told, None) for name, told in spoken.TASKS.items() if name in TASKS], TEXT)
 

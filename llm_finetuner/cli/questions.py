@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from llm_finetuner.cli import spoken
+from llm_finetuner.cli import series_questions, spoken
 from llm_finetuner.cli.answers import (
     NEW_CACHE,
     data_source,
@@ -33,9 +33,10 @@ from llm_finetuner.cli.needed import OF_LABELS, TRANSFORMING, compares_blocks, f
 from llm_finetuner.cli.plain import first_line
 from llm_finetuner.cli.prompts import BACK, Ask, Mark, Pick
 from llm_finetuner.cli.purpose import example, kinds_for, pick_task, pointless, task_of
-from llm_finetuner.cli.settings import MEMBERS, Setting, fields_of, options_in
+from llm_finetuner.cli.settings import MEMBERS, OF_SERIES, Setting, fields_of, options_in
 from llm_finetuner.errors import RecipeError
 from llm_finetuner.recipe import Data, Model, Recipe, Teacher, Train
+from llm_finetuner.recipe_series import FORECASTING
 from llm_finetuner.registry import METHODS, TEACHERS, TUNINGS, menu_entry, resolve
 from llm_finetuner.scheme import Scheme
 
@@ -50,6 +51,9 @@ FIRST = {  # of a kind of teacher, what is asked at once; the rest on request
     "remote": ("url", "k"),
     "live_cached": ("path", "k"),
 }
+ON_REQUEST = ("fine_tuning", *OF_SERIES)  # methods whose options few people change
+WITHOUT_ADAPTERS = ("patch", "linear")
+FEW_ANSWERS = (*OF_LABELS, FORECASTING)  # tasks whose caches keep all of an answer
 NAMELESS = ("ensemble", "cached")  # kinds whose teacher has no name of its own
 BLANK = "Enter alone: no more."
 
@@ -63,13 +67,15 @@ def questions(answers: Answers) -> Steps:
 def training(answers: Answers) -> Steps:
     """A run of one method."""
     method, _ = method_of(answers)
-    steps = [plain("task", pick_task), *student(answers), *teacher(answers)]
+    series = task_of(answers) == FORECASTING
+    first = [plain("task", pick_task), *(series_questions.data() if series else [])]
+    steps = [*first, *student(answers), *teacher(answers)]
     if method != "fine_tuning":
         steps.append(plain("tuning.kind", pick_tuning))
-        options = options_in(METHODS, method, "options")
-    else:
-        options = []  # asked on request
-    return [*steps, *data(), *[from_setting(s) for s in options], *last(answers)]
+    steps += [] if series else data()
+    asked = [] if method in ON_REQUEST else options_in(METHODS, method, "options")
+    steps += [from_setting(s) for s in asked if s.path not in pointless(task_of(answers))]
+    return [*steps, *(series_questions.share() if method in OF_SERIES else []), *last(answers)]
 
 
 def chain(answers: Answers) -> Steps:
@@ -97,13 +103,14 @@ def chain(answers: Answers) -> Steps:
 
 def caching(answers: Answers) -> Steps:
     """What a teacher's answers are written down for."""
-    k = Question("job.k", lambda a: None if task_of(a) in OF_LABELS else Ask("50", whole_number))
+    series = task_of(answers) == FORECASTING
+    k = Question("job.k", lambda a: None if task_of(a) in FEW_ANSWERS else Ask("50", whole_number))
     return [
         plain("task", pick_task),
+        *(series_questions.data() if series else []),
         *student(answers),
-        plain("teacher.name", lambda a: Ask(example(a)[1], teacher_name, is_path=True)),
-        *data(),
-        *known("data.max_length", "data.samples"),
+        series_questions.teacher() if series else plain("teacher.name", pick_teacher),
+        *([] if series else [*data(), *known("data.max_length", "data.samples")]),
         (k, k.why()),
         plain("job.to", lambda a: Ask(NEW_CACHE, str, is_path=True)),
     ]
@@ -125,6 +132,8 @@ def student(answers: Answers) -> Steps:
     """The student, and whether it starts from new weights."""
     method, _ = method_of(answers)
     kinds = fitting_kinds(scheme_of(method))
+    if task_of(answers) == FORECASTING:
+        return series_questions.student("live" in kinds)
     why = spoken.WHY["student.name"]
     told = f"{why} Or {spoken.FROM_TEACHER}" if "live" in kinds and method != "online_distillation" else why
     named = Question(
@@ -146,11 +155,10 @@ def teacher(answers: Answers) -> Steps:
         kinds = [kind for kind in kinds if kind not in NO_STATES]
     steps: Steps = [plain("teacher.kind", lambda a: pick_kind(kinds, peers))]
     if kind not in NAMELESS or is_part(answers.get("student.name", "")) and kind != "ensemble":
-        named = Question(
-            "teacher.name",
-            lambda a: Ask(example(a)[1], fitted(teacher_of(kind, peers), "teacher.name", a), is_path=True),
-        )
-        steps.append((named, spoken.PEER if peers else named.why()))
+        series = task_of(answers) == FORECASTING
+        named = Question("teacher.name", partial(ask_teacher, kind, peers))
+        told = spoken.PEER if peers else named.why()
+        steps.append(series_questions.teacher() if series else (named, told))
         if peers:
             steps.append(plain("teacher.from_scratch", partial(pick_scratch, "teacher.name")))
     options = options_in(TEACHERS, kind, "teacher.options")
@@ -173,8 +181,9 @@ def data() -> Steps:
 def last(answers: Answers) -> Steps:
     """The training, other settings on request, the output."""
     more = further(answers)
+    series = task_of(answers) == FORECASTING
     return [
-        *known(*ASKED),
+        *(series_questions.training() if series else known(*ASKED)),
         plain("advanced", pick_advanced),
         plain("more", lambda a: mark_more(a, more)),
         *[from_setting(s) for s in more if s.path in answers.get("more", ())],
@@ -202,7 +211,7 @@ def further(answers: Answers) -> list[Setting]:
     part = is_part(answers.get("student.name", ""))
     settings = [
         *options_in(TUNINGS, tuning, "tuning.options"),
-        *(options_in(METHODS, method, "options") if method == "fine_tuning" else []),
+        *(options_in(METHODS, method, "options") if method in ON_REQUEST else []),
         *fields_of(Train, "train"), *fields_of(Data, "data"),
         *[s for s in fields_of(Model, "student") if part or not s.name.startswith("keep_")],
         *(fields_of(Teacher, "teacher") if has_teacher else []),
@@ -210,7 +219,8 @@ def further(answers: Answers) -> list[Setting]:
     ]  # fmt: skip
     models = ("student", "teacher")
     fresh = [f"{who}.from_scratch" for who in models if lacks_weights(answers, f"{who}.name")]
-    asked = (*ASKED, *ELSEWHERE, *fresh, *pointless(task_of(answers)))
+    own = series_questions.asked(answers) if task_of(answers) == FORECASTING else ASKED
+    asked = (*own, *ELSEWHERE, *fresh, *pointless(task_of(answers)))
     return [s for s in settings if s.path not in asked]
 
 
@@ -265,7 +275,20 @@ def pick_scratch(key: str, answers: Answers) -> Pick | None:
     return Pick([yes, no], True) if lacks_weights(answers, key) else None
 
 
-def pick_tuning(answers: Answers) -> Pick:
+def pick_teacher(answers: Answers) -> Ask:
+    """A teacher that is named before anything else that it could be held against."""
+    return Ask(example(answers)[1], teacher_name, is_path=True)
+
+
+def ask_teacher(kind: str, peers: bool, answers: Answers) -> Ask:
+    """A teacher's name, held against what was named before."""
+    return Ask(example(answers)[1], fitted(teacher_of(kind, peers), "teacher.name", answers), is_path=True)
+
+
+def pick_tuning(answers: Answers) -> Pick | None:
+    """Not asked of forecasters that are small."""
+    if task_of(answers) == FORECASTING and answers.get("student.name") in WITHOUT_ADAPTERS:
+        return None
     described = [(name, name, first_line(resolve(TUNINGS, name)), None) for name in TUNINGS]
     return Pick(described, menu_entry(answers["method"])[2])
 

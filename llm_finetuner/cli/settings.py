@@ -8,23 +8,32 @@ import inspect
 import types
 import typing
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
+from types import SimpleNamespace
 from typing import Any, Literal
 
 from llm_finetuner.cli import typed as text_of
-from llm_finetuner.cli.wording import CHOICES, FLAGS, HELP, NOTHING
+from llm_finetuner.cli.wording import CHOICES, FLAGS, HELP, NOTHING, WORDS
 from llm_finetuner.errors import RecipeError
 from llm_finetuner.ranges import number_or_text
 from llm_finetuner.recipe import Data, Model, Recipe, Teacher, Train
-from llm_finetuner.registry import METHODS, TEACHERS, TUNINGS, menu_entry, resolve
+from llm_finetuner.recipe_series import FORECASTING, STEPS, WINDOWS
+from llm_finetuner.registry import METHODS, MODELS, TEACHERS, TUNINGS, menu_entry, resolve
 
 LAYERS = ("options.feature_layers", "options.layers")
 MEMBERS = "teacher.options.members"
 WEIGHTS = "data.class_weights"
 KEPT = ("keep_blocks", "keep_width", "keep_encoder")  # of a student that is cut from its teacher
+SHAPES = ("student.shape", "teacher.shape")  # of models that are built here
 VERBATIM = ("data.prefix",)  # blanks at the end are part of it
+NONE_IS_SAID = ("data.series.time_column",)  # where none is a value, and not the word for None
+OF_SERIES = {"forecast_distillation": FORECASTING}  # methods that are for one task
 NOT_OF_TEACHERS = tuple(f"teacher.{name}" for name in KEPT)
-FOR_TYPES = {"Context": object, "Provider": object}  # what annotations name without importing it
+FOR_TYPES = {  # what annotations name without importing it
+    "Context": object,
+    "Provider": object,
+    "nn": SimpleNamespace(Module=object),
+}
 
 
 @dataclass(frozen=True)
@@ -34,7 +43,7 @@ class Setting:
     path: str
     hint: Any
     default: Any
-    owner: str = ""  # the method, tuning or kind of teacher that has this option
+    owner: str = ""  # the method, tuning, kind of teacher, model or task that has this option
 
     @property
     def name(self) -> str:
@@ -83,7 +92,8 @@ class Setting:
         """The value that a user typed. Raises RecipeError: the setting, the text, what was expected."""
         words = [typed] if isinstance(typed, str) else typed
         text = ",".join(words).strip()
-        if self.optional and text.lower() in ("", self.nothing, "none"):
+        nothing = (self.nothing,) if self.path in NONE_IS_SAID else ("", self.nothing, "none")
+        if self.optional and text.lower() in nothing:
             return None
         if self.path in VERBATIM:
             return typed
@@ -93,6 +103,8 @@ class Setting:
             return self._mapping(words)
         if self.is_list:
             return self._items(text)
+        if text in WORDS.get(self.path, ()):
+            return text
         if float in self.kinds and str in self.kinds:
             return text_of.read_number(self.path, text)
         for kind, wanted in ((int, "a whole number"), (float, "a number")):
@@ -111,7 +123,7 @@ class Setting:
             return text_of.read_weights(parts)
         if "".join(words).strip().lower() in ("", self.nothing):
             return {}
-        return text_of.read_conditions(parts)
+        return text_of.read_shape(parts) if self.path in SHAPES else text_of.read_conditions(parts)
 
     def _items(self, text: str) -> Any:
         items = [word.strip() for word in text.split(",") if word.strip()]
@@ -155,17 +167,23 @@ def _reads(text: str, kind: type) -> bool:
     return True
 
 
-def fields_of(cls: type, prefix: str) -> list[Setting]:
-    """The settings of one section of the recipe, without the options of what it names."""
+def fields_of(cls: type, prefix: str, owner: str = "") -> list[Setting]:
+    """The settings of one section of the recipe, without the options of what it names. Series are a section of data."""
     hints, plain = typing.get_type_hints(cls), cls()
-    found = [Setting(f"{prefix}.{f.name}", hints[f.name], getattr(plain, f.name)) for f in fields(cls)]
+    found = []
+    for field in fields(cls):
+        path, default = f"{prefix}.{field.name}", getattr(plain, field.name)
+        if is_dataclass(default):
+            found += fields_of(type(default), path, FORECASTING)
+        else:
+            found.append(Setting(path, hints[field.name], default, owner))
     return [s for s in found if s.name != "options" and s.path not in NOT_OF_TEACHERS]
 
 
 def options_in(table: dict[str, str], name: str, prefix: str) -> list[Setting]:
-    """The options of a method, a tuning or a kind of teacher, from its signature."""
+    """The options of a method, a tuning, a kind of teacher or a model that is built here, from its signature."""
     function = resolve(table, name)
-    hints = typing.get_type_hints(function, localns=FOR_TYPES) if table is TEACHERS else {}
+    hints = typing.get_type_hints(function, localns=FOR_TYPES) if table in (TEACHERS, MODELS) else {}
     found = inspect.signature(function).parameters.values()
     options = (p for p in found if p.kind is p.KEYWORD_ONLY)
     return [Setting(f"{prefix}.{p.name}", hints.get(p.name, p.annotation), p.default, name) for p in options]
@@ -199,17 +217,23 @@ def by_flag(found: Iterable[Setting]) -> dict[str, list[Setting]]:
 
 
 def paths_in(given: dict[str, Any], distil: bool, method: str = "") -> dict[str, Any]:
-    """Path -> value of the flags that were given, read as `method` has them. Raises RecipeError."""
+    """Path -> value of the flags that were given, read as the method and the task have them. Raises RecipeError."""
     paths = {}
+    owners = {method, task_of(given.get("--task"), method)} - {""}
     for flag, same in by_flag(settings(distil)).items():
         if flag in given:
-            setting, typed = next((s for s in same if s.owner == method), same[0]), given[flag]
+            setting, typed = next((s for s in same if s.owner in owners), same[0]), given[flag]
             if flag == "--teacher" and isinstance(typed, list) and len(typed) > 1:
                 paths[MEMBERS] = typed
                 continue
             # booleans come from argparse as they are
             paths[setting.path] = typed if isinstance(typed, bool) else setting.parse(typed)
     return paths
+
+
+def task_of(task: str | None, method: str) -> str:
+    """The task that was named, else the one that the method is for."""
+    return task or OF_SERIES.get(method, Recipe.task)
 
 
 def kind_of_teacher(paths: dict[str, Any]) -> str | None:
@@ -248,4 +272,10 @@ def build(method: str | int, paths: dict[str, Any], assignments: Iterable[str] =
     kind = kind_of_teacher(values)
     if kind is not None:
         values.setdefault("teacher.kind", kind)
+    values["task"] = task_of(values.get("task"), name)
+    if values["task"] == FORECASTING:
+        if "train.epochs" not in values:
+            values.setdefault("train.steps", STEPS)
+        values.setdefault("train.batch_size", WINDOWS)
+        values.setdefault("train.gradient_accumulation_steps", 1)
     return override(from_dict({"method": name, **nest(values)}), list(assignments))

@@ -8,7 +8,11 @@ EXAMPLES = {  # task -> (student, teacher)
     "token_classification": ("distilbert/distilbert-base-cased", "dslim/bert-base-NER"),
     "masked_lm": ("distilbert/distilbert-base-uncased", "google-bert/bert-base-uncased"),
     "seq2seq_lm": ("google-t5/t5-small", "google-t5/t5-base"),
+    "forecasting": ("patch", "linear"),
 }
+MEMBERS = {
+    "forecasting": "outputs/time_llm-full linear"
+}  # several teachers, where the example above does not do
 TASKS = {  # task -> (title, what it means)
     "causal_lm": ("Write text", "Goes on with what it is given: chat, answers, stories (GPT, Llama)"),
     "classification": ("Classify texts", "One label for a text or a pair of texts (BERT)"),
@@ -16,6 +20,10 @@ TASKS = {  # task -> (title, what it means)
     "token_classification": ("Tag words", "A label for each word, such as names of people (BERT)"),
     "masked_lm": ("Fill in hidden words", "From the words around them, as BERT itself was trained"),
     "seq2seq_lm": ("Transform text", "One text into another: summaries, translations (T5, BART)"),
+    "forecasting": (
+        "Forecast series",
+        "The next steps of numbers over time, from the last ones (Time-LLM, a line)",
+    ),
 }
 TITLES = {
     "task": "What is the model for?",
@@ -42,6 +50,13 @@ TITLES = {
     "output": "Output folder",
     "job.k": "Tokens to keep a position",
     "job.to": "Where to",
+    "job.share": "Share of the teacher",
+    "data.series.lookback": "Look-back",
+    "data.series.horizon": "Horizon",
+    "data.series.split": "How are the rows cut?",
+    "data.series.description": "What are the data?",
+    "student.shape": "How large is it?",
+    "train.steps": "Steps",
 }
 WHY = {  # where the help of the flag is too short for someone who sees it for the first time
     "student.name": "The model to train: a folder (Tab completes), or a name on the hub.",
@@ -71,7 +86,7 @@ WHY = {  # where the help of the flag is too short for someone who sees it for t
     "Their names: the command list objectives.",
     "train.epochs": "How often every example is seen. 3 is usual; more may memorise a small data set.",
     "train.batch_size": "Examples in one forward pass. Lower it when memory is short.",
-    "train.learning_rate": "The size of a step. auto: 2e-4 for adapters, 5e-5 for full tuning, 1e-3 from scratch.",
+    "train.learning_rate": "The size of a step. auto: 2e-4 for adapters, 5e-5 for full tuning, 1e-3 for new weights.",
     "data.max_length": "Longer examples are cut. Memory and time grow with it.",
     "data.samples": "A number takes the first N rows only: good for a trial.",
     "advanced": "Schedule, precision, evaluation, checkpoints, quantisation, seed and so on.",
@@ -79,6 +94,25 @@ WHY = {  # where the help of the flag is too short for someone who sees it for t
     "output": "The model, its log and its report go here.",
     "job.k": "The most probable ones, with what the others weigh together. 50 cost 114 bytes a position.",
     "job.to": "A new folder for the cache, or a new .jsonl file for the data.",
+    "job.share": "0 to 1, the truth has the rest. 0.5: half and half; more helps where rows are few; auto: five shares "
+    "are tried, and the best on the validation windows is taken.",
+    "data.series.lookback": "Steps that a forecast is made from. Scores of two look-backs cannot be compared.",
+    "data.series.horizon": "Steps that are forecast.",
+    "data.series.split": "Percent to train, select and test on, one after the other; or ett-hour, ett-minute.",
+    "data.series.description": "In a sentence: Time-LLM's prompt says it.",
+    "student.shape": "The command list models tells of more.",
+}
+WHY_SERIES = {  # of forecasters
+    "data.source": "A .csv, .tsv or .parquet table: a column of times and columns of numbers, or unique_id, ds, y.",
+    "student.name": "time_llm, a transformer around a language model; patch, a small transformer; linear; or a folder.",
+    "teacher.name": "The folder of a run of a forecaster; or linear, a line that is fitted in a second.",
+    "train.steps": "Updates of the weights. Windows overlap, so that a pass over all says little.",
+    "train.batch_size": "Windows in one forward pass, each of all channels. Lower it when memory is short.",
+}
+PART_OF_FORECASTER = "Or teacher/2: every second block of the teacher."
+SHAPES = {  # what is asked of models that are built here
+    "time_llm": ("backbone", "hidden_size", "num_layers", "num_heads"),
+    "patch": ("hidden_size", "num_layers", "num_heads"),
 }
 FROM_TEACHER = "teacher/2, if you have none: every second block of the teacher."
 KINDS = {  # kind of teacher -> (title, what it means)

@@ -44,7 +44,8 @@ def write_cache(recipe: Recipe, folder: str, options: dict[str, Any], screen) ->
         ("size", f"{figures['bytes_per_token']:.0f} bytes an answer, beside hidden states"),
     ]
     if figures["mean_kl"] is not None:
-        rows.append(("mean error", f"{figures['mean_kl']:.5f} nats an answer, KL(teacher || cache)"))
+        unit = "squared units" if recipe.task == "forecasting" else "nats an answer, KL(teacher || cache)"
+        rows.append(("mean error", f"{figures['mean_kl']:.5f} {unit}"))
     if figures["top_mass"] is not None:
         mass = figures["top_mass"]
         few = "" if mass >= ENOUGH_MASS else ": more would lose less (--k)"

@@ -1,13 +1,16 @@
 """A run with its live view, and the comparison after it. Heavy imports stand inside the functions."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llm_finetuner.cli.exits import TERMINATED, program
 from llm_finetuner.cli.hub import names_in, prepare
 from llm_finetuner.errors import CheckpointError
+from llm_finetuner.ranges import check_count
 from llm_finetuner.recipe import Recipe
+from llm_finetuner.run import SHARE
 
 # What `--overwrite` removes when the new run begins; the loop itself forgets the old log and checkpoints.
 STALE_FILES = (
@@ -16,12 +19,33 @@ STALE_FILES = (
 )  # fmt: skip
 
 
-def train_and_compare(recipe: Recipe, screen, compare_too: bool, baseline: bool, resume: bool = False) -> Any:
+@dataclass(frozen=True)
+class Judged:
+    """How a run is compared: with baselines too, and in so many pairs of seeds."""
+
+    baseline: bool = False
+    seeds: int = 1
+
+    @property
+    def words(self) -> list[str]:
+        """As flags."""
+        seeds = ["--seeds", str(self.seeds)] if self.seeds > 1 else []
+        return [*(["--baseline"] if self.baseline else []), *seeds]
+
+
+def judged(given: dict[str, Any]) -> Judged:
+    """Of the flags that were given. Raises RecipeError."""
+    seeds = given.get("seeds", 1)
+    check_count("seeds", seeds, 1)
+    return Judged(given.get("baseline", False), seeds)
+
+
+def train_and_compare(recipe: Recipe, screen, compare_too: bool, how: Judged, resume: bool = False) -> Any:
     """Train with the live view, then compare; returns what --json prints."""
     metrics = train(recipe, screen, resume)
     found = {"output": recipe.output, "metrics": metrics}
     if compare_too:
-        found["verdict"] = comparison(recipe.output, screen, baseline)
+        found["verdict"] = comparison(recipe.output, screen, how)
     return found
 
 
@@ -42,9 +66,9 @@ def train(recipe: Recipe, screen, resume: bool) -> dict[str, Any]:
 
     try:
         with view:
-            from llm_finetuner.trainer import fit
+            from llm_finetuner import share
 
-            return fit(recipe, resume=resume, on_event=on_event).metrics
+            return share.train(recipe, resume=resume, on_event=on_event)[1].metrics
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(saved(view, recipe.output)) from stop
     except SystemExit as stop:
@@ -56,6 +80,8 @@ def train(recipe: Recipe, screen, resume: bool) -> dict[str, Any]:
 def saved(view, folder: str, chain: str = "") -> str:
     """What an interrupted run, or a stage of a chain, left, and the command that goes on with it."""
     again = f"Go on with: {program()} resume {chain or folder}"
+    if not (Path(folder) / "checkpoints").exists() and (Path(folder) / SHARE).exists():
+        return f"Shares of the teacher that were tried are kept.\n{again}"
     if view.checkpoint is None and not (Path(folder) / "checkpoints").exists():
         return (
             f"Finished stages are kept.\n{again}" if chain else "No step was finished, so nothing was saved."
@@ -90,7 +116,7 @@ def check_finished(folder: str) -> None:
         )
 
 
-def comparison(folder: str, screen, baseline: bool, prompts: list[str] | None = None) -> Any:
+def comparison(folder: str, screen, how: Judged, prompts: list[str] | None = None) -> Any:
     """Compare, show the verdict and where the report is."""
     from llm_finetuner.cli.progress import View
 
@@ -100,9 +126,10 @@ def comparison(folder: str, screen, baseline: bool, prompts: list[str] | None = 
         with View(screen) as view:
             from llm_finetuner.comparison import compare_run
 
-            verdict = compare_run(folder, baseline=baseline, prompts=prompts, on_event=view)
+            options = {"baseline": how.baseline, "seeds": how.seeds, "prompts": prompts}
+            verdict = compare_run(folder, **options, on_event=view)
     except KeyboardInterrupt as stop:
-        again = f"{program()} compare {folder}{' --baseline' if baseline else ''}"
+        again = f"{program()} {' '.join(['compare', folder, *how.words])}"
         raise KeyboardInterrupt(f"The trained model is in {folder}. Compare later: {again}") from stop
     screen.verdict(verdict)
     screen.show(f"report: {os.path.join(folder, 'report.html')}")

@@ -7,6 +7,7 @@ from llm_finetuner import ramp
 from llm_finetuner.errors import RecipeError
 from llm_finetuner.layer_maps import NAMED, POOLED_NAME
 from llm_finetuner.ranges import number_or_text
+from llm_finetuner.recipe_series import OF_MODELS
 
 OBJECTIVES_FORM = (
     "write objective=weight[:option=value], such as cross_entropy=0.5 jsd=0.5:beta=0.1:layers=last"
@@ -96,6 +97,22 @@ def read_conditions(words: list[str]) -> dict[str, Any]:
         if not equals or not column.strip():
             raise RecipeError(f"{word!r} is not column=value", "example: --only subject=math")
         found[column.strip()] = read_plain(text.strip())
+    return found
+
+
+def read_shape(words: list[str]) -> dict[str, Any]:
+    """Read `hidden_size=16` as {"hidden_size": 16}: an option of a model that is built here. Raises RecipeError."""
+    found = {}
+    for word in words:
+        name, equals, text = (part.strip() for part in word.partition("="))
+        if not equals or not name:
+            raise RecipeError(f"{word!r} is not option=value", "example: --shape hidden_size=16 num_layers=1")
+        if name in OF_MODELS:
+            raise RecipeError(
+                f"{name} is not of a model's shape: the series say it",
+                f"--{name.replace('_', '-')} (data.series.{name}), for all models of the run",
+            )
+        found[name] = read_plain(text)
     return found
 
 

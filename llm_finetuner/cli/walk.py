@@ -3,16 +3,20 @@
 import dataclasses
 from typing import Any
 
-from llm_finetuner.cli import imports, prompts
+from llm_finetuner.cli import imports, prompts, series_questions
 from llm_finetuner.cli.asking import NEW_STAGE, STAGE, so_far
 from llm_finetuner.cli.chains import chain_of
 from llm_finetuner.cli.hub import names_in, prepare
-from llm_finetuner.cli.plain import clean, listed
 from llm_finetuner.cli.prompts import BACK, Ask, Pick
+from llm_finetuner.cli.purpose import task_of
 from llm_finetuner.cli.questions import Question, questions
-from llm_finetuner.cli.settings import Setting, fields_of
+from llm_finetuner.cli.settings import fields_of
 from llm_finetuner.errors import FinetunerError, ModelError, RecipeError
 from llm_finetuner.recipe import Data, Recipe
+from llm_finetuner.recipe_series import FORECASTING
+
+COLUMNS = ("Name the columns", "Which are read; the last one is learned")
+OTHERWISE = ("Read it otherwise", "Columns, gaps, times, how it is cut")
 
 
 def _number(key: str) -> int:
@@ -95,7 +99,7 @@ class Walk:
     def _look(self) -> Any:
         """Show how the data are read; go on, go back, name the columns, or leave bad rows out."""
         while True:
-            choices = [("columns", "Name the columns", "Which are read; the last one is learned", None)]
+            choices = [("columns", *(OTHERWISE if self._of_series else COLUMNS), None)]
             choices.append(("back", "Other data", "Back to the question for the data", None))
             default, failed = "columns", self._show()
             if failed is None:
@@ -111,7 +115,7 @@ class Walk:
                         0, ("model", "Another model", "Back to the question for the student", None)
                     )
                     default = "model"
-                else:
+                elif not series_questions.mends(failed):
                     default = "back"
             title = "Are the data read as you mean them?" if failed is None else "What now?"
             answer = prompts.ask(title, "", Pick(choices, default))
@@ -121,22 +125,32 @@ class Walk:
                     self.back()
                 return BACK
             if answer in (BACK, "back"):
-                self.answers.pop("data.text_columns", None)
-                self.answers.pop("data.on_bad_row", None)
+                for path in ("data.text_columns", "data.on_bad_row", *series_questions.OF_TABLE):
+                    self.answers.pop(path, None)
+                while answer == "back" and self.done[-1] != "data.source":
+                    self.back()
                 return BACK
             if answer == "yes":
                 return answer
             if answer == "skip":
                 self.answers["data.on_bad_row"] = "skip"
             elif answer == "columns":
-                columns = next(s for s in fields_of(Data, "data") if s.path == "data.text_columns")
-                named = self._columns(columns)
-                if named is not BACK:
-                    self.answers["data.text_columns"] = named
+                changed = self._changed(failed)
+                self.answers |= {} if changed is BACK else changed
 
-    def _columns(self, setting: Setting) -> Any:
+    @property
+    def _of_series(self) -> bool:
+        return task_of(self.answers) == FORECASTING
+
+    def _changed(self, failed: FinetunerError | None) -> Any:
+        """Answers to how the data are read; or BACK."""
+        if self._of_series:
+            return series_questions.read_otherwise(self.answers, failed)
+        setting = next(s for s in fields_of(Data, "data") if s.path == "data.text_columns")
         given = setting.spell(self.answers.get(setting.path))
-        return prompts.ask("Columns", "Separated by commas; auto: recognise them.", Ask(given, setting.parse))
+        told = "Separated by commas; auto: recognise them."
+        named = prompts.ask("Columns", told, Ask(given, setting.parse))
+        return BACK if named is BACK else {setting.path: named}
 
     def _show(self) -> FinetunerError | None:
         """Print the preview; what went wrong, if something did."""
@@ -150,8 +164,5 @@ class Walk:
             sight = look(recipe)
         except FinetunerError as error:
             return error
-        self.screen.say(clean(sight.sentence))
-        self.screen.preview(sight.rows)
-        if sight.labels:
-            self.screen.say(f"labels: {listed(sight.labels)}")
+        sight.show(self.screen)
         return None

@@ -1,6 +1,7 @@
 """What users read about each setting: its flag, its choices, the word for None, and one line of help."""
 
 from llm_finetuner.methods.feature import FEATURE_LOSSES
+from llm_finetuner.methods.forecasting import AUTO
 from llm_finetuner.methods.on_policy import DIVERGENCES
 from llm_finetuner.methods.relation import RELATIONS
 from llm_finetuner.registry import OPTIMIZERS, SCHEDULES, TASKS, TEACHERS, TUNINGS
@@ -61,9 +62,12 @@ NOTHING = {  # the word for None, where it is not "auto"
     "teacher.options.weights": "equal",
     "teacher.options.keep_layers": "none",
 }
+WORDS = {"options.beta": (AUTO,)}  # that stand in place of a number
 HELP = {
-    "task": "write text, classify texts (one label, or several), tag words, fill in hidden words, transform text",
-    "student.name": "the model to train: a folder, a name on the hub, or teacher/2: every second block of the teacher",
+    "task": "write text, classify texts (one label, or several), tag words, fill in hidden words, transform text, "
+    "forecast series",
+    "student.name": "the model to train: a folder, a name on the hub, or teacher/2: every second block of the teacher; "
+    "to forecast also time_llm, patch or linear, which are built here",
     "student.load_in_4bit": "hold the student in 4 bits (needs an adapter)",
     "student.load_in_8bit": "hold the student in 8 bits (needs an adapter)",
     "student.dtype": "number format the student is loaded in",
@@ -71,11 +75,15 @@ HELP = {
     "student.keep_blocks": "of a student named teacher/2: blocks spread evenly, or the first and the last ones",
     "student.keep_width": "of such a student: share of heads, channels and hidden width it keeps, 0-1",
     "student.keep_encoder": "of such a student of T5, BART and the like: the encoder stays whole, the decoder is cut",
-    "teacher.name": "the model to learn from, a folder or hub name; several together: an ensemble, or peers",
+    "student.shape": "of a forecaster that is built here: its options, such as hidden_size=16 num_layers=1; the "
+    "command list models shows them",
+    "teacher.name": "the model to learn from, a folder or hub name; several together: an ensemble, or peers; of "
+    "forecasters also linear",
     "teacher.load_in_4bit": "hold the teacher in 4 bits: least memory, slightly worse answers",
     "teacher.load_in_8bit": "hold the teacher in 8 bits: half the memory of 16",
     "teacher.dtype": "number format the teacher is loaded in",
     "teacher.from_scratch": "new weights, of peers that learn together with the student",
+    "teacher.shape": "of a teacher that is built here: the same",
     "teacher.kind": "what provides the answers; --cache, --url, several teachers imply it; across: another tokenizer",
     "teacher.device": "where it stands: beside the student, cpu, cuda:1, or auto: spread out, the rest offloaded",
     "teacher.shuffled": "a control: every position hears the answer to another one",
@@ -98,7 +106,8 @@ HELP = {
     "tuning.kind": "which weights move: all of them, or an adapter's",
     "data.source": "a file (.jsonl .json .csv .tsv .parquet .txt), folder, glob, or data set on the hub",
     "data.config": "configuration of a data set on the hub, such as wikitext-2-raw-v1",
-    "data.split": "which split to train on",
+    "data.split": "which split of a data set to train on; with --task forecasting how the rows of the table are cut: "
+    "percent to train, select and test on (70-10-20), or ett-hour, ett-minute, the months of the ETT data",
     "data.files": "files inside the folder or hub data set",
     "data.samples": "use only the first N rows",
     "data.text_columns": "columns to read, where the automatic choice is wrong",
@@ -115,13 +124,29 @@ HELP = {
     "data.eval_split": "split of the data set to evaluate on",
     "data.eval_samples": "evaluate on N held-out examples only, evenly spaced",
     "data.eval_fraction": "share of the rows held out when no evaluation data are given",
+    "data.series.lookback": "steps that a forecast is made from",
+    "data.series.horizon": "steps that are forecast",
+    "data.series.quantiles": "levels to forecast, with 0.5 among them, such as 0.1 0.5 0.9; none: one number a step",
+    "data.series.split": "percent of the rows to train, select and test on, or ett-hour, ett-minute",
+    "data.series.train_percent": "train on the first so many percent of the training rows",
+    "data.series.window_step": "steps from one training window to the next",
+    "data.series.description": "what the data are, in a sentence: the prompt of time_llm says it",
+    "data.series.season": "steps of a season; auto: by the frequency, such as 24 of hourly rows",
+    "data.series.time_column": "column of times; auto: date, ds, timestamp, time, datetime; none: rows follow in order",
+    "data.series.id_column": "column that says which series a row is of; auto: unique_id or item_id, if there is one",
+    "data.series.targets": "columns to forecast; auto: all of a wide table, y or target of a long one",
+    "data.series.missing": "what becomes of missing numbers: the last one again, or a line to the next",
+    "data.series.duplicates": "which of several rows of one time is taken",
+    "data.series.irregular": "fill: times that are left out become missing numbers",
+    "data.series.constant": "keep: a channel that never changes in the training rows stays in",
+    "data.series.short": "drop: a series that is too short for a window of each part is left out",
     "train.epochs": "how often every example is seen",
     "train.steps": "stop after this many optimizer steps; overrides epochs",
     "train.batch_size": "examples in one forward pass; lower it when memory is short",
     "train.gradient_accumulation_steps": "forward passes whose gradients make one optimizer step",
     "train.max_tokens": "tokens in one forward pass, padding included, in place of batch_size examples: less padding",
     "train.packing": "examples share rows instead of being padded; for models whose attention can tell them apart",
-    "train.learning_rate": "size of a step; auto: 2e-4 adapters, 5e-5 full tuning, 1e-3 from scratch",
+    "train.learning_rate": "size of a step; auto: 2e-4 adapters, 5e-5 full tuning, 1e-3 new weights",
     "train.schedule": "how the learning rate falls",
     "train.warmup": "below 1 a share of the steps, from 1 on a number of steps",
     "train.optimizer": "adamw, or adamw_8bit for less memory on a GPU",
@@ -135,9 +160,15 @@ HELP = {
     "train.patience": "stop after this many evaluations without a better one; 0: never",
     "train.seed": "the same seed gives the same run",
     "train.trackers": "also write to tensorboard, wandb",
+    "options.beta": "weight of the teacher's forecasts beside alpha; only the ratio of the two matters; auto: "
+    "five shares of the teacher are tried on validation",
+    "options.feature_weight": "weight of the teacher's hidden states of patches",
+    "options.relation_weight": "weight of how the channels of a window lie to each other, by their angles",
+    "options.spectrum_weight": "weight of the teacher's spectrum of each forecast",
+    "options.scale_weight": "weight of the teacher's forecasts averaged over 2, 4 and 8 steps",
     "options.label_smoothing": "share of the target's probability spread over all tokens, 0-0.99",
     "options.temperature": "softens both models' probabilities, 1-10; may change over the run: 4..1 or 4..1:cosine",
-    "options.alpha": "weight of the ground truth, 0-1; the teacher has the rest",
+    "options.alpha": "weight of the ground truth, 0-1; the teacher has the rest, of forecasts --beta",
     "options.feature_layers": "student blocks from 0 (0,3,6), student:teacher pairs (0:1,3:7), or a map: uniform, "
     "last, skip, first-last, final; auto: four",
     "options.layers": "the same for all objectives that name none",

@@ -6,18 +6,21 @@ from typing import Any
 from llm_finetuner.cli.settings import (
     KEPT,
     MEMBERS,
+    SHAPES,
     Setting,
     build,
     fields_of,
     kind_of_teacher,
     options_in,
     settings,
+    task_of,
 )
 from llm_finetuner.errors import RecipeError
-from llm_finetuner.recipe import Recipe, Teacher
-from llm_finetuner.registry import MENU, TEACHERS, menu_entry
+from llm_finetuner.recipe import Model, Recipe, Teacher, members_of
+from llm_finetuner.recipe_series import OF_MODELS
+from llm_finetuner.registry import MENU, MODELS, TEACHERS, menu_entry, options_of, resolve
 
-WHOLE = ("options.objectives", "data.only", "data.class_weights")  # mappings that are one setting
+WHOLE = ("options.objectives", "data.only", "data.class_weights", *SHAPES)  # mappings that are one setting
 
 
 def words_of(recipe: Recipe) -> list[str]:
@@ -62,7 +65,8 @@ def options_in_use(recipe: Recipe, distil: bool) -> list[Setting]:
 
 def _changed(recipe: Recipe, entry: str, distil: bool) -> dict[str, Any]:
     """What differs from the menu entry as it is, by path."""
-    plain = flatten(build(entry, {"tuning.kind": recipe.tuning.kind}).to_dict())
+    plain = flatten(build(entry, {"task": recipe.task, "tuning.kind": recipe.tuning.kind}).to_dict())
+    plain["task"] = task_of(None, recipe.method)  # another one is said, for flags are read by it
     if distil:
         plain.update({s.path: s.default for s in fields_of(Teacher, "teacher")})
         plain.update({s.path: s.default for s in options_in_use(recipe, distil)})
@@ -70,10 +74,32 @@ def _changed(recipe: Recipe, entry: str, distil: bool) -> dict[str, Any]:
         plain["teacher.options"] = {}
     plain["teacher"] = None
     flat = flatten(recipe.to_dict())
+    for path, model in zip(SHAPES, (recipe.student, recipe.teacher), strict=True):
+        if model is not None:
+            flat[path], plain[path] = shape_given(model), {}
+    if recipe.teacher is not None and MEMBERS in flat:
+        given = zip(flat[MEMBERS], members_of(recipe.teacher), strict=True)
+        flat[MEMBERS] = [one.name if _is_plain(told, one) else told for told, one in given]
     changed = {path: value for path, value in flat.items() if path not in plain or plain[path] != value}
     if kind_of_teacher(changed) == changed.get("teacher.kind") and MEMBERS not in changed:
         changed.pop("teacher.kind", None)
     return changed
+
+
+def _is_plain(told: Any, member: Teacher) -> bool:
+    """Whether the name says all of a member: its shape is as it is anyway."""
+    built = isinstance(told, dict) and told.keys() == {"name", "shape"} and member.name in MODELS
+    return built and not shape_given(member)
+
+
+def shape_given(model: Model) -> dict[str, Any]:
+    """What a model's shape says beside what the series ask of it and what is so anyway."""
+    usual = options_of(resolve(MODELS, model.name)) if model.name in MODELS else {}
+    return {
+        name: value
+        for name, value in model.shape.items()
+        if name not in OF_MODELS and (name not in usual or value != usual[name])
+    }
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -16,5 +16,6 @@ class Merged:
     def write(self, model: nn.Module, tokenizer: Any, task: Task, folder: Path) -> dict[str, Any]:
         """Write model and tokenizer. Returns {"parameters"}."""
         model.save_pretrained(str(folder))
-        tokenizer.save_pretrained(str(folder))
+        if tokenizer is not None:  # forecasters read numbers
+            tokenizer.save_pretrained(str(folder))
         return {"parameters": model.num_parameters()}

@@ -38,6 +38,11 @@ class Onnx:
         axes of what it takes and puts out. Raises ModelError for a model that cannot be written, or then answers
         otherwise.
         """
+        if task.numbers:
+            raise ModelError(
+                f"ONNX files are written of models that read texts, and a {type(model).__name__} reads numbers",
+                "--to merged takes any model; --to folded makes a Time-LLM small and fast",
+            )
         if model.config.to_dict().get("quantization_config"):
             raise ModelError(
                 f"this {type(model).__name__} is held in fewer bits, and ONNX files of it would not be",

@@ -26,8 +26,12 @@ class Texts:
 
     def __init__(self, model: nn.Module, graphs: list[Graph]):
         self.names = {name for graph in graphs for name in graph.feeds.values()} - {HEARD}
-        self.pad = model.config.pad_token_id or 0
-        self.size = model.get_input_embeddings().num_embeddings
+        config, size = model.config.to_dict(), model.get_input_embeddings().num_embeddings
+        self.pad = max(config.get("pad_token_id") or 0, 0)  # -1 is how some say that there is none
+        end = config.get("eos_token_id")  # a list of several, or beyond a vocabulary that was cut, of some
+        self.end = end if end in range(size) and end != self.pad else None
+        # BART and T5 look for the one end of a text, GPT-2 and RoBERTa for its padding: neither stands elsewhere
+        self.words = torch.tensor([number for number in range(size) if number not in (self.pad, self.end)])
         self.positions = positions_of(model) or max(map(max, LENGTHS))
         self.draw = torch.Generator().manual_seed(0)
 
@@ -46,9 +50,11 @@ class Texts:
         return {name: x_1T for name, x_1T in made.items() if name in self.names}
 
     def _ids(self, count: int) -> Tensor:
-        """Any tokens but that of padding, which some models look for: [1, count]."""
-        ids_1T = torch.randint(self.size - 1, (1, count), generator=self.draw)
-        return ids_1T + (ids_1T >= self.pad)
+        """Any words, and the end where the model has one: [1, count]."""
+        ids_1T = self.words[torch.randint(len(self.words), (1, count), generator=self.draw)]
+        if self.end is not None:
+            ids_1T[:, -1] = self.end
+        return ids_1T
 
     def side_by_side(self, texts: list[dict[str, Tensor]], left: bool = False) -> dict[str, Tensor]:
         """The same texts as one batch, padded on the right, or on the left: [B, their longest]."""

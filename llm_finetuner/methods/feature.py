@@ -1,7 +1,7 @@
 """Learn from the teacher's hidden states, and from its answers where output_weight says so."""
 
 from llm_finetuner.errors import RecipeError
-from llm_finetuner.recipe import check_ramp, check_range
+from llm_finetuner.recipe_sections import check_ramp, check_range
 from llm_finetuner.scheme import Scheme, Term
 
 FEATURE_LOSSES = (

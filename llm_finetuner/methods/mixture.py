@@ -5,7 +5,7 @@ from typing import Any
 
 from llm_finetuner.errors import RecipeError
 from llm_finetuner.ramp import ends
-from llm_finetuner.recipe import check_ramp
+from llm_finetuner.recipe_sections import check_ramp
 from llm_finetuner.registry import OBJECTIVES, unknown
 from llm_finetuner.scheme import Scheme, Term
 

@@ -1,7 +1,7 @@
 """Learn from the teacher on what the student itself writes."""
 
 from llm_finetuner.errors import RecipeError
-from llm_finetuner.recipe import check_ramp, check_range
+from llm_finetuner.recipe_sections import check_ramp, check_range
 from llm_finetuner.scheme import OnPolicy, Scheme, Term
 
 DIVERGENCES = (

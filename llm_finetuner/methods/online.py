@@ -1,6 +1,6 @@
 """Learn together: students that teach each other, or a teacher that is trained beside the student."""
 
-from llm_finetuner.recipe import check_ramp, check_range
+from llm_finetuner.recipe_sections import check_ramp, check_range
 from llm_finetuner.scheme import Scheme, Term
 
 

@@ -1,7 +1,7 @@
 """Learn how the teacher's hidden states stand to each other, which compares models of any width."""
 
 from llm_finetuner.errors import RecipeError
-from llm_finetuner.recipe import check_ramp, check_range
+from llm_finetuner.recipe_sections import check_ramp, check_range
 from llm_finetuner.scheme import Scheme, Term
 
 RELATIONS = {  # name -> objectives with their weights

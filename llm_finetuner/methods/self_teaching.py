@@ -1,7 +1,7 @@
 """Learn from oneself: deeper blocks teach early exits, or the moving average of the weights teaches the weights."""
 
 from llm_finetuner.errors import RecipeError
-from llm_finetuner.recipe import check_ramp, check_range
+from llm_finetuner.recipe_sections import check_ramp, check_range
 from llm_finetuner.scheme import Scheme, Term
 
 

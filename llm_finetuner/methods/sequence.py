@@ -1,6 +1,6 @@
 """Learn from texts that the teacher writes: sequence-level distillation."""
 
-from llm_finetuner.recipe import check_range
+from llm_finetuner.recipe_sections import check_range
 from llm_finetuner.scheme import Scheme, Term, Writing
 
 

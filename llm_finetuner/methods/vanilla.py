@@ -1,6 +1,6 @@
 """Learn from what the teacher answers."""
 
-from llm_finetuner.recipe import check_ramp, check_range
+from llm_finetuner.recipe_sections import check_ramp, check_range
 from llm_finetuner.scheme import Scheme, Term
 
 

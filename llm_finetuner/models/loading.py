@@ -64,7 +64,7 @@ def load_pretrained(
         options["quantization_config"] = transformers.BitsAndBytesConfig(
             load_in_4bit=load_in_4bit,
             load_in_8bit=load_in_8bit,
-            llm_int8_skip_modules=kept_whole(_without_weights(auto, name)),  # for both
+            llm_int8_skip_modules=kept_whole(without_weights(name, auto)),  # for both
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=compute,
@@ -82,7 +82,7 @@ def load_pretrained(
     return model
 
 
-def _without_weights(auto: str, name: str) -> nn.Module:
+def without_weights(name: str, auto: str) -> nn.Module:
     """The model of a configuration, without storage. Raises ModelError."""
     import transformers
 
@@ -235,6 +235,8 @@ def positions_of(model: nn.Module) -> int | None:
     )  # GPT-2: n_positions
     count = config.to_dict().get(name)
     words = model.get_input_embeddings()
+    if not isinstance(words, nn.Embedding):
+        return None  # it reads numbers
     tables = (
         m
         for m in model.modules()

@@ -11,11 +11,13 @@ POINTS = 60  # of a line; where a run has more steps, a point is the mean of sev
 COLOURS = 7  # classes c0 to c6 of the page
 LABEL_HEIGHT = 14
 NAMES = 185  # room on the right of the last point for its name
-FAR = 3  # an untouched student this many times worse than all others would flatten what is of interest
+OUTSIDE = ("untouched", "simple")  # roles that may be left off a scale
+FAR = 3  # one of these that is this many times worse than all others would flatten what is of interest
 LONGEST = 28  # characters of a name
 SHAPES = {
     "teacher": "square",
     "untouched": "ring",
+    "simple": "ring",
     "distilled": "circle",
     "tuned": "circle",
     "baseline_steps": "triangle",
@@ -23,12 +25,19 @@ SHAPES = {
 }
 NATS = {
     "cross_entropy", "eval_loss", "forward_kl", "reverse_kl", "adaptive_kl", "jsd", "skew_forward_kl",
-    "skew_reverse_kl", "span_kl", "attention_kl", "value_relation",
+    "skew_reverse_kl", "span_kl", "attention_kl", "value_relation", "spectrum",
 }  # fmt: skip
 UNITS = {  # of other terms; else those of the loss
     "hidden_mse": "squared units", "embedding_mse": "squared units", "logit_mse": "squared units",
+    "mse": "squared units", "output_mse": "squared units", "multi_scale": "squared units", "pinball": "units",
     "hidden_cosine": "1 - cosine", "cka": "1 - CKA", "loss": "weighted sum of the terms",
 }  # fmt: skip
+OF_TRUTH = ("cross_entropy", "mse", "pinball")
+TITLES = {  # of terms; else their names
+    "loss": "weighted total", "eval_loss": "held-out loss", "mse": "error to the truth",
+    "output_mse": "error to the teacher", "pinball": "pinball loss to the truth",
+}  # fmt: skip
+OVER = {"step": "optimizer steps", "epoch": "epochs"}  # what training is drawn over
 TICKS = {"accuracy": lambda value: f"{100 * value:.3g} %"}  # else a plain number
 ROW, ROOM = 26, 200  # height of a model in the chart by model, and room on its left for their names
 
@@ -55,66 +64,66 @@ def loss_charts(
     """
     records = [record for history in histories.values() for record in history]
     named = dict.fromkeys(key for record in records for key in record if key in OBJECTIVES or ":" in key)
-    terms = sorted(named, key=lambda term: term != "cross_entropy")
+    terms = sorted(named, key=lambda term: term not in OF_TRUTH)
     held_out = any(_known(record, "eval_loss") for record in records)
-    if held_out and "cross_entropy" not in terms:
+    if held_out and "cross_entropy" not in terms and "loss" not in measure["without"]:
         terms.insert(0, "eval_loss")
-    if terms != ["cross_entropy"]:
+    if terms not in (["cross_entropy"], ["mse"], ["pinball"]):
         terms.append("loss")
     charts = [_headline_chart(histories, colour, measure)]
-    charts += [_loss_chart(term, histories, colour, measure["unit"]) for term in terms]
+    charts += [_loss_chart(term, histories, colour, measure) for term in terms]
     return [chart for chart in charts if chart]
 
 
 def _headline_chart(histories: dict, colour: dict[str, str], measure: dict[str, Any]) -> Chart | None:
-    key, name = f"eval_{measure['key']}", measure["name"]
-    dots = {run: [(r["step"], r[key]) for r in of_run if _known(r, key)] for run, of_run in histories.items()}
+    key, name, over = f"eval_{measure['key']}", measure["name"], measure["over"]
+    dots = {run: [(r[over], r[key]) for r in of_run if _known(r, key)] for run, of_run in histories.items()}
     if not any(dots.values()):
         return None
     ticks, show = TICKS.get(measure["key"], svg.label), table.headline(measure).show
-    drawn = _over_steps(dots, dots, colour, name, ticks, lambda value: f"{name} {show(value)}")
-    return Chart(name, svg.drawing(drawn, f"{name} over optimizer steps"), "Held-out rows.")
+    drawn = _over_time(over, dots, dots, colour, name, ticks, lambda value: f"{name} {show(value)}")
+    return Chart(name, svg.drawing(drawn, f"{name} over {OVER[over]}"), "Held-out rows.")
 
 
 def _loss_chart(
-    term: str, histories: dict[str, list[dict]], colour: dict[str, str], unit: str
+    term: str, histories: dict[str, list[dict]], colour: dict[str, str], measure: dict[str, Any]
 ) -> Chart | None:
-    lines, dots = {}, {}
+    lines, dots, over = {}, {}, measure["over"]
     for name, history in histories.items():
-        known = [(record["step"], record[term]) for record in history if _known(record, term)]
+        known = [(record[over], record[term]) for record in history if _known(record, term)]
         lines[name] = thinned(known) if term != "eval_loss" else []
         evaluated = term in ("cross_entropy", "eval_loss")
-        dots[name] = [(r["step"], r["eval_loss"]) for r in history if evaluated and _known(r, "eval_loss")]
+        dots[name] = [(r[over], r["eval_loss"]) for r in history if evaluated and _known(r, "eval_loss")]
     if not any(lines.values()) and not any(dots.values()):
         return None
-    y_title = f"nats {unit}" if term in NATS else UNITS.get(term, "loss")
-    drawn = _over_steps(lines, dots, colour, y_title, svg.label, lambda value: f"held-out loss {value:.4g}")
+    y_title = f"nats {measure['unit']}" if term in NATS else UNITS.get(term, "loss")
+    drawn = _over_time(over, lines, dots, colour, y_title, svg.label, "held-out loss {:.4g}".format)
     note = {
         "cross_entropy": "Lines: training batches. Dots: held-out rows." if any(dots.values()) else "",
         "eval_loss": "Held-out rows.",
         "loss": "What was differentiated. Runs with other weights are not comparable here.",
     }
-    title = {"loss": "weighted total", "eval_loss": "held-out loss"}.get(term, term.replace("_", " "))
-    return Chart(title, svg.drawing(drawn, f"{title} over optimizer steps"), note.get(term, ""))
+    title = TITLES.get(term, term.replace("_", " "))
+    return Chart(title, svg.drawing(drawn, f"{title} over {OVER[over]}"), note.get(term, ""))
 
 
-def _over_steps(
-    lines: dict[str, list], dots: dict[str, list], colour: dict[str, str], y_title: str,
+def _over_time(
+    over: str, lines: dict[str, list], dots: dict[str, list], colour: dict[str, str], y_title: str,
     ticks: Callable[[float], str], said: Callable[[float], str],
 ) -> list[str]:  # fmt: skip
-    """Lines and dots (step, height) of every run. said: of a dot, for its tooltip."""
+    """Lines and dots (step or epoch, height) of every run. said: of a dot, for its tooltip."""
     points = [point for found in (*lines.values(), *dots.values()) for point in found]
     heights = [height for _step, height in points]
     floor = svg.HEIGHT - svg.BOTTOM
     x = svg.scale([0, max(step for step, _ in points)], svg.LEFT, svg.WIDTH - svg.RIGHT, room=0.0)
     y = svg.scale(heights, floor, svg.TOP, log=svg.spread(heights, 8))
-    parts = svg.frame(x, y, "optimizer steps", y_title, ticks)
+    parts = svg.frame(x, y, OVER[over], y_title, ticks)
     for name, found in lines.items():
         if found:
             parts.append(svg.path(f"run {colour[name]}", [(x(step), y(height)) for step, height in found]))
     for name, found in dots.items():
         for step, height in found:
-            tip = f"{name}, step {step}: {said(height)}"
+            tip = f"{name}, {over} {step:g}: {said(height)}"
             parts.append(svg.marker("circle", f"dot {colour[name]}", x(step), y(height), 3.5, tip))
     return parts
 
@@ -135,7 +144,7 @@ def thinned(points: list[tuple[float, float]], most: int = POINTS) -> list[tuple
 
 def model_chart(verdict: dict[str, Any], colour: dict[str, str]) -> Chart | None:
     """What is judged by, of each model, with its interval: one below the other."""
-    lines, note = _near(verdict)
+    lines, note = near(verdict)
     if not lines:
         return None
     measure = verdict["measure"]
@@ -156,24 +165,25 @@ def model_chart(verdict: dict[str, Any], colour: dict[str, str]) -> Chart | None
 
 def tradeoff_charts(verdict: dict[str, Any], colour: dict[str, str]) -> list[Chart]:
     """What is judged by, of each model, against its parameters and against its speed."""
-    near, note = _near(verdict)
-    size = _tradeoff(near, "parameters", "parameters", colour, verdict["measure"])
-    speed = _tradeoff(near, "tokens_per_second", "tokens a second", colour, verdict["measure"])
+    shown, note = near(verdict)
+    size = _tradeoff(shown, "parameters", "parameters", colour, verdict["measure"])
+    speed = _tradeoff(shown, "tokens_per_second", "tokens a second", colour, verdict["measure"])
     found = [("quality against size", size), ("quality against speed", speed)]
     return [Chart(title, drawn, note) for title, drawn in found if drawn]
 
 
-def _near(verdict: dict[str, Any]) -> tuple[list[dict], str]:
-    """The models that fit on one scale, and what to say below it."""
+def near(verdict: dict[str, Any], marks: str = "bars are 95 % intervals") -> tuple[list[dict], str]:
+    """The models that fit on one scale, and what to say below it. marks: what is drawn, in words."""
     measure = verdict["measure"]
     key, lower, show = measure["key"], measure["lower"], table.headline(measure).show
     lines = [line for line in verdict["models"] if _known(line, key)]
     bad = {
         line["name"]: line[key] if lower else 1 - line[key] for line in lines
     }  # of a share: what is missed
-    worst = max((bad[line["name"]] for line in lines if line["role"] != "untouched"), default=0)
-    far = [line for line in lines if line["role"] == "untouched" and bad[line["name"]] > FAR * worst > 0]
-    note = f"{measure['name'].capitalize()}, {'lower' if lower else 'higher'} is better; bars are 95 % intervals."
+    worst = max((bad[line["name"]] for line in lines if line["role"] not in OUTSIDE), default=0)
+    far = [line for line in lines if line["role"] in OUTSIDE and bad[line["name"]] > FAR * worst > 0]
+    name = measure["name"][:1].upper() + measure["name"][1:]
+    note = f"{name}, {'lower' if lower else 'higher'} is better; {marks}."
     for line in far:
         note += f" Off the scale: {line['name']}, {show(line[key])}."
     return [line for line in lines if line not in far], note
@@ -186,7 +196,7 @@ def _ends(lines: list[dict], key: str) -> list[float]:
 def _tradeoff(
     lines: list[dict], price: str, title: str, colour: dict[str, str], measure: dict[str, Any]
 ) -> str | None:
-    shown = [line for line in lines if _known(line, price)]
+    shown = [line for line in lines if _known(line, price) and line[price]]  # a scale of powers has no 0
     if not shown:
         return None
     key, name, show = measure["key"], measure["name"], table.headline(measure).show
@@ -202,11 +212,11 @@ def _tradeoff(
         said = f"{line['name']}: {name} {show(line[key])}, {title} {svg.label(line[price])}"
         parts.append(svg.marker(SHAPES[line["role"]], f"point {kind}", at, y(line[key]), 5, said))
     places = [(x(line[price]), y(line[key]), line["name"]) for line in shown]
-    return svg.drawing(parts + _labels(places, svg.TOP + 4, floor - 10), f"{name} against {title}")
+    return svg.drawing(parts + labels(places, svg.TOP + 4, floor - 10), f"{name} against {title}")
 
 
-def _labels(places: list[tuple[float, float, str]], top: float, floor: float) -> list[str]:
-    """Names on the right of their points, moved up or down where they would overlap."""
+def labels(places: list[tuple[float, float, str]], top: float, floor: float) -> list[str]:
+    """Names on the right of their points (x, y, name), moved up or down where they would overlap."""
     parts = []
     places = sorted(places, key=lambda place: place[1])
     for (x, y, name), height in zip(places, apart([y for _x, y, _name in places], top, floor), strict=True):

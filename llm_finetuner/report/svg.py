@@ -127,6 +127,12 @@ def path(kind: str, points: Sequence[tuple[float, float]]) -> str:
     return f'<path class="{kind}" d="M{" L".join(f"{x} {y}" for x, y in points)}"/>'
 
 
+def area(kind: str, above: Sequence[tuple[float, float]], below: Sequence[tuple[float, float]]) -> str:
+    """What lies between two lines of the same x."""
+    points = " ".join(f"{x},{y}" for x, y in [*above, *reversed(below)])
+    return f'<polygon class="{kind}" points="{points}"/>'
+
+
 def text(x: float, y: float, words: str, kind: str, anchor: str = "start") -> str:
     return f'<text class="{kind}" x="{x:g}" y="{y:g}" text-anchor="{anchor}">{escape(words)}</text>'
 

@@ -10,6 +10,7 @@ DASH = "-"
 ROLES = {
     "teacher": "teacher",
     "untouched": "student, untouched",
+    "simple": "learns little or nothing",
     "distilled": "student, distilled",
     "tuned": "student, tuned",
     "baseline_steps": "plain training, equal steps",
@@ -19,7 +20,7 @@ ROLES = {
 
 @dataclass(frozen=True)
 class Figure:
-    """A line of the table. title: {unit} is what the task's measure scores.
+    """A line of the table. title: {unit} is what the task's measure scores, {read} what a model reads.
 
     better: which end is good; within: values this near to the best, as a share, are as good.
     """
@@ -78,6 +79,8 @@ QUALITY, COMPLETIONS, SIZE, TRAINING = (
 )  # fmt: skip
 FIGURES = {
     QUALITY: {
+        "mse": Figure("MSE, scaled data", decimals(4), "low"),
+        "mae": Figure("MAE, scaled data", decimals(4), "low"),
         "perplexity": Figure("perplexity", significant, "low"),
         "loss": Figure("loss, nats {unit}", decimals(3), "low"),
         "retained": Figure("performance retained", lambda value: f"{value:.1f} %", "high"),
@@ -86,6 +89,7 @@ FIGURES = {
         "micro_f1": Figure("micro-F1", decimals(3), "high"),
         "mcc": Figure("Matthews' correlation", decimals(3), "high"),
         "agreement": Figure("agreement with the teacher", percent, "high"),
+        "mse_to_teacher": Figure("MSE to the teacher", decimals(4), "low"),
         "kl_to_teacher": Figure("KL to the teacher, nats {unit}", decimals(3), "low"),
         "calibration_error": Figure("calibration error", decimals(3), "low"),
     },
@@ -98,7 +102,7 @@ FIGURES = {
         "parameters": Figure("parameters", scaled(""), "low"),
         "bytes": Figure("weights on disk", scaled("B"), "low"),
         "peak_memory_mb": Figure("memory", lambda value: scaled("B")(value * 1e6), "low"),
-        "tokens_per_second": Figure("tokens a second", lambda value: f"{value:,.0f}", "high", 0.1),
+        "tokens_per_second": Figure("{read} a second", lambda value: f"{value:,.0f}", "high", 0.1),
         "latency_ms": Figure("latency", lambda value: f"{value:.2f} ms", "low", 0.1),
     },
     TRAINING: {
@@ -118,7 +122,7 @@ def groups(
     found = []
     for group, figures in FIGURES.items():
         first = [key for key in (measure["key"], *measure["beside"]) if key in figures]
-        keys = dict.fromkeys([*first, *figures])
+        keys = [key for key in dict.fromkeys([*first, *figures]) if key not in measure["without"]]
         lines = [(_title(key, figures[key], measure), _cells(key, figures[key], models)) for key in keys]
         lines = [(name, cells) for name, cells in lines if any(cell.text != DASH for cell in cells)]
         if lines:
@@ -132,11 +136,11 @@ def headline(measure: dict[str, Any]) -> Figure:
 
 
 def _title(key: str, figure: Figure, measure: dict[str, Any]) -> str:
-    return measure["name"] if key == measure["key"] else figure.title.format(unit=measure["unit"])
+    return measure["name"] if key == measure["key"] else figure.title.format(**measure)
 
 
 def _cells(key: str, figure: Figure, models: list[dict[str, Any]]) -> list[Cell]:
-    best = _best(figure, [model.get(key) for model in models])
+    best = best_of(figure, [model.get(key) for model in models])
     return [_cell(key, figure, model, index in best) for index, model in enumerate(models)]
 
 
@@ -148,7 +152,7 @@ def _cell(key: str, figure: Figure, model: dict[str, Any], best: bool) -> Cell:
     return Cell(figure.show(value), best, below)
 
 
-def _best(figure: Figure, values: list[float | None]) -> set[int]:
+def best_of(figure: Figure, values: list[float | None]) -> set[int]:
     """Which values are as good as the best; none where all are, or there is only one."""
     known = {index: value for index, value in enumerate(values) if value is not None}
     if figure.better is None or len(known) < 2:
@@ -198,7 +202,7 @@ def by_label(verdict: dict[str, Any]) -> tuple[list[str], list[tuple[str, str, l
     figure, lines = Figure("F1", decimals(3), "high"), []
     for number, label in enumerate(verdict["labels"]["names"]):
         of_models = [scores[name][number] for name in names]
-        best = _best(figure, [score["f1"] for score in of_models])
+        best = best_of(figure, [score["f1"] for score in of_models])
         cells = []
         for index, score in enumerate(of_models):
             for key in ("precision", "recall", "f1"):

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from llm_finetuner.benchmark.judge import JUDGED
 from llm_finetuner.benchmark.verdict import finite
 from llm_finetuner.recipe import Recipe
-from llm_finetuner.report import charts, table
+from llm_finetuner.report import charts, series_charts, series_tables, table
 
 TEMPLATES = Path(__file__).parent / "templates"
 BESIDE = ("baseline_steps", "baseline_compute", "untouched")  # the first there is stands beside the student
@@ -50,6 +50,7 @@ def _content(
     verdict: dict[str, Any], histories: dict[str, list[dict]], recipe: Recipe | None
 ) -> dict[str, Any]:
     colour = charts.colours(verdict, histories)
+    price_charts = series_charts.bubble_charts if verdict["series"] else charts.tradeoff_charts
     measure = verdict["measure"]
     roles = {model["role"] for model in verdict["models"]}
     plain = next((role for role in BESIDE if role in roles), None)
@@ -65,19 +66,35 @@ def _content(
         "groups": table.groups(verdict["models"], measure),
         "dash": table.DASH,
         "differences": table.differences(verdict),
+        "forecasts": _forecasts(verdict, colour) if verdict["series"] else None,
         "labelled": labelled,
         "labels": labels,
         "colour": colour,
         "runs": [name for name, history in histories.items() if history],
         "by_model": _drawn([charts.model_chart(verdict, colour)]),
         "losses": _drawn(charts.loss_charts(histories, colour, measure)),
-        "tradeoffs": _drawn(charts.tradeoff_charts(verdict, colour)),
+        "tradeoffs": _drawn(price_charts(verdict, colour)),
         "samples": [
             (sample, [(name, sample["completions"][name]) for name in shown]) for sample in verdict["samples"]
         ],
         "shown": shown,
         "answers": verdict["answers"],
         "settings": recipe and yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True),
+    }
+
+
+def _forecasts(verdict: dict[str, Any], colour: dict[str, str]) -> dict[str, Any]:
+    """What the pages show of forecasters alone."""
+    return {
+        "shown": list(verdict["series"]["original"]),
+        "examples": _drawn(series_charts.example_charts(verdict, colour)),
+        "errors": _drawn(series_charts.error_charts(verdict, colour)),
+        "intervals": _drawn(series_charts.interval_charts(verdict, colour)),
+        "by_channel": series_tables.by_channel(verdict),
+        "interval_table": series_tables.intervals(verdict),
+        "units": series_tables.in_units(verdict),
+        "seeds": series_tables.by_seed(verdict.get("seeds")),
+        "shares": series_tables.by_share(verdict.get("share")),
     }
 
 
@@ -89,6 +106,13 @@ def _drawn(found: list[charts.Chart | None]) -> list[tuple[charts.Chart, Markup]
 def scored(verdict: dict[str, Any]) -> str:
     """What the models were scored on."""
     units, tokens, examples = verdict["measure"]["units"], verdict["tokens"], verdict["examples"]
+    series = verdict["series"]
+    if series:
+        channels = f"{series['of_channels']} channel{'s' if series['of_channels'] > 1 else ''}"
+        return (
+            f"Scored on all {examples:,} windows of the test part, {channels}, look-back {series['lookback']}, horizon "
+            f"{series['horizon']}; errors are of the scaled data unless said otherwise."
+        )
     if tokens == examples:
         return f"Scored on {examples:,} held-out {units}."
     return f"Scored on {tokens:,} {units} of {examples:,} held-out examples."
@@ -103,7 +127,7 @@ def compared(verdict: dict[str, Any]) -> str:
         ("speed", "{:.2g} times the speed", "{:.1f} times the speed"),
     ):
         value = ratio[key]
-        if value is not None:
+        if value:  # a teacher that only repeats has no parameters
             form, size = (many, value) if value >= 1 or key == "speed" else (few, 1 / value)
             said.append(form.format(size))
     judged = next(model for model in verdict["models"] if model["name"] == verdict["findings"][0]["name"])

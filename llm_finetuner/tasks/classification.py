@@ -28,7 +28,7 @@ from llm_finetuner.models.loading import check_logits
 from llm_finetuner.objectives.several_labels import binary_cross_entropy, binary_kl
 from llm_finetuner.output import Head, Output, Want, moved
 from llm_finetuner.recipe import Data
-from llm_finetuner.task import Asked, Task, padded
+from llm_finetuner.task import OF_NUMBERS, Asked, Task, padded
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
@@ -221,7 +221,7 @@ class SeveralLabels(Classification):
     exclusive = False
     objectives = {"cross_entropy": binary_cross_entropy, "forward_kl": binary_kl}
     unfit = (
-        "mse", "huber", "reverse_kl", "adaptive_kl", "alpha_beta", "total_variation", "jsd", "skew_forward_kl",
+        *OF_NUMBERS, "reverse_kl", "adaptive_kl", "alpha_beta", "total_variation", "jsd", "skew_forward_kl",
         "skew_reverse_kl", "uld",
     )  # fmt: skip
 

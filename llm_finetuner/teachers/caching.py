@@ -106,9 +106,9 @@ def settings_of(
             raise RecipeError(f"{name} must be a whole number from 1, got {value!r}")
     some = {"top_k": ("k", k), "sampled": ("draws", draws)}.get(mode)
     if some and not task.exclusive:
-        say(
-            "note", {"text": f"several labels a text are no one distribution to keep {mode} of: all are kept"}
-        )
+        if not task.numbers:  # of numbers nobody expects that
+            text = f"several labels a text are no one distribution to keep {mode} of: all are kept"
+            say("note", {"text": text})
         mode = "fp32"
     elif some and some[1] >= vocabulary:
         text = f"{some[0]}={some[1]} takes in all of {vocabulary}: every log-probability is kept"
@@ -271,12 +271,16 @@ class Job:
 def entries_of(keys: list[Key], records_NR: Tensor, said: Output, layers: Sequence[int]) -> list[Entry]:
     """What is kept of each row of a batch that was answered, with the hidden states of these blocks."""
     pieces, states = records_NR.split([key.positions for key in keys]), {}
+    lengths = [key.length for key in keys]
+    if said.numbers and said.tokens is not None:  # patches stand for tokens, of each look-back equally many
+        lengths = [length * len(said.tokens) // sum(lengths) for length in lengths]
     for layer in layers:
         name = name_of(layer, said.tokens is not None)
         kept = said.features[layer].float().clamp(-FLOAT16_MOST, FLOAT16_MOST).half().cpu()
-        states[name] = kept.split([_count(key, name) for key in keys])
+        of_tokens = name.startswith(OF_TOKENS)
+        states[name] = kept.split(lengths if of_tokens else [key.positions for key in keys])
     return [
-        Entry(key.whole, key.content, key.length, pieces[i], {name: s[i] for name, s in states.items()})
+        Entry(key.whole, key.content, lengths[i], pieces[i], {name: s[i] for name, s in states.items()})
         for i, key in enumerate(keys)
     ]
 

@@ -104,6 +104,10 @@ class Ensemble(Provider):
         for member in self.members:
             member.check(rows)
 
+    def meet(self, rows) -> None:
+        for member in self.members:
+            member.meet(rows)
+
     def follow(self, epoch_ends: bool = False) -> None:
         for member in self.members:
             member.follow(epoch_ends)

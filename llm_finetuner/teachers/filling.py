@@ -15,7 +15,6 @@ from torch import Tensor
 
 from llm_finetuner.errors import RecipeError
 from llm_finetuner.layer_maps import check_kept, kept_blocks, spelled
-from llm_finetuner.models import loading
 from llm_finetuner.named_models import load_teacher
 from llm_finetuner.output import Output, Want
 from llm_finetuner.run import whole_path
@@ -70,8 +69,9 @@ def fill(
     def load() -> tuple[Provider, dict[str, Any]]:
         model, tokenizer = given or (
             load_teacher(spec, context.device, context.task.auto),
-            loading.load_tokenizer(spec.name),
+            context.task.tokenizer(spec.name),
         )
+        context.task.check_stored(model)
         teacher = live_teacher(model, tokenizer, spec.name, context)
         return teacher, of_answers(spec.name, model, teacher, context)
 
@@ -287,10 +287,12 @@ class Filling(Provider):
         figures = keep_figures(store, error.figures(size), self.context.note)
         loss, mass, tokens, rows = (figures[name] for name in ("mean_kl", "top_mass", "tokens", "rows"))
         held = "" if mass is None else f"; the {self.k} best tokens hold {mass:.1%} of the probability"
+        unit = "nats an answer, KL(teacher || cache)"
+        unit = "squared units" if self.context.task.numbers else unit
         leaves = "" if self.stays else "; the teacher is not asked any more and leaves memory"
         self.context.note(
             f"the cache {self.folder} holds {rows:,} rows, {tokens:,} answers, at {size} bytes an answer, "
-            f"beside hidden states; mean error {loss:.5f} nats an answer, KL(teacher || cache){held}{leaves}"
+            f"beside hidden states; mean error {loss:.5f} {unit}{held}{leaves}"
         )
 
     # ---- checkpoints

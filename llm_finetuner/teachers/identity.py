@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from llm_finetuner.data import columns
 from llm_finetuner.models import labels, vocabulary
 
 SIZE = 16  # bytes
@@ -36,13 +35,12 @@ def key_of(task: Any, row: Mapping[str, Any]) -> Key:
 def keys_of_batch(task: Any, batch: dict[str, Any]) -> list[Key]:
     """The keys of each row of a collated batch."""
     near = {name: x.cpu().numpy() if isinstance(x, Tensor) else x for name, x in batch.items()}
-    rows = range(len(near["input_ids"]))
-    return [key_of(task, {name: x[row] for name, x in near.items()}) for row in rows]
+    return [key_of(task, row) for row in task.rows_of(near)]
 
 
 def keys_of_rows(task: Any, rows: Any) -> Iterator[Key]:
     """The keys of prepared rows, a list or a dataset, in their order."""
-    return (key_of(task, row) for row in (rows if isinstance(rows, list) else columns.by_row(rows)))
+    return (key_of(task, row) for row in (rows if isinstance(rows, list) else task.by_row(rows)))
 
 
 def fingerprint(model: nn.Module) -> str:

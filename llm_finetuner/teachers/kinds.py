@@ -16,12 +16,11 @@ if TYPE_CHECKING:
 
 def live(spec: Teacher, context: Context) -> Provider:
     """A model that answers each batch as it comes."""
-    from llm_finetuner.models import loading
     from llm_finetuner.named_models import load_teacher
     from llm_finetuner.teachers.matched import live_teacher
 
     model = load_teacher(spec, context.device, context.task.auto)
-    return live_teacher(model, loading.load_tokenizer(spec.name), spec.name, context)
+    return live_teacher(model, context.task.tokenizer(spec.name), spec.name, context)
 
 
 def ensemble(
@@ -30,14 +29,17 @@ def ensemble(
     *,
     members: list | None = None,
     weights: list[float] | str | None = None,
-    mixture: str = "probabilities",
+    mixture: str | None = None,
 ) -> Provider:
-    """Several teachers as one: members are names or mappings of a teacher's settings, weights are numbers or "loss"."""
+    """Several teachers as one: members are names or mappings of a teacher's settings, weights are numbers or "loss".
+
+    mixture: probabilities or logits; by default whichever fits the task. The logits of forecasters are their forecasts.
+    """
     from llm_finetuner.registry import TEACHERS, resolve
     from llm_finetuner.teachers.ensemble import Ensemble
     from llm_finetuner.teachers.shuffled import Shuffled
 
-    check_mixture(context.task, weights, mixture)
+    mixture = mixture_of(context.task, weights, mixture)
     built = []
     for member in members_of(spec):
         kind = resolve(TEACHERS, member.kind, "kind of teacher")
@@ -126,10 +128,14 @@ def check_writes(task: Any, kind: str) -> None:
         )
 
 
-def check_mixture(task: Any, weights: list[float] | str | None, mixture: str) -> None:
-    """Raise RecipeError for ways to mix that take the answers of a text to exclude each other where they do not."""
-    if not task.exclusive and (mixture != "logits" or weights == "loss"):
+def mixture_of(task: Any, weights: list[float] | str | None, mixture: str | None) -> str:
+    """How teachers are mixed. Raises RecipeError for ways that take answers to be distributions that are none."""
+    if task.exclusive:
+        return mixture or "probabilities"
+    if mixture == "probabilities" or weights == "loss":
+        what = "forecasts" if task.numbers else "several labels a text"
         raise RecipeError(
-            "several labels a text are no one distribution, so teachers are mixed by their logits and given weights",
+            f"{what} are no one distribution, so teachers are mixed by their logits and given weights",
             "mixture: logits, and weights as numbers or none",
         )
+    return mixture or "logits"

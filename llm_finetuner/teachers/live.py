@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llm_finetuner.checks import check_rows
 from llm_finetuner.models import activations
 from llm_finetuner.models.loading import entry_device, positions_of
 from llm_finetuner.output import Columns, Output, Want, moved
@@ -35,7 +34,7 @@ class Live(Provider):
 
     @torch.no_grad()
     def __call__(self, batch: dict[str, Tensor], want: Want) -> Output:
-        home = batch["input_ids"].device
+        home = next(x.device for x in batch.values() if isinstance(x, Tensor))
         self.model.eval()
         with torch.autocast(self.device.type, enabled=False), self.fused:
             said = self.task.run(self.model, moved(batch, self.device), want)
@@ -52,4 +51,7 @@ class Live(Provider):
         )
 
     def check(self, rows: Any) -> None:
-        check_rows(rows, self.model)
+        self.task.check_inputs(rows, self.model)
+
+    def meet(self, rows: Any) -> None:
+        self.task.meet(self.model, rows)

@@ -71,6 +71,9 @@ class Provider:
     def check(self, rows: Any) -> None:
         """Raise DataError where prepared rows cannot be answered."""
 
+    def meet(self, rows: Any) -> None:
+        """Called once, before the first batch, with the rows to be learned from."""
+
     def follow(self, epoch_ends: bool = False) -> None:
         """Called after every optimizer step, for teachers that move with the student or with the epochs."""
 

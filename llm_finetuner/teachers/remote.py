@@ -16,7 +16,8 @@ from torch import Tensor
 
 from llm_finetuner.errors import FinetunerError, ModelError, RecipeError
 from llm_finetuner.output import Output, Want
-from llm_finetuner.recipe import Model, check_range
+from llm_finetuner.recipe import Model
+from llm_finetuner.recipe_sections import check_range
 from llm_finetuner.scheme import Term
 from llm_finetuner.teachers.endpoint import Endpoint
 from llm_finetuner.teachers.provider import Context, Provider

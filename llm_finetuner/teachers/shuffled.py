@@ -52,6 +52,9 @@ class Shuffled(Provider):
     def check(self, rows: Any) -> None:
         self.inner.check(rows)
 
+    def meet(self, rows: Any) -> None:
+        self.inner.meet(rows)
+
     def follow(self, epoch_ends: bool = False) -> None:
         self.inner.follow(epoch_ends)
 

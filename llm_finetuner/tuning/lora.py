@@ -31,6 +31,7 @@ def inject(model, config, task):
     from llm_finetuner.models.task_layers import task_layers
     from llm_finetuner.tuning.tuned import Tuned
 
+    task.check_adapter(model)
     if is_quantised(model):
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
 

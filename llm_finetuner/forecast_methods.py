@@ -1,0 +1,138 @@
+"""What LLMFineTuner does with series: it forecasts the steps to come, and those behind earlier cut-offs."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from llm_finetuner import forecasting_job, recipe_file
+from llm_finetuner.data import series
+from llm_finetuner.data.windows import Windows
+from llm_finetuner.errors import OrderError, RecipeError
+from llm_finetuner.judging import Judging
+from llm_finetuner.models import loading
+from llm_finetuner.models.linear_forecaster import is_fitted, waits_for_rows
+from llm_finetuner.models.naive import Naive
+from llm_finetuner.recipe_series import Series
+from llm_finetuner.registry import MODELS
+from llm_finetuner.run import is_run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+LEVELS = (80, 90)  # percent
+OWN_SPLIT = (
+    "the rows of a table are parted by its split, and weights are chosen on the validation part",
+    'series={"split": "70-10-20"}: percent to train, select and test on, or ett-hour, ett-minute',
+)
+OF_MODEL = ("lookback", "horizon", "quantiles")  # what a trained forecaster is made for
+
+
+class Forecasting(Judging):
+    """The part of LLMFineTuner that deals with series."""
+
+    def forecast(
+        self, history: Any, horizon: int | None = None, level: Sequence[float] = LEVELS, *,
+        windows: int = forecasting_job.WINDOWS,
+    ) -> "pd.DataFrame":  # fmt: skip
+        """The steps after the last row of each series: a table as it was given, long or wide.
+
+        history: a table or file; horizon: at most the model's. A long table gets a column called as the kind of the
+        model, and with level=[80] its interval, patch-lo-80 and patch-hi-80; a wide one has such columns of each
+        channel. Intervals are learned from the forecasts of the last `windows` of the history (fewer are faster) behind
+        the training rows; level=[] leaves them out. Raises OrderError, DataError, RecipeError.
+        """
+        self._need_forecaster()
+        plan = self.recipe.data.series
+        groups, layout = series.load(history, plan)
+        found = forecasting_job.forecast(
+            self.model, groups, level, horizon=horizon, windows=windows, season=plan.season
+        )
+        return forecasting_job.as_given(found, layout)
+
+    def cross_validation(
+        self, table: Any, n_windows: int = 1, step_size: int | None = None, level: Sequence[float] = (), *,
+        horizon: int | None = None, windows: int = forecasting_job.WINDOWS,
+    ) -> "pd.DataFrame":  # fmt: skip
+        """Forecasts from n_windows earlier ends of the table, step_size rows apart (None: a horizon), as a long table.
+
+        Its columns are unique_id, ds, cutoff (the last time that was known), y, and those of `forecast`. The model is
+        not trained anew: a warning tells of cut-offs within its training rows. Raises OrderError, DataError and
+        RecipeError.
+        """
+        self._need_forecaster()
+        plan = self.recipe.data.series
+        groups, _ = series.load(table, plan)
+        found = forecasting_job.backtest(
+            self.model, groups, level, cutoffs=n_windows, step=step_size, horizon=horizon, windows=windows,
+            season=plan.season,
+        )  # fmt: skip
+        until, known = self.model.config.trained_until, groups[0].frequency is not None
+        if until is not None and known and (found[forecasting_job.CUTOFF] < until).any():
+            warnings.warn(
+                f"some cut-offs lie before {until}, up to where the model was trained: it knows what came after them",
+                stacklevel=2,
+            )
+        return found
+
+    def _load_series(self, source: Any, *of_rows: Any) -> "pd.DataFrame":
+        """The table of a file, once it was seen to hold series; of_rows: options that a table does not have."""
+        if any(option is not None for option in of_rows):
+            raise RecipeError(
+                "a table of numbers over time is read whole: dataset_config, num_samples, data_files and only are for "
+                "rows of text",
+                "series={...} of LLMFineTuner names columns and how much is used (targets, train_percent)",
+            )
+        series.load(source, self.recipe.data.series)
+        if isinstance(source, str | Path):
+            self._set_data(source=str(source))
+        return series.read_table(source)[0]
+
+    def _parts_of_series(self, table: Any) -> tuple[Windows, Windows]:
+        """The windows to train on, and those that weights are chosen on; a file that is named is noted."""
+        if isinstance(table, str | Path):
+            self._set_data(source=str(table))
+        train, validation = self._task.own_parts(table, self._data(), lambda note: None)
+        self._task.check_inputs(train, self.model)
+        self._task.fit(self.model, train, self.recipe.train.seed)
+        return train, validation
+
+    def _need_forecaster(self) -> None:
+        self._need_model()
+        if not self._task.numbers:
+            raise RecipeError(
+                f"a model for {self.recipe.task} forecasts no series", 'LLMFineTuner(..., task="forecasting")'
+            )
+        name, ready = self.recipe.student.name, isinstance(self.model, Naive) or is_fitted(self.model)
+        if waits_for_rows(self.model) or (self._last is None and name in MODELS and not ready):
+            raise OrderError(
+                f"{name or 'the line'} has not learned from any rows yet", "call fit(table) first"
+            )
+
+
+def plan_of(model: str | nn.Module, task: str, given: dict[str, Any] | Series | None) -> Series:
+    """How series are read: what is given, before that of the run that the model comes from, or what it is made for.
+
+    Raises RecipeError for settings that there are not, or of another task.
+    """
+    if given is not None and task != "forecasting":
+        raise RecipeError(
+            f"series says how numbers over time are read, and the task is {task}", "leave it out"
+        )
+    found = asdict(given) if isinstance(given, Series) else dict(given or {})
+    if task == "forecasting":
+        found = {**_of_model(model), **found}
+    return recipe_file.from_dict({"data": {"series": found}}).data.series
+
+
+def _of_model(model: str | nn.Module) -> dict[str, Any]:
+    if isinstance(model, nn.Module):
+        return {name: value for name, value in vars(model.config).items() if name in OF_MODEL}
+    if is_run(model):
+        return asdict(recipe_file.load(Path(model) / "recipe.yaml").data.series)
+    if model in MODELS or not Path(model).is_dir():
+        return {}
+    return {name: value for name, value in vars(loading.load_config(model)).items() if name in OF_MODEL}

@@ -1,0 +1,214 @@
+"""What a forecaster says of series: the steps after their end, those after earlier cut-offs, and what it is worth.
+
+Tables that are returned are long: unique_id, ds, then a column called as the kind of the model (patch, time_llm, ...)
+and, for each level in percent, its interval: patch-lo-80, patch-hi-80. Shapes: T rows, C channels, L look-back, H
+horizon, n origins, the rows that a forecast begins at.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from torch import nn
+
+from llm_finetuner.benchmark import forecast_figures, forecasts
+from llm_finetuner.benchmark.conformal import LEAST, Conformal, margins, scores
+from llm_finetuner.data.series import Group, Layout, season_of
+from llm_finetuner.data.windows import Frame, Scale, Windows
+from llm_finetuner.errors import DataError, RecipeError
+from llm_finetuner.ranges import check_count
+
+WINDOWS = 1000  # before a forecast, that intervals are learned from at most
+ID, TIME, CUTOFF, TRUTH = "unique_id", "ds", "cutoff", "y"
+
+
+def forecast(
+    model: nn.Module, groups: Sequence[Group], levels: Sequence[float] = (), *, horizon: int | None = None,
+    windows: int = WINDOWS, season: int | None = None,
+) -> pd.DataFrame:  # fmt: skip
+    """The steps after the last row of each series, up to the model's horizon.
+
+    levels: of intervals, in percent, learned from the forecasts of the last windows of each history by adaptive
+    conformal prediction; windows that reach into the rows that the model was trained on are left out, as its errors
+    there are too small. season: steps between two renewals; None: by the frequency. Raises DataError for a history that
+    is too short, RecipeError.
+    """
+    steps = _steps(model, horizon)
+    found = []
+    for group in groups:
+        end = len(group.values)
+        said = _Said.of(model, group, [end], levels, windows, season)
+        for channel, name in enumerate(group.names):
+            columns = said.columns(model, end, channel, steps)
+            found.append(pd.DataFrame({ID: name, TIME: group.later(steps), **columns}))
+    return pd.concat(found, ignore_index=True)
+
+
+def backtest(
+    model: nn.Module, groups: Sequence[Group], levels: Sequence[float] = (), *, cutoffs: int = 1,
+    step: int | None = None, horizon: int | None = None, windows: int = WINDOWS, season: int | None = None,
+) -> pd.DataFrame:  # fmt: skip
+    """Forecasts from earlier ends of the series, beside what came: also cutoff (the last time known) and y.
+
+    The last of the `cutoffs` leaves one horizon of rows, each other one `step` rows more (None: a horizon). Each row is
+    what `forecast` says of the history up to its cut-off. Raises DataError, RecipeError.
+    """
+    steps = _steps(model, horizon)
+    check_count("n_windows", cutoffs, 1)
+    step = steps if step is None else step
+    check_count("step_size", step, 1)
+    found = []
+    for group in groups:
+        last = len(group.values) - steps
+        ends = list(range(last - (cutoffs - 1) * step, last + 1, step))
+        said = _Said.of(model, group, ends, levels, windows, season)
+        for channel, name in enumerate(group.names):
+            for end in ends:
+                part = slice(end, end + steps)
+                found.append(
+                    pd.DataFrame(
+                        {
+                            ID: name,
+                            TIME: group.times[part],
+                            CUTOFF: group.times[end - 1],
+                            TRUTH: group.values[part, channel],
+                            **said.columns(model, end, channel, steps),
+                        }
+                    )  # fmt: skip
+                )
+    return pd.concat(found, ignore_index=True)
+
+
+def evaluate(model: nn.Module, frame: Frame, levels: Sequence[float] = ()) -> dict[str, Any]:
+    """What a forecaster is worth on the test part of a frame: see forecast_figures.figures."""
+    return forecast_figures.figures(model, frame, levels)
+
+
+def as_given(table: pd.DataFrame, layout: Layout) -> pd.DataFrame:
+    """Forecasts in the shape of the table that they continue: long, or wide with a column (and its ends) a channel."""
+    time = layout.time or TIME
+    if layout.series is not None:
+        return table.rename(columns={ID: layout.series, TIME: time})
+    model, *ends = (column for column in table.columns if column not in (ID, TIME))
+    wide: dict[str, Any] = {}
+    for name, rows in table.groupby(ID, sort=False):
+        wide[time] = rows[TIME].to_numpy()
+        wide |= {f"{name}{column.removeprefix(model)}": rows[column].to_numpy() for column in (model, *ends)}
+    return pd.DataFrame(wide)
+
+
+def after_training(group: Group, model: nn.Module) -> int:
+    """The first row after those that the model was trained on; 0 where rows or the model do not tell."""
+    until = model.config.trained_until
+    if until is None or group.frequency is None:
+        return 0
+    return int(group.times.searchsorted(pd.Timestamp(until), side="right"))
+
+
+def _steps(model: nn.Module, horizon: int | None) -> int:
+    most = model.config.horizon
+    if horizon is None:
+        return most
+    check_count("horizon", horizon, 1)
+    if horizon > most:
+        raise RecipeError(
+            f"horizon={horizon} is more than the {most} steps that this model forecasts",
+            "take fewer, or train one with a longer horizon",
+        )
+    return horizon
+
+
+@dataclass(frozen=True)
+class _Said:
+    """Forecasts of one group in the units of the data, by the row that they begin at: [H, C] each."""
+
+    point: dict[int, np.ndarray]
+    ends: dict[float, dict[int, tuple[np.ndarray, np.ndarray]]]  # level -> row -> (low, high)
+
+    @classmethod
+    def of(
+        cls, model: nn.Module, group: Group, rows: Sequence[int], levels: Sequence[float], windows: int,
+        season: int | None,
+    ) -> "_Said":  # fmt: skip
+        """Raises DataError for a group that is too short."""
+        config = model.config
+        forecast_figures.check_percents(levels)
+        if rows[0] < config.lookback:
+            raise DataError(
+                f"{_names(group)}: {max(0, rows[0])} rows before the first forecast, where the look-back is "
+                f"{config.lookback}",
+                "give a longer history, or fewer cut-offs (n_windows, step_size)",
+            )
+        begins = list(rows)
+        if levels:
+            first = max(config.lookback, after_training(group, model), rows[0] - windows - config.horizon)
+            _check_enough(group, model, rows[0], first)
+            begins = list(range(first, rows[-1] + 1))
+        said, scale = _all(model, group, begins)
+        place = {row: number for number, row in enumerate(begins)}
+        point = {row: scale.up(said.point[place[row]].astype(np.float64)) for row in rows}
+        every = season or season_of(group.frequency)
+        found: dict[float, dict[int, tuple[np.ndarray, np.ndarray]]] = {}
+        for level in levels:
+            low, high = said.between(level / 100)
+            scored = scores(low, high, said.truth)
+            found[level] = {}
+            for row in rows:
+                at = place[row]
+                had = slice(max(0, at - windows - config.horizon), at)
+                margin_HC = _margin(scored[had], level / 100, windows, every)
+                below = scale.up(low[at] - margin_HC)
+                found[level][row] = below, np.maximum(scale.up(high[at] + margin_HC), below)
+        return cls(point, found)
+
+    def columns(self, model: nn.Module, row: int, channel: int, steps: int) -> dict[str, np.ndarray]:
+        name = model.config.model_type
+        columns = {name: self.point[row][:steps, channel]}
+        for level, of in self.ends.items():
+            for way, values_HC in zip(("lo", "hi"), of[row], strict=True):
+                columns[f"{name}-{way}-{level:g}"] = values_HC[:steps, channel]
+        return columns
+
+
+def _check_enough(group: Group, model: nn.Module, row: int, first: int) -> None:
+    """Raise DataError where too few forecasts lie before this row for intervals."""
+    config, needed = model.config, LEAST + model.config.horizon
+    if row - first >= needed:
+        return
+    trained = after_training(group, model)
+    whole = f"{needed + config.lookback} rows before a forecast"
+    after = f"{needed} rows behind the training rows (which end at {config.trained_until})"
+    beyond = trained > config.lookback
+    raise DataError(
+        f"{_names(group)}: intervals need {after if beyond else whole}, and there are {max(0, row - trained * beyond)}",
+        "give a longer history, or level=[] for forecasts without intervals",
+    )
+
+
+def _names(group: Group) -> str:
+    return ", ".join(group.names[:3]) + (", ..." if len(group.names) > 3 else "")
+
+
+def _all(model: nn.Module, group: Group, rows: Sequence[int]) -> tuple[forecasts.Said, Scale]:
+    """Forecasts that begin at these rows, scaled; NaN stands for what had not come by the end."""
+    look, ahead = model.config.lookback, model.config.horizon
+    spread = group.values.std(0)
+    scale = Scale(group.values.mean(0), np.where(spread > 0, spread, 1.0))
+    unknown = np.full((ahead, len(group.names)), np.nan)
+    scaled = np.concatenate([scale.down(group.values), unknown]).astype(np.float32)
+    begins = np.asarray(rows) - look
+    starts = np.stack([np.zeros_like(begins), begins], 1)
+    (said,) = forecasts.forecast(model, Windows([scaled], starts, look, ahead, None))
+    return said, scale
+
+
+def _margin(scored_nHC: np.ndarray, level: float, windows: int, every: int) -> np.ndarray:
+    """What is added to the forecast right after these windows: begun with half of them, adapted along the others."""
+    conformal = Conformal(level, windows)
+    begun = max(LEAST + scored_nHC.shape[1], len(scored_nHC) // 2)
+    conformal.see(scored_nHC[:begun])
+    if len(scored_nHC) > begun:
+        margins(scored_nHC[begun:], conformal, every)
+    return conformal.margin()

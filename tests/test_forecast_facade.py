@@ -1,0 +1,238 @@
+"""LLMFineTuner with series: train, evaluate, forecast beyond the end, backtest, export, and what is refused."""
+
+from importlib.util import find_spec
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from test_forecasters import SMALL, TIME
+from test_forecasting import SIZES, table
+
+from finetune_cli import LLMFineTuner
+from llm_finetuner.cli.app import main
+from llm_finetuner.errors import DataError, ModelError, OrderError, RecipeError
+from llm_finetuner.run import SHARE
+
+QUICK = {"epochs": 1, "batch_size": 16, "learning_rate": 2e-3}
+
+
+def tuner(folder, model="patch", shape=SMALL, **series):
+    shape = shape if model == "patch" else None
+    return LLMFineTuner(
+        model, folder, task="forecasting", series={**SIZES, **series}, shape=shape, device="cpu"
+    )
+
+
+def weights(model):
+    return torch.cat([weight.detach().flatten() for weight in model.parameters()])
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    found = tuner(tmp_path_factory.mktemp("taught"))
+    found.load_model()
+    found.fit(table(), **QUICK)
+    return found
+
+
+def by_hand(model, values_TC):
+    """The forecast after the last row, a channel at a time: [H, C]."""
+    look = torch.tensor(values_TC[-16:].T, dtype=torch.float32)
+    with torch.no_grad():
+        return model.eval()(look).values.T.double().numpy()
+
+
+def test_errors_are_those_of_every_test_window(teacher):
+    found, values = teacher.evaluate(table(), level=[80, 90]), table()[["c0", "c1", "c2"]].to_numpy()
+    train, test = int(300 * 0.7), 300 - int(300 * 0.2)
+    mean, spread = values[:train].mean(0), values[:train].std(0)
+    gaps = np.stack(
+        [by_hand(teacher.model, values[:t]) - values[t : t + 4] for t in range(test, 300 - 3)]
+    )  # [n, H, C]
+    assert found["windows"] == len(gaps) == 57 and (found["lookback"], found["horizon"]) == (16, 4)
+    assert found["mse"] == pytest.approx(np.square(gaps / spread).mean(), rel=1e-4)
+    assert found["mae"] == pytest.approx(np.abs(gaps / spread).mean(), rel=1e-4)
+    assert found["by_step"] == pytest.approx(np.square(gaps / spread).mean((0, 2)), rel=1e-4)
+    assert found["original"]["c1"]["rmse"] == pytest.approx(np.sqrt(np.square(gaps[..., 1]).mean()), rel=1e-4)
+    assert found["original"]["c2"]["mae"] == pytest.approx(np.abs(gaps[..., 2]).mean(), rel=1e-4)
+    last = np.stack([values[t - 1] - values[t : t + 4] for t in range(test, 297)]) / spread
+    assert found["skill"]["overall"] == pytest.approx(1 - found["mse"] / np.square(last).mean(), rel=1e-4)
+    eighty, ninety = found["intervals"]["80"], found["intervals"]["90"]
+    assert 0.5 < eighty["coverage"] < ninety["coverage"] <= 1 and eighty["width"] < ninety["width"]
+    assert len(eighty["by_step"]["interval_score"]) == 4 and set(eighty["by_channel"]) == {"c0", "c1", "c2"}
+    assert not {"loss", "accuracy", "tokens"} & set(found) and mean.shape == (3,)
+
+
+def test_a_wide_table_goes_on_as_it_was_given(teacher):
+    history = table()
+    found = teacher.forecast(history, level=[80, 90])
+    ends = [f"{way}-{level}" for level in (80, 90) for way in ("lo", "hi")]
+    assert list(found) == ["date", *(n for c in ("c0", "c1", "c2") for n in (c, *(f"{c}-{e}" for e in ends)))]
+    assert list(found["date"]) == list(pd.date_range(history["date"].iloc[-1], periods=5, freq="h")[1:])
+    want = by_hand(teacher.model, history[["c0", "c1", "c2"]].to_numpy())
+    assert np.allclose(found[["c0", "c1", "c2"]], want, atol=1e-4)
+    for c in ("c0", "c1", "c2"):
+        order = [found[f"{c}-lo-90"], found[f"{c}-lo-80"], found[c], found[f"{c}-hi-80"], found[f"{c}-hi-90"]]
+        assert all((low <= high).all() for low, high in zip(order, order[1:], strict=False))
+    short = teacher.forecast(history.tail(16), horizon=2, level=[])  # a look-back is all that is needed
+    assert np.allclose(short[["c0", "c1", "c2"]], want[:2], atol=1e-4) and len(short.columns) == 4
+
+
+def test_a_long_table_too_and_each_series_for_itself(teacher):
+    wide = table()
+    long = wide.melt("date", var_name="item_id", value_name="target").rename(columns={"date": "timestamp"})
+    long = long.drop(long[long["item_id"] == "c1"].index[:50])  # it begins later, so it is a group of its own
+    found = teacher.forecast(long.sample(frac=1, random_state=0), level=[80])
+    assert list(found) == ["item_id", "timestamp", "patch", "patch-lo-80", "patch-hi-80"] and len(found) == 12
+    want = teacher.forecast(wide, level=[80])
+    for name in ("c0", "c1", "c2"):
+        rows = found[found["item_id"] == name]
+        assert np.allclose(rows["patch"], want[name], atol=1e-4)
+    same = found[found["item_id"] == "c2"]
+    assert np.allclose(same["patch-hi-80"], want["c2-hi-80"], atol=1e-4)
+
+
+def test_a_backtest_says_what_forecasts_said_at_the_time(teacher):
+    history = table()
+    found = teacher.cross_validation(history, n_windows=3, step_size=2, level=[80])
+    assert list(found) == ["unique_id", "ds", "cutoff", "y", "patch", "patch-lo-80", "patch-hi-80"]
+    assert len(found) == 3 * 3 * 4 and found["cutoff"].nunique() == 3
+    for cutoff, rows in found.groupby("cutoff"):
+        at_the_time = teacher.forecast(history[history["date"] <= cutoff], level=[80])
+        for name, own in rows.groupby("unique_id"):
+            for column, said in (("patch", name), ("patch-lo-80", f"{name}-lo-80")):
+                assert np.allclose(own[column], at_the_time[said], atol=1e-4)
+            came = history.set_index("date").loc[own["ds"], name]
+            assert np.array_equal(own["y"], came)
+    with pytest.warns(UserWarning, match="it knows what came after"):
+        teacher.cross_validation(history, n_windows=30)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_without_beta_a_run_is_the_plain_one_bit_for_bit(tmp_path, teacher):
+    runs = []
+    for name, options in (("alone", None), ("none", {"alpha": 1.0, "beta": 0.0})):
+        run = tuner(tmp_path / name, shape={**SMALL, "num_layers": 1, "dropout": 0.1})
+        run.load_model("forecast_distillation")
+        if options:
+            run.load_teacher_model(teacher.recipe.output)
+            run.setup_forecast_distillation(**options)
+        run.fit(table(), method="standard" if not options else None, **QUICK)
+        runs.append(weights(run.model))
+    assert torch.equal(*runs)
+
+
+def test_answers_on_disk_by_the_facade(tmp_path, teacher):
+    runs = []
+    for name, cache in (("live", None), ("cached", tmp_path / "cache")):
+        run = tuner(tmp_path / name, shape={**SMALL, "num_layers": 1})
+        run.load_model("forecast_distillation")
+        run.load_teacher_model(teacher.recipe.output, cache=cache)
+        run.setup_forecast_distillation(alpha=0.4, beta=0.6)
+        run.fit(table(), **{**QUICK, "epochs": 2})
+        runs.append(run)
+    assert (weights(runs[0].model) - weights(runs[1].model)).abs().max() < 1e-6
+
+
+def test_a_share_that_was_chosen_is_not_told_of_the_next_run(tmp_path):
+    run = tuner(tmp_path / "run", "linear")
+    run.load_model("forecast_distillation")
+    run.load_teacher_model("linear")
+    run.setup_forecast_distillation(beta="auto")
+    run.fit(table(), **QUICK)
+    assert (tmp_path / "run" / SHARE).exists()
+    run.load_model("forecast_distillation")
+    run.setup_forecast_distillation(alpha=0.5, beta=0.5)
+    run.fit(table(), **QUICK)
+    assert not (tmp_path / "run" / SHARE).exists()
+
+
+# ---- simple models
+
+
+def test_simple_models_are_asked_as_they_are(tmp_path):
+    history = table()
+    repeat = tuner(tmp_path / "repeat", "repeat-last")
+    repeat.load_model()
+    assert np.allclose(repeat.forecast(history, level=[])["c1"], history["c1"].iloc[-1])
+    season = tuner(tmp_path / "season", "seasonal-naive", season=8)
+    season.load_model()
+    assert np.allclose(season.forecast(history, level=[])["c0"], history["c0"].iloc[-8:-4], atol=1e-5)
+    line = tuner(tmp_path / "line", "linear")
+    line.load_model()
+    with pytest.raises(OrderError, match="linear has not learned"):
+        line.forecast(history)
+    assert line.evaluate(history)["mse"] < repeat.evaluate(history)["mse"]  # it was fitted
+    assert len(line.forecast(history)) == 4
+    unknown = tuner(tmp_path / "none", "seasonal-naive")
+    with pytest.raises(RecipeError, match="repeats a season, and none is given"):
+        unknown.load_model()
+
+
+# ---- folded
+
+
+def test_a_folded_export_forecasts_the_same_and_stands_for_the_run(tmp_path, capsys):
+    history = table()
+    run = LLMFineTuner(
+        "time_llm", tmp_path / "run", task="forecasting", series={**SIZES, "description": "waves"}, shape=TIME,
+        device="cpu",
+    )  # fmt: skip
+    run.load_model()
+    run.fit(history, **QUICK)
+    told = run.export("folded")
+    assert told["parameters"] < told["parameters_before"] == run.model.num_parameters()
+    again = tuner(tmp_path / "again", told["folder"])
+    again.load_model()
+    assert again.model.config.folded and again.model.num_parameters() == told["parameters"]
+    one, other = run.forecast(history), again.forecast(history)
+    assert np.allclose(one.iloc[:, 1:], other.iloc[:, 1:], atol=1e-5)
+    assert run.evaluate(history)["mse"] == pytest.approx(again.evaluate(history)["mse"], abs=1e-6)
+    typed = tmp_path / "typed"
+    assert main(["export", str(tmp_path / "run"), "--to", "folded", "--output", str(typed)]) == 0
+    assert (typed / "model.safetensors").read_bytes() == (
+        tmp_path / "run" / "folded" / "model.safetensors"
+    ).read_bytes()
+    assert main(["export", str(typed), "--to", "folded", "--output", str(tmp_path / "twice")]) != 0
+    assert "nothing to fold" in capsys.readouterr().err
+    assert main(["export", str(typed), "--to", "merged", "--output", str(tmp_path / "whole")]) == 0
+    why = (
+        "ONNX files are written of models that read texts"
+        if find_spec("onnx")
+        else "export to onnx needs onnx"
+    )
+    with pytest.raises(ModelError, match=why):
+        run.export("onnx")
+
+
+# ---- wrong use
+
+
+def test_what_cannot_be_says_what_to_do(teacher, tmp_path):
+    fresh = tuner(tmp_path / "fresh")
+    fresh.load_model()
+    history = table()
+    for call, error, said in (
+        (lambda: fresh.forecast(history), OrderError, "patch has not learned from any rows yet"),
+        (lambda: teacher.forecast(history, horizon=9), RecipeError, "more than the 4 steps"),
+        (lambda: teacher.forecast(history, level=80), RecipeError, "must be a list of percentages"),
+        (lambda: teacher.forecast(history, level=[0.8]), RecipeError, "in percent"),
+        (lambda: teacher.forecast(history, level=[100]), RecipeError, "below 100"),
+        (lambda: teacher.forecast(history.head(15), level=[]), DataError, "15 rows before the first forecast"),
+        (lambda: teacher.forecast(history.head(220)), DataError, "intervals need 24 rows behind the training"),
+        (lambda: teacher.cross_validation(history, n_windows=90), DataError, "fewer cut-offs"),
+        (lambda: teacher.predict(["a"]), RecipeError, "predict is for texts"),
+        (lambda: teacher.prepare_dataset(history), RecipeError, "prepare_dataset is for texts"),
+        (lambda: teacher.merge(), RecipeError, "carries no adapter"),
+        (lambda: fresh.fit(history, eval_fraction=0.1), RecipeError, "parted by its split"),
+        (lambda: fresh.setup_forecast_distillation(), OrderError, "needs a teacher"),
+        (lambda: fresh.load_teacher_model("patch"), RecipeError, "nobody has trained"),
+        (lambda: fresh.load_dataset_from_source(history, num_samples=5), RecipeError, "is read whole"),
+        (lambda: tuner(tmp_path / "a", lookbak=3), RecipeError, "did you mean 'data.series.lookback'"),
+        (lambda: LLMFineTuner("patch", series=SIZES), RecipeError, "the task is causal_lm"),
+        (lambda: LLMFineTuner("some/model", task="forecasting", shape=SMALL), RecipeError, "shape is of a model"),
+    ):  # fmt: skip
+        with pytest.raises(error, match=said) as raised:
+            call()
+        assert raised.value.hint

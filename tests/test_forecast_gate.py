@@ -1,0 +1,113 @@
+"""Did it pay? What verdict and report say of good teachers, spoilt ones, and data without a pattern."""
+
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_forecast_facade import tuner
+from test_forecasters import SMALL
+from test_forecasting import table
+
+from llm_finetuner.benchmark import speed
+
+PLAN = {"epochs": 2, "batch_size": 16, "learning_rate": 3e-3}
+HASTY = {**PLAN, "epochs": 1}
+
+
+@pytest.fixture(autouse=True)
+def hasty(monkeypatch):
+    """Speeds are of no interest here."""
+    monkeypatch.setattr(speed, "TURN", 0.001)
+
+
+def distilled(folder, history, teacher, plan=HASTY, beta=0.5, **options):
+    run = tuner(folder, shape={**SMALL, "num_layers": 1})
+    run.load_model("forecast_distillation")
+    run.load_teacher_model(teacher)
+    run.setup_forecast_distillation(alpha=1 - beta, beta=beta)
+    run.fit(history, **plan)
+    return run.compare(history, **options), run
+
+
+def line_of(said, role):
+    return next(model for model in said["models"] if model["role"] == role)
+
+
+def test_a_teacher_that_was_spoilt_on_purpose_trips_the_gate(tmp_path):
+    history = table(400)
+    spoilt = history.copy()
+    for name in ("c0", "c1", "c2"):  # what follows a look-back is drawn from anywhere
+        spoilt[name] = np.random.default_rng(0).permutation(spoilt[name])
+    teacher = tuner(tmp_path / "spoilt")
+    teacher.load_model()
+    teacher.fit(spoilt, **HASTY)
+    said, _ = distilled(tmp_path / "run", history, teacher.recipe.output, PLAN, beta=0.9)
+    assert said["paid"] == "no" and "distilling did not pay" in said["sentence"]
+    alone, found = line_of(said, "baseline_steps"), " ".join(said["warnings"])
+    assert f"The teacher (teacher) is not better than {alone['name']}: there was nothing to compress" in found
+    assert (
+        "not better than line in closed form, which costs next to nothing: take that one, or beta = 0"
+        in found
+    )
+    assert (
+        "is worse than the same student trained on the truth alone for as many steps: take beta = 0" in found
+    )
+    assert line_of(said, "teacher")["mse"] > alone["mse"]
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "there was nothing to compress" in page and "It did not pay" in page
+
+
+def test_where_nothing_beats_the_last_value_the_report_says_so_first(tmp_path):
+    steps = np.random.default_rng(3).normal(size=(400, 3)).cumsum(0)  # as exchange rates go
+    history = pd.DataFrame({"date": pd.date_range("2021", periods=400, freq="D")}).join(
+        pd.DataFrame(steps, columns=["a", "b", "c"])
+    )
+    said, run = distilled(tmp_path / "run", history, "linear")
+    assert said["sentence"].startswith("Forecast distillation does not measurably beat last value (MSE ")
+    assert "The teacher (teacher) is not" in " ".join(said["warnings"])
+    assert line_of(said, "simple")["name"] == "last value"
+    assert "does not measurably beat last value" in (tmp_path / "run" / "report.md").read_text()
+    plain = tuner(tmp_path / "plain", shape={**SMALL, "num_layers": 1})
+    plain.load_model()
+    plain.fit(history, **HASTY)
+    alone = plain.compare(history)  # without any teacher the simple forecasts are what is to be beaten
+    assert alone["paid"] == "no" and "does not measurably beat last value" in alone["sentence"]
+    assert not any(model["role"] in ("teacher", "baseline_steps") for model in alone["models"])
+
+
+def test_a_report_of_several_seeds_tells_all(tmp_path):
+    history = table(400, channels=2)
+    said, run = distilled(tmp_path / "run", history, "linear", seeds=2)
+    assert "Look-back 16, horizon 4." in said["sentence"] and "Over 2 seeds" in said["sentence"]
+    kept = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    series, names = kept["series"], [model["name"] for model in kept["models"]]
+    assert kept["paid"] == said["paid"] and set(series["by_step"]) == set(series["skill"]) == set(names)
+    overall = {model["name"]: model["mse"] for model in kept["models"]}
+    for name in names:  # windows and channels count alike, so parts average to the whole
+        assert np.mean(series["by_step"][name]) == pytest.approx(overall[name], rel=1e-4)
+        assert np.mean(list(series["by_channel"][name].values())) == pytest.approx(overall[name], rel=1e-4)
+        assert series["skill"][name]["overall"] == pytest.approx(
+            1 - overall[name] / overall["last value"], rel=1e-4
+        )
+    assert series["skill"]["last value"]["overall"] == 0 and series["naive"] == "last value"
+    assert set(series["intervals"]) == {"teacher", "forecast distillation"}
+    shares = list(series["reliability"]["teacher"].values())
+    assert shares == sorted(shares) and len(shares) == 5
+    example = series["examples"][0]
+    begins = pd.Timestamp(example["begins"])
+    came = history.set_index("date").loc[begins:, example["channel"]].head(4)
+    assert np.allclose(example["truth"], came)
+    told = run.forecast(history[history["date"] < begins], level=[])[example["channel"]]
+    assert np.allclose(told, example["forecasts"]["forecast distillation"]["point"], atol=1e-4)
+    page = (tmp_path / "run" / "report.html").read_text()
+    for part in (
+        "Forecasts", "Errors by step and channel", "Intervals", "In the units of the data", "By seed", "Training",
+        "MSE by step of the horizon", "coverage against what was wanted", "accuracy, latency and size",
+        "error to the truth", "error to the teacher", "weighted total",
+    ):  # fmt: skip
+        assert re.search(rf"<h[23]>{part}</h[23]>", page), part
+    assert page.count('class="fan') == 2 * 4 * 2 and page.count('class="bubble') >= 3
+    assert "NaN" not in page and "nan" not in re.sub(r"<[^>]*>", "", page).lower().split()
+    assert "| c0 |" in (tmp_path / "run" / "report.md").read_text()
