@@ -61,8 +61,8 @@ class S4DConfig(PretrainedConfig):
         check_count("state_dim", state_dim, 2)
         check_count("delay", delay, 0)
         for name, value, known in (
-            ("gate", gate, GATES), ("frequencies", frequencies, FREQUENCIES), ("discretization", discretization, DISCRETIZATIONS),
-            ("activation", activation, ACT2FN),
+            ("gate", gate, GATES), ("frequencies", frequencies, FREQUENCIES),
+            ("discretization", discretization, DISCRETIZATIONS), ("activation", activation, ACT2FN),
         ):  # fmt: skip
             if value not in known:
                 raise RecipeError(f"{name} must be one of {', '.join(known)}; got {value!r}")
