@@ -57,14 +57,19 @@ def test_states_that_do_not_fit_are_told_of():
         model.initial_state(2)[:1],
         [s.to(torch.complex64) for s in model.initial_state(2)],
     ):
-        with pytest.raises(DataError, match="the state must be 2 tensors of"):
-            model.step(x, state)
+        for run in (model.step, lambda x, state: model.advance(x[:, None], state)):
+            with pytest.raises(DataError, match="the state must be 2 tensors of"):
+                run(x, state)
 
 
 def test_half_precision_and_chunks_of_both_directions_are_refused():
     model = model_of(bidirectional=True)
     x = signal(model, 1, 8)
-    for run in (lambda: model(x, chunk=4), lambda: model.initial_state(1)):
+    state = model_of().initial_state(1)
+    for run in (
+        lambda: model(x, chunk=4), lambda: model.initial_state(1), lambda: model.advance(x, state),
+        lambda: model.step(x[:, 0], state),
+    ):  # fmt: skip
         with pytest.raises(ModelError, match="needs the whole sequence"):
             run()
     with pytest.raises(ModelError, match="its weights are torch.bfloat16"):
