@@ -60,12 +60,14 @@ class S4DConfig(PretrainedConfig):
             check_count(name, value, 1)
         check_count("state_dim", state_dim, 2)
         check_count("delay", delay, 0)
+        gate = "off" if gate is False else gate  # as YAML reads it
         for name, value, known in (
+            ("complex_valued", complex_valued, (True, False)), ("bidirectional", bidirectional, (True, False)),
             ("gate", gate, GATES), ("frequencies", frequencies, FREQUENCIES),
             ("discretization", discretization, DISCRETIZATIONS), ("activation", activation, ACT2FN),
         ):  # fmt: skip
             if value not in known:
-                raise RecipeError(f"{name} must be one of {', '.join(known)}; got {value!r}")
+                raise RecipeError(f"{name} must be one of {', '.join(map(str, known))}; got {value!r}")
         if state_dim % 2:
             raise RecipeError(
                 f"state_dim must be even, got {state_dim}", "a mode is a complex number, which counts as two"
