@@ -99,7 +99,7 @@ AIRBORNE = Radar(
 SENTINEL_1 = Radar(wavelength=0.0555, velocity=7100, slant_range=850e3, antenna_length=12.3, pulse_rate=1500)
 """Like the stripmap mode of Sentinel-1: a product of 624, an aperture of 810 pulses, a migration of 2.2 m."""
 
-RADARS = {"airborne": AIRBORNE, "sentinel_1": SENTINEL_1}
+RADARS = {"airborne": AIRBORNE, "sentinel-1": SENTINEL_1}
 
 
 def echo(radar: Radar, slant_range: np.ndarray, time: np.ndarray) -> np.ndarray:
