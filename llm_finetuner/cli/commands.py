@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from llm_finetuner.cli import chains, exporting, forecasters, measuring, searching, teaching
+from llm_finetuner.cli import chains, exporting, forecasters, measuring, searching, simulating, teaching
 from llm_finetuner.cli.exits import OK, program
 from llm_finetuner.cli.fitting import check_fit, check_task, misfits
 from llm_finetuner.cli.folder import check_output, forget_texts
@@ -162,5 +162,6 @@ COMMANDS: dict[str, Callable[[dict[str, Any], Any], Any]] = {
     "finetune": finetune, "distill": finetune, "run": run_recipe, "resume": resume, "cache": teaching.cache,
     "generate": teaching.generate, "sweep": searching.sweep, "compare": measuring.compare,
     "benchmark": measuring.benchmark, "evaluate": forecasters.evaluate, "forecast": forecasters.forecast,
-    "export": exporting.export, "quickstart": quickstart, "preview": preview, "doctor": doctor, "list": listing,
+    "export": exporting.export, "quickstart": quickstart, "preview": preview, "simulate": simulating.simulate,
+    "doctor": doctor, "list": listing,
 }  # fmt: skip

@@ -2,6 +2,7 @@
 
 import argparse
 
+from llm_finetuner.cli import simulating
 from llm_finetuner.cli.settings import Setting, by_flag, settings
 from llm_finetuner.layer_maps import POOLED_NAME
 from llm_finetuner.recipe_series import FORECASTING
@@ -272,6 +273,7 @@ COMMANDS = {
     "export": (_export, "write a run's model, or any other, as ONNX or as one plain folder"),
     "quickstart": (_quickstart, "distil the shipped teacher on the standard library's own text"),
     "preview": (_preview, "show how rows of data are read and which tokens are learned"),
+    "simulate": (simulating.add_flags, "draw columns of a synthetic-aperture radar and their focused truth"),
     "doctor": (_doctor, "check this machine: versions, device, disk, folders"),
     "list": (_list, "list what can be chosen, or the runs"),
 }

@@ -77,6 +77,10 @@ EXAMPLES = {
   {0} preview --task classification --data reviews.csv --student ./small --teacher ./big
   {0} preview --task forecasting --data ETTh1.csv --lookback 96 --horizon 96 --split ett-hour
 """,
+    "simulate": """  {0} simulate --out outputs/columns
+  {0} simulate --out outputs/few --columns 1056 --labelled 32 --seed 1
+  {0} simulate --out outputs/sentinel --radar sentinel-1 --length 2048
+""",
     "doctor": """  {0} doctor --online
 """,
     "list": """  {0} list
