@@ -130,6 +130,14 @@ def hidden_normalized(student_features, teacher_features):
     return ((own - other) ** 2).sum(-1)
 
 
+def hidden_rms(student_features, teacher_features, examples):
+    losses = []
+    for s, t, e in zip(student_features, teacher_features, examples, strict=True):
+        rms = teacher_features[examples == e].square().mean().sqrt()
+        losses.append(((s - t / rms) ** 2).sum() / len(s))
+    return torch.stack(losses)
+
+
 def embedding_mse(student_embeddings, teacher_embeddings):
     return ((student_embeddings - teacher_embeddings) ** 2).sum(-1) / student_embeddings.shape[-1]
 

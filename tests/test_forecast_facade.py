@@ -225,7 +225,7 @@ def test_what_cannot_be_says_what_to_do(teacher, tmp_path):
         (lambda: teacher.predict(["a"]), RecipeError, "predict is for texts"),
         (lambda: teacher.prepare_dataset(history), RecipeError, "prepare_dataset is for texts"),
         (lambda: teacher.merge(), RecipeError, "carries no adapter"),
-        (lambda: fresh.fit(history, eval_fraction=0.1), RecipeError, "parted by its split"),
+        (lambda: fresh.fit(history, eval_fraction=0.1), RecipeError, "parted before"),
         (lambda: fresh.setup_forecast_distillation(), OrderError, "needs a teacher"),
         (lambda: fresh.load_teacher_model("patch"), RecipeError, "nobody has trained"),
         (lambda: fresh.load_dataset_from_source(history, num_samples=5), RecipeError, "is read whole"),
