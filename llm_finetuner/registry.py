@@ -24,7 +24,7 @@ OBJECTIVES = {
     "hidden_mse": "llm_finetuner.objectives.feature:hidden_mse",
     "hidden_cosine": "llm_finetuner.objectives.feature:hidden_cosine",
     "hidden_normalized": "llm_finetuner.objectives.feature:hidden_normalized",
-    "hidden_rms": "llm_finetuner.objectives.feature:hidden_rms",
+    "hidden_nmse": "llm_finetuner.objectives.feature:hidden_nmse",
     "embedding_mse": "llm_finetuner.objectives.feature:embedding_mse",
     "cka": "llm_finetuner.objectives.feature:cka",
     "attention_mse": "llm_finetuner.objectives.attention:attention_mse",

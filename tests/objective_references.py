@@ -130,11 +130,10 @@ def hidden_normalized(student_features, teacher_features):
     return ((own - other) ** 2).sum(-1)
 
 
-def hidden_rms(student_features, teacher_features, examples):
+def hidden_nmse(student_features, teacher_features, examples):
     losses = []
     for s, t, e in zip(student_features, teacher_features, examples, strict=True):
-        rms = teacher_features[examples == e].square().mean().sqrt()
-        losses.append(((s - t / rms) ** 2).sum() / len(s))
+        losses.append(((s - t) ** 2).sum() / len(s) / teacher_features[examples == e].square().mean())
     return torch.stack(losses)
 
 

@@ -228,7 +228,7 @@ def test_what_cannot_be_says_what_to_do(teacher, tmp_path):
         (lambda: fresh.fit(history, eval_fraction=0.1), RecipeError, "parted before"),
         (lambda: fresh.setup_forecast_distillation(), OrderError, "needs a teacher"),
         (lambda: fresh.load_teacher_model("patch"), RecipeError, "nobody has trained"),
-        (lambda: fresh.load_dataset_from_source(history, num_samples=5), RecipeError, "is read whole"),
+        (lambda: fresh.load_dataset_from_source(history, num_samples=5), RecipeError, "are read whole"),
         (lambda: tuner(tmp_path / "a", lookbak=3), RecipeError, "did you mean 'data.series.lookback'"),
         (lambda: LLMFineTuner("patch", series=SIZES), RecipeError, "the task is causal_lm"),
         (lambda: LLMFineTuner("some/model", task="forecasting", shape=SMALL), RecipeError, "shape is of a model"),

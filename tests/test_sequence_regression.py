@@ -103,8 +103,8 @@ def feature_of(states, heard, data, pairs, maps=None):
     for s, t in pairs:
         own = states[s] if maps is None else states[s] @ maps[s].T
         own, other = own.unflatten(0, (count, -1)), heard[t].detach().unflatten(0, (count, -1))
-        rms = (other.abs().square().mean((1, 2), keepdim=True) / 2).sqrt()
-        total = total + (own - other / rms).abs().square().mean() / 2
+        power = other.abs().square().mean((1, 2), keepdim=True)
+        total = total + ((own - other).abs().square() / power).mean()
     return total / len(pairs)
 
 
@@ -151,7 +151,7 @@ def test_a_complex_projection_is_linear_over_complex_numbers(start, inputs, outp
 
 def test_turning_the_phase_of_all_states_leaves_the_feature_term_as_it_is():
     """Angles are never compared: student and teacher turned together are as far apart as before."""
-    from llm_finetuner.objectives.feature import hidden_rms
+    from llm_finetuner.objectives.feature import hidden_nmse
 
     z, w = torch.randn(2, 9, 5, dtype=torch.complex128)
     examples, turn = (
@@ -159,7 +159,7 @@ def test_turning_the_phase_of_all_states_leaves_the_feature_term_as_it_is():
         torch.polar(torch.ones(1).double(), torch.tensor([3.1]).double()),
     )
     pairs = [torch.view_as_real(x.contiguous()).flatten(1) for x in (z, w, z * turn, w * turn)]
-    assert torch.allclose(hidden_rms(*pairs[:2], examples), hidden_rms(*pairs[2:], examples), atol=1e-12)
+    assert torch.allclose(hidden_nmse(*pairs[:2], examples), hidden_nmse(*pairs[2:], examples), atol=1e-12)
 
 
 def test_rows_without_targets_are_heard_from_the_teacher_alone(tmp_path):

@@ -280,4 +280,4 @@ def _read_by(model: nn.Module, inputs_BLI: Tensor) -> Tensor:
 
 
 def _no_maps(_maps: Tensor) -> Tensor:
-    raise RecipeError("these models have no attention maps", "take hidden_rms, or hidden_mse")
+    raise RecipeError("these models have no attention maps", "take hidden_nmse, or hidden_mse")
