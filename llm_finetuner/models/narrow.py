@@ -36,8 +36,8 @@ def narrow(
     channels = _share(width, len(next(iter(scores.channels.values()))))
     config = _narrow_config(model.config, family, width, left * (queries // groups), left, size)
     setattr(config, family.inner, channels)
-    kept = {"D": _best(scores.hidden, config.hidden_size)}
-    kept["P"] = kept["D"] if scores.pooled is None else _best(scores.pooled, config.hidden_size)
+    kept = {"D": best(scores.hidden, config.hidden_size)}
+    kept["P"] = kept["D"] if scores.pooled is None else best(scores.pooled, config.hidden_size)
     per_block = _per_block(family, scores, left, queries // groups * size, size, channels)
     state = {}
     for name, (axes, module) in layers_of(model, family).items():
@@ -69,15 +69,15 @@ def _per_block(
     """Start of a block's names -> axis -> kept positions, for heads of `size` dims in groups of `group` query dims."""
     found: dict[str, dict[str, Tensor]] = {}
     for name, score in scores.heads.items():
-        best = _best(score, groups)
-        queries, all_queries = _spread(best, group), len(score) * group
+        heads = best(score, groups)
+        queries, all_queries = spread(heads, group), len(score) * group
         found[name.removesuffix(family.attention)] = {
             "Q": queries,
-            "K": _spread(best, size),
+            "K": spread(heads, size),
             "A": torch.cat([queries + part * all_queries for part in range(3)]),
         }
     for name, score in scores.channels.items():
-        found[name.removesuffix(family.mlp)]["M"] = _best(score, channels)
+        found[name.removesuffix(family.mlp)]["M"] = best(score, channels)
     return found
 
 
@@ -106,15 +106,18 @@ def _share(width: float, of: float) -> int:
     return max(1, int(width * of + 0.5))
 
 
-def _best(score: Tensor, count: int) -> Tensor:
-    """Positions of the best, ascending; of equals the first. Raises ModelError where the scores are not numbers."""
+def best(score: Tensor, count: int) -> Tensor:
+    """Positions of the best [..., N] -> [..., count], ascending; of equals the first.
+
+    Raises ModelError where the scores are not numbers.
+    """
     if not score.isfinite().all():
         raise ModelError(
             "the importance of some part is not a number", "does the model answer with NaN on this data?"
         )
-    return score.argsort(descending=True, stable=True)[:count].sort().values
+    return score.argsort(descending=True, stable=True)[..., :count].sort().values
 
 
-def _spread(groups: Tensor, size: int) -> Tensor:
+def spread(groups: Tensor, size: int) -> Tensor:
     """Positions of all members of some groups of this size."""
     return (groups[:, None] * size + torch.arange(size, device=groups.device)).flatten()

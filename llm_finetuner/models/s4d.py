@@ -47,7 +47,7 @@ class S4DConfig(PretrainedConfig):
     def __init__(
         self, input_dim: int = 2, model_dim: int = 64, state_dim: int = 540, output_dim: int = 1,
         num_layers: int = 6, complex_valued: bool = True, gate: str = "channel", bidirectional: bool = False,
-        delay: int = 0, init: str = "lin", discretization: str = "zoh", dt_min: float | None = None,
+        delay: int = 0, frequencies: str = "lin", discretization: str = "zoh", dt_min: float | None = None,
         dt_max: float | None = None, activation: str = "gelu", **kwargs,
     ):  # fmt: skip
         counts = {
@@ -61,8 +61,8 @@ class S4DConfig(PretrainedConfig):
         check_count("state_dim", state_dim, 2)
         check_count("delay", delay, 0)
         for name, value, known in (
-            ("gate", gate, GATES), ("init", init, FREQUENCIES), ("discretization", discretization, DISCRETIZATIONS),
-            ("activation", activation, ACT2FN),
+            ("gate", gate, GATES), ("frequencies", frequencies, FREQUENCIES),
+            ("discretization", discretization, DISCRETIZATIONS), ("activation", activation, ACT2FN),
         ):  # fmt: skip
             if value not in known:
                 raise RecipeError(f"{name} must be one of {', '.join(known)}; got {value!r}")
@@ -75,11 +75,11 @@ class S4DConfig(PretrainedConfig):
                 f"delay={delay} of a bidirectional model has no use: it sees the future already", "choose one"
             )
         nyquist = 2 / state_dim
-        dt_max = (nyquist if init == "lin" else 0.1) if dt_max is None else dt_max
+        dt_max = (nyquist if frequencies == "lin" else 0.1) if dt_max is None else dt_max
         dt_min = dt_max / 4 if dt_min is None else dt_min
         check_number("dt_min", dt_min, 0)
         check_number("dt_max", dt_max, dt_min, closed=True)
-        if init == "lin" and discretization == "zoh" and dt_max > nyquist * (1 + 1e-9):
+        if frequencies == "lin" and discretization == "zoh" and dt_max > nyquist * (1 + 1e-9):
             warnings.warn(
                 f"dt_max={dt_max:g} is above 2 / state_dim = {nyquist:.3g}: the fastest modes of S4D-Lin turn more "
                 "than half a circle a sample and cannot be told from slower ones; leave dt_max out",
@@ -88,7 +88,7 @@ class S4DConfig(PretrainedConfig):
         self.input_dim, self.model_dim, self.output_dim = input_dim, model_dim, output_dim
         self.state_dim, self.num_layers, self.complex_valued = state_dim, num_layers, complex_valued
         self.gate, self.bidirectional, self.delay = gate, bidirectional, delay
-        self.init, self.discretization, self.activation = init, discretization, activation
+        self.frequencies, self.discretization, self.activation = frequencies, discretization, activation
         self.dt_min, self.dt_max = dt_min, dt_max
         super().__init__(**kwargs)
 
@@ -133,14 +133,16 @@ class S4DModel(PreTrainedModel):
         self._check(x, 3)
         with torch.autocast(x.device.type, enabled=False):
             if chunk is None:
+                _check_finite(x)
                 h_BLH, gate = self._begin(x)
                 for layer in self.layers:
                     h_BLH = layer(h_BLH, gate)
                 return self.read_out(h_BLH)
             check_count("chunk", chunk, 1)
             state, answers = self.initial_state(len(x)), []
-            systems = [layer.mixer.system(min(chunk, x.shape[1])) for layer in self.layers]
-            for part_BLI in x.split(chunk, 1):
+            systems = [layer.mixer.system(min(chunk, x.shape[1]), len(x)) for layer in self.layers]
+            for number, part_BLI in enumerate(x.split(chunk, 1)):
+                _check_finite(part_BLI, number * chunk)
                 h_BLH, gate = self._begin(part_BLI)
                 for i, layer in enumerate(self.layers):
                     h_BLH, state[i] = layer.advance(h_BLH, gate, state[i], systems[i])
@@ -163,6 +165,7 @@ class S4DModel(PreTrainedModel):
         Raises DataError, ModelError.
         """
         self._check(x_t, 2)
+        _check_finite(x_t)
         self._check_state(state, len(x_t))
         with torch.autocast(x_t.device.type, enabled=False):
             h_BH, gate = self._begin(x_t)
@@ -198,17 +201,11 @@ class S4DModel(PreTrainedModel):
             raise DataError(
                 f"the input is empty: {list(x.shape)}", "give at least one sequence of one sample"
             )
-        finite = torch.isfinite(x)
-        if not finite.all():
-            place = (~finite).nonzero()[0].tolist()
-            raise DataError(
-                f"the input holds NaN or infinity, first at {place} of {list(x.shape)}",
-                "an FFT would spread it over the whole sequence: put zeros for lost samples",
-            )
 
     def _check_state(self, state: State, batch: int) -> None:
-        wanted = [batch, self.config.model_dim, self.config.state_dim // 2]
-        found = [list(part.shape) for part in state]
+        dtype = self.read_in.weight.dtype.to_complex()
+        wanted = [dtype, batch, self.config.model_dim, self.config.state_dim // 2]
+        found = [[part.dtype, *part.shape] for part in state]
         if found != [wanted] * self.config.num_layers:
             raise DataError(
                 f"the state must be {self.config.num_layers} tensors of {wanted}, got {found}",
@@ -222,6 +219,18 @@ HINTS = {
 }
 
 
+def _check_finite(x: Tensor, begun: int = 0) -> None:
+    """Raise DataError for numbers that are none. begun: samples in front of these."""
+    finite = torch.isfinite(x)
+    if not finite.all():
+        sequence, *place = (~finite).nonzero()[0].tolist()
+        sample = f"sample {begun + place[0]}, " if len(place) == 2 else ""
+        raise DataError(
+            f"the input holds NaN or infinity, first in sequence {sequence}, {sample}channel {place[-1]}",
+            "one such number would reach all samples behind it: put zeros for lost samples",
+        )
+
+
 class S4DLayer(nn.Module):
     """h -> h + gate * mix(activation(S4D(h))): [B, L, H] -> [B, L, H]. gate: given where all layers share one."""
 
@@ -229,7 +238,7 @@ class S4DLayer(nn.Module):
         super().__init__()
         width, linear = config.model_dim, ComplexLinear if config.complex_valued else nn.Linear
         self.mixer = S4DMixer(
-            width, config.state_dim, config.complex_valued, config.bidirectional, config.init,
+            width, config.state_dim, config.complex_valued, config.bidirectional, config.frequencies,
             config.discretization, config.dt_min, config.dt_max,
         )  # fmt: skip
         self.activation = ACT2FN[config.activation]
@@ -247,7 +256,7 @@ class S4DLayer(nn.Module):
 
     def step(self, h_BH: Tensor, gate: Tensor | None, state: Tensor) -> tuple[Tensor, Tensor]:
         """The next sample behind `state`."""
-        y_BH, state = self.mixer.step(h_BH, state, self.mixer.system(1))
+        y_BH, state = self.mixer.step(h_BH, state, self.mixer.system(1, 1))
         return self._add(h_BH, y_BH, gate), state
 
     def _add(self, h: Tensor, y: Tensor, gate: Tensor | None) -> Tensor:

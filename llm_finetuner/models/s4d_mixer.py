@@ -38,7 +38,7 @@ class S4DMixer(nn.Module):
     """[B, L, H] -> [B, L, H], each channel by itself. Bidirectional: a second set of C looks the other way."""
 
     def __init__(
-        self, channels: int, state_dim: int, complex_valued: bool, bidirectional: bool, init: str,
+        self, channels: int, state_dim: int, complex_valued: bool, bidirectional: bool, frequencies: str,
         discretization: str, dt_min: float, dt_max: float,
     ):  # fmt: skip
         super().__init__()
@@ -47,12 +47,12 @@ class S4DMixer(nn.Module):
         low, high = math.log(dt_min), math.log(dt_max)
         self.log_dt = nn.Parameter(low + (high - low) * torch.rand(channels))
         self.decay = nn.Parameter(torch.full((channels, modes), math.log(0.5)))
-        frequency = FREQUENCIES[init](modes, complex_valued)
+        frequency = FREQUENCIES[frequencies](modes, complex_valued)
         self.frequency = nn.Parameter(frequency.expand(channels, -1).clone())
         self.C = nn.Parameter(torch.randn(1 + bidirectional, channels, modes, 2) * 0.5**0.5)
         self.D = nn.Parameter(torch.randn(channels))
         self._made_of: list[Tensor] = []
-        self._made: dict[tuple[str, int], Any] = {}
+        self._made: dict[tuple, Any] = {}
 
     def discretise(self) -> tuple[Tensor, Tensor]:
         """(log dA [H, M], G [directions, H, M]) in complex128, whatever the weights are: phases need the digits."""
@@ -67,44 +67,42 @@ class S4DMixer(nn.Module):
     def kernel(self, length: int) -> Tensor:
         """y for the input 1, 0, 0, ... without D u: [directions, H, L]; real for a real mixer."""
         w_HM, gain_dHM = self.discretise()
-        return self._kernel(Powers.of(w_HM, length, self._complex), gain_dHM)
+        return self._kernel(self._powers(w_HM, length, 1 + self.bidirectional), gain_dHM)
 
     def forward(self, u_BLH: Tensor) -> Tensor:
         """The whole sequence by one FFT."""
         length = u_BLH.shape[1]
-        spectrum_Hn = self._keep("spectrum", length, lambda: self._spectrum(self.kernel(length)))
+        spectrum_Hn = self._keep(("spectrum", length), lambda: self._spectrum(self.kernel(length)))
         return self._convolve(u_BLH.transpose(1, 2), spectrum_Hn).transpose(1, 2)
 
-    def system(self, length: int) -> System:
-        """What `advance` needs for chunks of up to this length, and `step` for any: made once, not at every chunk."""
+    def system(self, length: int, batch: int) -> System:
+        """What `advance` needs for chunks of up to this length, and `step`: made once, not at every chunk."""
 
         def make() -> System:
             w_HM, gain_dHM = self.discretise()
-            powers = Powers.of(w_HM, length, self._complex)
+            powers = self._powers(w_HM, length, batch)
             spectrum_Hn = self._spectrum(self._kernel(powers, gain_dHM))
             step_HM, gain_HM = w_HM.exp().to(self._complex), gain_dHM[0].to(self._complex)
             return System(w_HM, step_HM, gain_HM, powers, spectrum_Hn)
 
-        return self._keep("system", length, make)
+        return self._keep(("system", length, batch), make)
 
     def advance(self, u_BLH: Tensor, state_BHM: Tensor, system: System) -> tuple[Tensor, Tensor]:
         """The next chunk behind `state`: (y, the state behind the chunk). Equal to the whole sequence by FFT."""
         length, u_BHL = u_BLH.shape[1], u_BLH.transpose(1, 2)
         begun_HBM = (state_BHM * (system.gain_HM * system.step_HM)).transpose(0, 1)
-        left_BHL = self._real_of_pairs(system.powers.over_modes(begun_HBM)[..., :length]).transpose(0, 1)
+        left_BHL = self._of_pairs(system.powers.over_modes(begun_HBM)[..., :length]).transpose(0, 1)
         y_BHL = self._convolve(u_BHL, system.spectrum_Hn) + left_BHL
-        # the newest sample first; behind the oldest of a shorter chunk stand zeros
-        newest_HBL = nn.functional.pad(
-            u_BHL.flip(-1).transpose(0, 1).to(self._complex), (0, system.powers.length - length)
-        )
         faded_HM = (system.w_HM * length).exp().to(self._complex)
-        state_BHM = faded_HM * state_BHM + system.powers.over_samples(newest_HBL).transpose(0, 1)
+        come_HBM = system.powers.over_samples(u_BHL.flip(-1).transpose(0, 1))  # the newest first
+        state_BHM = torch.addcmul(come_HBM.transpose(0, 1), faded_HM, state_BHM)
         return y_BHL.transpose(1, 2), state_BHM
 
     def step(self, u_BH: Tensor, state_BHM: Tensor, system: System) -> tuple[Tensor, Tensor]:
         """The next sample behind `state`: (y, the state behind it)."""
-        state_BHM = system.step_HM * state_BHM + u_BH[..., None]
-        y_BH = self._real_of_pairs((system.gain_HM * state_BHM).sum(-1))
+        state_BHM = torch.addcmul(u_BH[..., None].to(self._complex), system.step_HM, state_BHM)
+        sums_BH = (system.gain_HM * state_BHM).sum(-1)
+        y_BH = self._of_pairs(sums_BH if self.complex_valued else sums_BH.real)
         return y_BH + self.D * u_BH, state_BHM
 
     def initial_state(self, batch: int) -> Tensor:
@@ -120,12 +118,16 @@ class S4DMixer(nn.Module):
     def _complex(self) -> torch.dtype:
         return self.D.dtype.to_complex()
 
-    def _real_of_pairs(self, sums: Tensor) -> Tensor:
-        return sums if self.complex_valued else 2 * sums.real
+    def _powers(self, w_HM: Tensor, length: int, batch: int) -> Powers:
+        return Powers.of(w_HM, length, self._complex, self.complex_valued, batch)
+
+    def _of_pairs(self, sums: Tensor) -> Tensor:
+        """What modes and their conjugates come to, where there are any, from the real part of the sum over modes."""
+        return sums if self.complex_valued else 2 * sums
 
     def _kernel(self, powers: Powers, gain_dHM: Tensor) -> Tensor:
         sums_HdL = powers.over_modes(gain_dHM.transpose(0, 1).to(self._complex))
-        return self._real_of_pairs(sums_HdL).transpose(0, 1)
+        return self._of_pairs(sums_HdL).transpose(0, 1)
 
     def _spectrum(self, kernel_dHL: Tensor) -> Tensor:
         """Of the kernel and D; what looks into the future stands at the end of the circle: [H, n], or n / 2 + 1."""
@@ -144,7 +146,7 @@ class S4DMixer(nn.Module):
         size = 2 * (size - 1)  # n is even
         return torch.fft.irfft(torch.fft.rfft(u_BHL, size) * spectrum_Hn, size)[..., :length]
 
-    def _keep(self, what: str, length: int, make: Callable[[], Any]) -> Any:
+    def _keep(self, key: tuple, make: Callable[[], Any]) -> Any:
         """What `make` says, kept where no gradient is wanted and for as long as all weights are what they were.
 
         They are compared by value: version counters do not see what is written through `.data`.
@@ -152,13 +154,12 @@ class S4DMixer(nn.Module):
         weights = [self.log_dt, self.decay, self.frequency, self.C, self.D]
         if self.training or (torch.is_grad_enabled() and any(weight.requires_grad for weight in weights)):
             return make()
-        if not (self._made_of and all(map(_same, self._made_of, weights))):
-            self._made_of, self._made = [weight.detach().clone() for weight in weights], {}
-        if (what, length) not in self._made:
-            with torch.inference_mode(False), torch.no_grad():  # of use inside and outside
-                made = make()
-            self._made = dict([*self._made.items(), ((what, length), made)][-KEPT:])
-        return self._made[what, length]
+        with torch.inference_mode(False), torch.no_grad():  # what is kept is of use inside and outside
+            if not (self._made_of and all(map(_same, self._made_of, weights))):
+                self._made_of, self._made = [weight.clone() for weight in weights], {}
+            if key not in self._made:
+                self._made = dict([*self._made.items(), (key, make())][-KEPT:])
+        return self._made[key]
 
 
 def linear_frequencies(modes: int, complex_valued: bool) -> Tensor:
