@@ -77,6 +77,7 @@ MODELS = {  # that transformers does not give, built from a few settings (studen
     "linear": "llm_finetuner.models.build:linear",
     "repeat-last": "llm_finetuner.models.build:repeat_last",
     "seasonal-naive": "llm_finetuner.models.build:seasonal_naive",
+    "s4d": "llm_finetuner.models.build_s4d:s4d",
 }
 TEACHERS = {
     "live": "llm_finetuner.teachers.kinds:live",

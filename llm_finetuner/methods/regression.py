@@ -16,8 +16,8 @@ def regression_distillation(
 
     Where every row has targets only the mixture of truth and teacher matters (objectives/series.py); rows without
     targets are heard from the teacher alone. Hidden states are compared at matched blocks through learned projections,
-    their error over the teacher's mean square (hidden_nmse). feature_layers: as of feature_distillation. temperature is accepted and
-    has no effect: it cancels in a squared error, (s/T - t/T)^2 T^2 = (s - t)^2.
+    their error over the teacher's mean square (hidden_nmse). feature_layers: as of feature_distillation. temperature is
+    accepted and has no effect: it cancels in a squared error, (s/T - t/T)^2 T^2 = (s - t)^2.
     """
     for name, value in (("alpha", alpha), ("beta", beta), ("gamma", gamma)):
         check_range(name, value, 0, None)

@@ -29,6 +29,8 @@ from llm_finetuner.recipe import Data
 from llm_finetuner.scheme import Scheme, Term
 from llm_finetuner.task import AS_NUMBERS, NO_NUMBERS, Asked, Task
 
+SOME = 16  # rows that speeds, and how far gates open, are measured on
+
 
 class SequenceRegression(Task):
     """Models that map [B, L, I] to [B, L, O]: S4D."""
@@ -221,7 +223,7 @@ class SequenceRegression(Task):
 
     def speed_batch(self, rows: Signals, models: Sequence[nn.Module]) -> Tensor:
         """Some rows [B, L, I], as the models read them."""
-        batch = torch.from_numpy(np.stack(rows[: min(8, len(rows))]["inputs"]))
+        batch = torch.from_numpy(np.stack(rows[: min(SOME, len(rows))]["inputs"]))
         return _read_by(models[0], batch)
 
     def details(self, models: dict[str, nn.Module], rows: Signals, shown: Sequence[str]) -> None:
