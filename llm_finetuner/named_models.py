@@ -98,7 +98,7 @@ def cut(model: nn.Module, recipe: Recipe, rows: Any) -> nn.Module:
         model, keep=divisor, blocks=student.keep_blocks, width=student.keep_width, keep_encoder=student.keep_encoder,
         activations=seen,
     )  # fmt: skip
-    return _redrawn(model, recipe.train.seed) if student.from_scratch else model
+    return redrawn(model, recipe.train.seed) if student.from_scratch else model
 
 
 def begin(student: nn.Module, recipe: Recipe, rows: Any) -> None:
@@ -120,7 +120,7 @@ def batches(rows: Any, device: torch.device) -> list[dict[str, torch.Tensor]]:
     return [{"input_ids": ids_1T, "attention_mask": torch.ones_like(ids_1T)} for ids_1T in picked]
 
 
-def _redrawn(model: nn.Module, seed: int) -> nn.Module:
+def redrawn(model: nn.Module, seed: int) -> nn.Module:
     """The same shape with weights drawn from the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
