@@ -64,6 +64,8 @@ def _check_settings(recipe: Recipe) -> None:
             )
     models = {"student": recipe.student, **({"teacher": recipe.teacher} if recipe.teacher else {})}
     for who, model in models.items():
+        if model.name in OF_SEQUENCES:
+            raise RecipeError(f"{model.name} maps sequences, and forecasts no series", f"--task {REGRESSION}")
         for name in HELD:
             planned = who == "teacher" and name == "from_scratch"  # of a chain: trained by then
             if model.name in MODELS and not planned and vars(model)[name] != getattr(Model(), name):
@@ -93,8 +95,6 @@ def check_data(recipe: Recipe) -> None:
 def check_student(recipe: Recipe) -> None:
     """Raise RecipeError for a student that cannot learn, or not from these series."""
     student, series = recipe.student, recipe.data.series
-    if student.name in OF_SEQUENCES:
-        raise RecipeError(f"{student.name} forecasts no series", f"--task {REGRESSION}")
     if student.name in NAIVE:
         raise RecipeError(
             f"{student.name} has nothing to learn", "a student is time_llm, patch, linear or a run of one"

@@ -1,6 +1,6 @@
 """Learn numbers from the truth, from what a teacher answers, and from its hidden states."""
 
-from llm_finetuner.recipe_sections import check_range
+from llm_finetuner.recipe_sections import check_ramp, check_range
 from llm_finetuner.scheme import Scheme, Term
 
 
@@ -10,7 +10,7 @@ def regression_distillation(
     beta: float = 0.5,
     gamma: float = 0.2,
     feature_layers: str | list | None = None,
-    temperature: float | None = None,
+    temperature: float | str | None = None,
 ) -> Scheme:
     """alpha x squared error to the truth + beta x that to the teacher + gamma x that between hidden states.
 
@@ -22,7 +22,7 @@ def regression_distillation(
     for name, value in (("alpha", alpha), ("beta", beta), ("gamma", gamma)):
         check_range(name, value, 0, None)
     if temperature is not None:
-        check_range("temperature", temperature, 0, None, open_low=True)
+        check_ramp("temperature", temperature, 0, None)
     return Scheme(
         (
             Term("mse", alpha),
