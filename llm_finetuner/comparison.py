@@ -19,7 +19,7 @@ from llm_finetuner.data.columns import evenly
 from llm_finetuner.engine import default_device
 from llm_finetuner.errors import OrderError
 from llm_finetuner.models import loading
-from llm_finetuner.named_models import begin, cut, load_student, load_teacher, made_here
+from llm_finetuner.named_models import begin, cut, load_student, load_teacher, made_here, redrawn
 from llm_finetuner.recipe import Recipe, with_method
 from llm_finetuner.registry import TASKS, resolve
 from llm_finetuner.report.write import write
@@ -47,6 +47,12 @@ class Subject:
     untouched: Callable[[Recipe], nn.Module]
     rows: Any  # held-out rows, prepared
     history: list[dict]
+
+    def begun(self, recipe: Recipe) -> nn.Module:
+        """The student before training; alone, one that was begun with its teacher's weights has others of its shape."""
+        if self.recipe.student.init != recipe.student.init:
+            return redrawn(self.parts.tuned.model, recipe.train.seed)
+        return self.untouched(recipe)
 
 
 def compare(
@@ -110,7 +116,7 @@ def compare(
         plan = replace(recipe, train=replace(recipe.train, steps=steps))
         said["seeds"] = found = by_seed(
             plan, task, parts, subject.rows, (parts.tuned.model, alone),
-            subject.untouched, seeds, on_event,
+            subject.begun, seeds, on_event,
         )  # fmt: skip
         said |= {
             "paid_at_equal_steps": found["answer"],
@@ -168,7 +174,7 @@ def _train_baseline(
     )
     parts = replace(
         subject.parts,
-        student=subject.untouched(recipe),
+        student=subject.begun(recipe),
         tuned=None,
         teacher=None,
         peers=[],

@@ -11,7 +11,6 @@ from torch import nn
 from llm_finetuner import recipe_file
 from llm_finetuner.errors import ModelError, RecipeError
 from llm_finetuner.models import loading
-from llm_finetuner.models.forecaster import ForecasterConfig
 from llm_finetuner.registry import EXPORTERS, TASKS, resolve
 from llm_finetuner.run import is_run, writing
 from llm_finetuner.task import Task
@@ -70,10 +69,13 @@ def task_of(name: str) -> Task:
     """
     if is_run(name):
         return resolve(TASKS, recipe_file.load(Path(name) / "recipe.yaml").task, "task")()
-    tasks = [resolve(TASKS, task)() for task in TASKS]  # first: transformers learns of forecasters by it
+    tasks = [
+        resolve(TASKS, task)() for task in TASKS
+    ]  # first: transformers learns of models of numbers by it
+    of_numbers = tuple(task.configs for task in tasks if task.numbers)
     config = loading.load_config(loading.base_of(name))
     classes = config.architectures or []
-    fitting = [task for task in tasks if _class(task, config) in classes]
+    fitting = [task for task in tasks if _class(task, config, of_numbers) in classes]
     if not fitting:
         raise ModelError(
             f"{name} is a {' or '.join(classes) or 'model that does not say of which class'}, and no task is for that",
@@ -82,9 +84,9 @@ def task_of(name: str) -> Task:
     return fitting[-1]  # BART's class also fills in words: the later task is what it is for
 
 
-def _class(task: Task, config: Any) -> str | None:
+def _class(task: Task, config: Any, of_numbers: tuple[type, ...]) -> str | None:
     """The class that a task loads a model of this configuration with."""
-    if task.numbers != isinstance(config, ForecasterConfig):
+    if not isinstance(config, task.configs) or (not task.numbers and isinstance(config, of_numbers)):
         return None  # AutoModel also loads trunks without a head
     found = getattr(transformers, task.auto)._model_mapping.get(type(config), None)
     return found and found.__name__

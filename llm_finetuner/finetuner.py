@@ -129,10 +129,10 @@ class LLMFineTuner(Teaching, Forecasting, Judging):
         """Read a file, folder, glob or hub data set into a datasets.Dataset. Raises DataError with file and line.
 
         only: rows with these values in these columns, one task of many: {"subject": "math"}. For a forecaster a file is
-        read into a pandas DataFrame, checked as `series` says.
+        read into a pandas DataFrame, checked as `series` says; of sequences into their parts.
         """
         if self._task.numbers:
-            return self._load_series(source, dataset_config, num_samples, data_files, only)
+            return self._load_numbers(source, dataset_config, num_samples, data_files, only)
         if isinstance(source, str | Path):
             self._set_data(
                 source=str(source), config=dataset_config, split=split, samples=num_samples, files=data_files,
@@ -181,6 +181,7 @@ class LLMFineTuner(Teaching, Forecasting, Judging):
     setup_on_policy = setup_method("on_policy_distillation")
     setup_sequence_distillation = setup_method("sequence_distillation")
     setup_forecast_distillation = setup_method("forecast_distillation")
+    setup_regression_distillation = setup_method("regression_distillation")
 
     def _set_tuning(self, kind: str, options: dict) -> None:
         self._need_model()
@@ -244,7 +245,8 @@ class LLMFineTuner(Teaching, Forecasting, Judging):
     ) -> TrainResult:
         """Train the student as it is now and write it to output_dir. Raises FinetunerError.
 
-        dataset: rows, prepared or not; of a forecaster a table or file. method="standard" trains without the teacher.
+        dataset: rows, prepared or not; of a forecaster a table or file; of sequences a folder, file, pair of arrays or
+        what was loaded. method="standard" trains without the teacher.
         eval_dataset, or a share of the rows (eval_fraction; 0.1 where eval_every or patience ask for evaluations),
         picks the best weights. class_weights: "balanced", or what labels weigh in cross-entropy, by name. settings: the
         other fields of `recipe.train`. A folder with a run of another object is written over with a warning; none with
@@ -266,7 +268,9 @@ class LLMFineTuner(Teaching, Forecasting, Judging):
         self._need_teacher(recipe)
         if self._task.numbers and (eval_dataset is not None or eval_fraction is not None):
             raise RecipeError(*OWN_SPLIT)
-        if eval_fraction is None:
+        if self._task.numbers:
+            eval_fraction = recipe.data.eval_fraction
+        elif eval_fraction is None:
             asked = settings.get("eval_every") or settings.get("patience")
             eval_fraction = Data.eval_fraction if asked and eval_dataset is None else 0
         data = replace(recipe.data, eval_fraction=eval_fraction, class_weights=class_weights)
@@ -303,7 +307,7 @@ class LLMFineTuner(Teaching, Forecasting, Judging):
 
     def _rows(self, dataset, eval_dataset, eval_fraction) -> tuple[Any, Any]:
         if self._task.numbers:
-            return self._parts_of_series(dataset)
+            return self._own_parts(dataset)
         train = self._prepare(dataset).dataset
         if self._parts.tuned is not None:
             self._check_labels_stay(train)

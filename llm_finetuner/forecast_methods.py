@@ -1,4 +1,4 @@
-"""What LLMFineTuner does with series: it forecasts the steps to come, and those behind earlier cut-offs."""
+"""What LLMFineTuner does with numbers: it reads and parts them, and of series it forecasts the next steps."""
 
 import warnings
 from collections.abc import Sequence
@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from llm_finetuner import forecasting_job, recipe_file
-from llm_finetuner.data import series
-from llm_finetuner.data.windows import Windows
+from llm_finetuner.data import series, signals
 from llm_finetuner.errors import OrderError, RecipeError
 from llm_finetuner.judging import Judging
 from llm_finetuner.models import loading
@@ -25,8 +24,9 @@ if TYPE_CHECKING:
 
 LEVELS = (80, 90)  # percent
 OWN_SPLIT = (
-    "the rows of a table are parted by its split, and weights are chosen on the validation part",
-    'series={"split": "70-10-20"}: percent to train, select and test on, or ett-hour, ett-minute',
+    "the rows of these data are parted before, and weights are chosen on the validation part",
+    'of a table by series={"split": "70-10-20"}: percent to train, select and test on, or ett-hour, ett-minute; of '
+    "sequences by folders train/, validation/ and test/",
 )
 OF_MODEL = ("lookback", "horizon", "quantiles")  # what a trained forecaster is made for
 
@@ -78,31 +78,34 @@ class Forecasting(Judging):
             )
         return found
 
-    def _load_series(self, source: Any, *of_rows: Any) -> "pd.DataFrame":
-        """The table of a file, once it was seen to hold series; of_rows: options that a table does not have."""
+    def _load_numbers(self, source: Any, *of_rows: Any) -> "pd.DataFrame | signals.Recording":
+        """The table of a file, once it was seen to hold series; sequences in parts. of_rows: options of neither."""
         if any(option is not None for option in of_rows):
             raise RecipeError(
-                "a table of numbers over time is read whole: dataset_config, num_samples, data_files and only are for "
-                "rows of text",
-                "series={...} of LLMFineTuner names columns and how much is used (targets, train_percent)",
+                "numbers are read whole: dataset_config, num_samples, data_files and only are for rows of text",
+                "of a table series={...} of LLMFineTuner names columns and how much is used (targets, train_percent)",
             )
+        if not self._task.series:
+            if isinstance(source, str | Path):
+                self._set_data(source=str(source))
+            return signals.read(source, self.recipe.data.eval_fraction)
         series.load(source, self.recipe.data.series)
         if isinstance(source, str | Path):
             self._set_data(source=str(source))
         return series.read_table(source)[0]
 
-    def _parts_of_series(self, table: Any) -> tuple[Windows, Windows]:
-        """The windows to train on, and those that weights are chosen on; a file that is named is noted."""
-        if isinstance(table, str | Path):
-            self._set_data(source=str(table))
-        train, validation = self._task.own_parts(table, self._data(), lambda note: None)
+    def _own_parts(self, source: Any) -> tuple[Any, Any]:
+        """The rows to train on, and those that weights are chosen on; a file that is named is noted."""
+        if isinstance(source, str | Path):
+            self._set_data(source=str(source))
+        train, validation = self._task.own_parts(source, self._data(), lambda note: None)
         self._task.check_inputs(train, self.model)
         self._task.fit(self.model, train, self.recipe.train.seed)
         return train, validation
 
     def _need_forecaster(self) -> None:
         self._need_model()
-        if not self._task.numbers:
+        if not self._task.series:
             raise RecipeError(
                 f"a model for {self.recipe.task} forecasts no series", 'LLMFineTuner(..., task="forecasting")'
             )

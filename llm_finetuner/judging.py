@@ -32,6 +32,10 @@ from llm_finetuner.tuning.tuned import Tuned
 TEACHER_THEN_STUDENT = (
     "load_teacher_model(...) with one live teacher first, then load_model(...) or student_from_teacher(...)"
 )
+OF_SERIES = (
+    "forecast(history) gives the steps to come, evaluate(table) and cross_validation(table) score them"
+)
+OF_SEQUENCES = "predict(inputs) answers, evaluate(data) scores"
 
 
 class Judging:
@@ -75,12 +79,12 @@ class Judging:
         Of a forecaster: its figures on the test part of the table (benchmark/forecast_figures.py), with `level`, in
         percent, those of intervals too. Raises OrderError, DataError, RecipeError."""
         self._need_model()
-        if level and not self._task.numbers:
+        if level and not self._task.series:
             raise RecipeError("level is of the intervals of forecasts", "leave it out")
         rows = self._prepare(dataset).dataset
         self._task.check_names(self.model, rows)
         self._task.check_inputs(rows, self.model)
-        if self._task.numbers and waits_for_rows(self.model):
+        if self._task.series and waits_for_rows(self.model):
             self._task.fit(self.model, rows.frame.part("train"), self.recipe.train.seed)
         model, tokenizer = self._stopped(exit_layer), self._tokenizer_if_any()
         quality = evaluate(
@@ -94,7 +98,10 @@ class Judging:
         if self._task.numbers:
             told = self._task.measure.summary(quality)
             told = {name: value for name, value in told.items() if name not in self._task.measure.without}
-            return {**told, **forecasting_job.evaluate(model, rows.frame, level)}
+            return {
+                **told,
+                **(forecasting_job.evaluate(model, rows.frame, level) if self._task.series else {}),
+            }
         if sample == 0 or tokenizer is None:
             return self._task.measure.summary(quality)
         more = self._task.sampled_figures(model, tokenizer, rows, self._data(), sample, batch_size)
@@ -103,7 +110,7 @@ class Judging:
     def _heard(self, rows: Any) -> nn.Module | Provider | None:
         """What answers these rows: the teacher, or what reads them for it; None where it has answers to others only."""
         teacher, theirs = self._parts.teacher, self._parts.teacher_tokenizer
-        if teacher is not None and self._task.numbers:
+        if teacher is not None and self._task.series:
             self._meet(teacher, rows.frame.part("train"))
         if isinstance(teacher, nn.Module) and not self._alike():
             teacher = live_teacher(teacher, theirs, "the teacher", self._context())
@@ -152,11 +159,12 @@ class Judging:
     def predict(self, texts: str | Sequence[Any], batch_size: int = 32) -> list[Any]:
         """What the model makes of each text; what that is says `predict` of its task in tasks/.
 
-        Labels with scores of a classifier, words with tags of a tagger, tokens for masks, or the target text. Raises
-        OrderError; RecipeError for a model that continues texts.
+        Labels with scores of a classifier, words with tags of a tagger, tokens for masks, or the target text; of
+        sequences [N, L, I] answers [L, O]. Raises OrderError; RecipeError for a model that continues texts.
         """
         self._need_model()
-        self._need_texts("predict")
+        if self._task.series:
+            self._need_texts("predict")
         texts = [texts] if isinstance(texts, str) else list(texts)
         data = self._data()
         parts = (texts[start : start + batch_size] for start in range(0, len(texts), batch_size))
@@ -229,7 +237,7 @@ class Judging:
             raise OrderError("nothing has been trained yet", "call train(...) first")
         if self._task.numbers and self._parts.tuned.peft is None:
             raise RecipeError(
-                "this forecaster carries no adapter, so there is nothing to merge",
+                "this model carries no adapter, so there is nothing to merge",
                 f"{self.recipe.output} is a plain folder as it is",
             )
         target = Path(folder or Path(self.recipe.output) / "merged")
@@ -292,12 +300,12 @@ class Judging:
         raise OrderError("no model is loaded", "call load_model(...) first")
 
     def _need_texts(self, what: str) -> None:
-        """Raises RecipeError for a model that reads series."""
+        """Raises RecipeError for a model that reads numbers."""
         if self._task.numbers:
-            raise RecipeError(
-                f"{what} is for texts, and a model for {self.recipe.task} reads series",
-                "forecast(history) gives the steps to come, evaluate(table) and cross_validation(table) score them",
+            reads, hint = (
+                ("series", OF_SERIES) if self._task.series else ("sequences of numbers", OF_SEQUENCES)
             )
+            raise RecipeError(f"{what} is for texts, and a model for {self.recipe.task} reads {reads}", hint)
 
     def _need_writer(self, fits: bool) -> None:
         """Raises OrderError without a model, RecipeError for one whose task does not fit."""

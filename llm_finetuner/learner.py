@@ -136,18 +136,18 @@ class Learner(nn.Module):
         )  # fmt: skip
 
     def _projections(self) -> dict[str, nn.Module]:
-        """A learned map to the teacher's width where a term compares number by number; none where widths agree."""
+        """A learned map to the teacher's width where a term compares number by number and widths differ, or asks."""
         made: dict[str, nn.Module] = {}
         width = self.task.width(self.student)
         for term, pairs in zip(self.scheme.terms, self.pairs, strict=True):
             kind = kind_of(term)
-            if kind not in PROJECTED or self.provider.width == width:
+            if kind not in PROJECTED or (self.provider.width == width and term.projection != "identity"):
                 continue
             dtype = torch.promote_types(self.student.get_input_embeddings().weight.dtype, torch.float32)
             for name in sorted({_key(kind, block) for block, _ in pairs} - made.keys()):
-                made[name] = nn.Linear(width, self.provider.width, bias=False).to(dtype)
-                if term.projection == "orthogonal":
-                    nn.init.orthogonal_(made[name].weight)
+                made[name] = self.task.projection(self.student, self.provider.width, term.projection).to(
+                    dtype
+                )
         return made
 
     # ---- the terms

@@ -12,6 +12,7 @@ from llm_finetuner.data.examples import IGNORED
 from llm_finetuner.errors import RecipeError
 from llm_finetuner.models import loading
 from llm_finetuner.models.build import check_ready, drawn
+from llm_finetuner.models.build_s4d import from_teacher
 from llm_finetuner.models.shrink import parse_share, shrink
 from llm_finetuner.recipe import Model, Recipe, Teacher, members_of
 from llm_finetuner.registry import MODELS, TASKS, resolve
@@ -40,17 +41,22 @@ def load_teacher(model: Teacher, device: torch.device | str, auto: str = TEXTS) 
     return found.eval().requires_grad_(False)
 
 
+def begins_with_teacher(recipe: Recipe) -> bool:
+    """Whether the student's weights are some of its teacher's: teacher/2, or one that is built and begun with them."""
+    return parse_share(recipe.student.name) is not None or recipe.student.init == "teacher"
+
+
 def student_source(recipe: Recipe) -> str:
     """The folder or hub name that the student's weights and tokenizer come from. Raises RecipeError.
 
     A part of an ensemble is a part of the first member that names a model.
     """
-    if parse_share(recipe.student.name) is None:
+    if not begins_with_teacher(recipe):
         return recipe.student.name
     named = [member.name for member in (members_of(recipe.teacher) if recipe.teacher else ()) if member.name]
     if not named:
         raise RecipeError(
-            f"student {recipe.student.name!r} is cut from the teacher, and no teacher is named",
+            f"student {recipe.student.name!r} is made of the teacher, and no teacher is named",
             "give teacher.name, or name a student",
         )
     return named[0]
@@ -68,19 +74,23 @@ def made_here(recipe: Recipe) -> bool:
 
 
 def load_student(recipe: Recipe, device: torch.device | str) -> nn.Module:
-    """The student before `cut`: for "teacher/2" the whole teacher, still to be cut. Raises ModelError."""
-    share, auto = parse_share(recipe.student.name) is not None, resolve(TASKS, recipe.task, "task").auto
+    """The student before `cut`: the whole teacher where it is to be cut, or begun, from it. Raises ModelError."""
+    auto = resolve(TASKS, recipe.task, "task").auto
     named = replace(recipe.student, name=student_source(recipe))
-    return load_model(replace(named, from_scratch=False) if share else named, device, recipe.train.seed, auto)
+    whole = replace(named, from_scratch=False) if begins_with_teacher(recipe) else named
+    return load_model(whole, device, recipe.train.seed, auto)
 
 
 def cut(model: nn.Module, recipe: Recipe, rows: Any) -> nn.Module:
-    """The part of the teacher that a student called teacher/2 keeps; any other student as it is.
+    """The part of the teacher that a student called teacher/2 keeps, or begins with; any other student as it is.
 
-    rows: prepared rows that show which heads and channels matter, or None for the weights alone. Raises RecipeError,
-    ModelError.
+    rows: prepared rows that show which heads and channels matter, and how far gates open, or None for the weights
+    alone. Raises RecipeError, ModelError.
     """
     student, divisor = recipe.student, parse_share(recipe.student.name)
+    if student.init == "teacher":
+        some = None if rows is None else resolve(TASKS, recipe.task)().speed_batch(rows, [model])
+        return from_teacher(model, student.shape, some)
     if divisor is None:
         return model
     seen = batches(rows, model.device) if student.keep_width < 1 and rows is not None else None
@@ -88,7 +98,7 @@ def cut(model: nn.Module, recipe: Recipe, rows: Any) -> nn.Module:
         model, keep=divisor, blocks=student.keep_blocks, width=student.keep_width, keep_encoder=student.keep_encoder,
         activations=seen,
     )  # fmt: skip
-    return _redrawn(model, recipe.train.seed) if student.from_scratch else model
+    return redrawn(model, recipe.train.seed) if student.from_scratch else model
 
 
 def begin(student: nn.Module, recipe: Recipe, rows: Any) -> None:
@@ -110,7 +120,7 @@ def batches(rows: Any, device: torch.device) -> list[dict[str, torch.Tensor]]:
     return [{"input_ids": ids_1T, "attention_mask": torch.ones_like(ids_1T)} for ids_1T in picked]
 
 
-def _redrawn(model: nn.Module, seed: int) -> nn.Module:
+def redrawn(model: nn.Module, seed: int) -> nn.Module:
     """The same shape with weights drawn from the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -6,6 +6,11 @@ import torch
 
 from llm_finetuner.errors import RecipeError
 
+# Parameters of state-space models by their last name (models/s4d_mixer.py). A step of a pole or a time step changes the
+# whole kernel, so they learn at a share of the rate; none of them decays towards 0, where it would mean another system.
+SLOW, SLOW_SHARE = ("log_dt", "decay", "frequency"), 0.3
+STATE_SPACE = ("C", "D")
+
 ADAPTER_RATE, FULL_RATE, SCRATCH_RATE = 2e-4, 5e-5, 1e-3  # an adapter's rate would wreck full fine-tuning
 
 
@@ -37,6 +42,28 @@ def _groups(parameters, weight_decay: float) -> list[dict]:
         {"params": [p for p in trained if p.dim() > 1], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
     ]
+
+
+def set_apart(optimizer: torch.optim.Optimizer, learner: torch.nn.Module) -> None:
+    """Give the parameters of state-space models groups of their own: without decay, the slow ones at their share."""
+    names = {id(parameter): name.rpartition(".")[2] for name, parameter in learner.named_parameters()}
+    apart: dict[float, list] = {SLOW_SHARE: [], 1.0: []}
+    for group in optimizer.param_groups:
+        kept = []
+        for parameter in group["params"]:
+            name = names[id(parameter)]
+            share = SLOW_SHARE if name in SLOW else 1.0 if name in STATE_SPACE else None
+            (kept if share is None else apart[share]).append(parameter)
+        group["params"] = kept
+    for share, parameters in apart.items():
+        if parameters:
+            optimizer.add_param_group({"params": parameters, "weight_decay": 0.0, "share": share})
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """The learning rate of the next step; groups that have a share of it get that."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get("share", 1.0)
 
 
 def rate(schedule, step: int, steps: int, warmup: float) -> float:

@@ -37,6 +37,13 @@ class Head:
         return self.transform(logits_nV) if self.transform else logits_nV
 
 
+class AsIs(nn.Module):
+    """The head of models whose rows are answers already, numbers: [n, V] -> [n, V]."""
+
+    def forward(self, rows_nV: Tensor) -> Tensor:
+        return rows_nV.clone()  # the loss is computed in place
+
+
 @dataclass
 class Output:
     """A model's answer: `head(rows[i:j])` gives the logits of positions i..j, so [N, V] need never exist."""

@@ -19,7 +19,7 @@ from llm_finetuner.recipe_sections import (
     check_adapter,
     members_of,
 )
-from llm_finetuner.recipe_series import FORECASTING, OF_MODELS
+from llm_finetuner.recipe_series import FORECASTING, OF_MODELS, OF_NUMBERS, REGRESSION
 from llm_finetuner.registry import (
     METHODS,
     MODELS,
@@ -35,6 +35,8 @@ from llm_finetuner.registry import (
     unknown,
 )
 from llm_finetuner.scheme import Scheme, Term
+
+NUMBERS = {FORECASTING: "forecasts", REGRESSION: "answers"}  # what a temperature, which cancels, would soften
 
 
 @dataclass(frozen=True)
@@ -117,10 +119,10 @@ class Recipe:
         scheme = self.scheme
         names = {term.objective for term in (*scheme.terms, *scheme.exit_terms)}
         heated = any("temperature" in term.options for term in (*scheme.terms, *scheme.exit_terms))
-        numbers = self.task == FORECASTING
-        if "temperature" in self.options and (numbers or not heated):
+        numbers = self.task in OF_NUMBERS
+        if self.options.get("temperature") is not None and (numbers or not heated):
             why = "output_weight is 0" if "output_weight" in self.options else "alpha is 1"
-            why = "forecasts are numbers, and it softens probabilities" if numbers else why
+            why = f"{NUMBERS[self.task]} are numbers, and it softens probabilities" if numbers else why
             said.append(f"temperature={self.options['temperature']} has no effect: {why}")
         if self.needs_teacher and names in ({"cross_entropy"}, {"mse"}) and scheme.writing is None:
             what = "beta=0" if "beta" in self.options else "alpha=1"
@@ -155,9 +157,11 @@ def check_labelled(recipe: Recipe, labels: bool) -> None:
 
 
 def with_method(recipe: Recipe, method: str, **options) -> Recipe:
-    """The same run with another method; without a teacher where the method needs none."""
-    teacher = recipe.teacher if method != "fine_tuning" else None
-    return replace(recipe, method=method, options=options, teacher=teacher)
+    """The same run with another method; without a teacher, and its weights, where the method needs none."""
+    alone = method == "fine_tuning"
+    student = replace(recipe.student, init="seed") if alone else recipe.student
+    teacher = None if alone else recipe.teacher
+    return replace(recipe, method=method, options=options, student=student, teacher=teacher)
 
 
 def shaped(model: Model, data: Data) -> Model:

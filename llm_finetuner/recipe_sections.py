@@ -49,6 +49,9 @@ class Model:
     keep_encoder: bool = (
         False  # such a student of a teacher with encoder and decoder: blocks of the decoder go, alone
     )
+    init: Literal["seed", "teacher"] = (
+        "seed"  # of a student s4d: new weights, or what matters of its teacher's
+    )
     shape: dict[str, Any] = field(
         default_factory=dict
     )  # of a model that is built here: time_llm, patch, linear

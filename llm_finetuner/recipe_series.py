@@ -8,6 +8,10 @@ from llm_finetuner.errors import RecipeError
 from llm_finetuner.ranges import check_count, check_levels, check_number
 
 FORECASTING = "forecasting"  # the task
+REGRESSION = "sequence_regression"  # another task of numbers, which reads sequences as they are
+OF_NUMBERS = (FORECASTING, REGRESSION)
+OF_SEQUENCES = ("s4d",)  # models that are built here for it
+SEQUENCES = 16  # of a step of it
 STEPS, WINDOWS = (
     1000,
     32,

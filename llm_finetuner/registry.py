@@ -24,6 +24,7 @@ OBJECTIVES = {
     "hidden_mse": "llm_finetuner.objectives.feature:hidden_mse",
     "hidden_cosine": "llm_finetuner.objectives.feature:hidden_cosine",
     "hidden_normalized": "llm_finetuner.objectives.feature:hidden_normalized",
+    "hidden_nmse": "llm_finetuner.objectives.feature:hidden_nmse",
     "embedding_mse": "llm_finetuner.objectives.feature:embedding_mse",
     "cka": "llm_finetuner.objectives.feature:cka",
     "attention_mse": "llm_finetuner.objectives.attention:attention_mse",
@@ -51,6 +52,7 @@ METHODS = {
     "on_policy_distillation": "llm_finetuner.methods.on_policy:on_policy_distillation",
     "sequence_distillation": "llm_finetuner.methods.sequence:sequence_distillation",
     "forecast_distillation": "llm_finetuner.methods.forecasting:forecast_distillation",
+    "regression_distillation": "llm_finetuner.methods.regression:regression_distillation",
 }
 TUNINGS = {
     "full": "llm_finetuner.tuning.full:full",
@@ -67,6 +69,7 @@ TASKS = {
     "masked_lm": "llm_finetuner.tasks.in_place:MaskedLM",
     "seq2seq_lm": "llm_finetuner.tasks.seq2seq:Seq2Seq",
     "forecasting": "llm_finetuner.tasks.forecasting:Forecasting",
+    "sequence_regression": "llm_finetuner.tasks.sequence_regression:SequenceRegression",
 }
 MODELS = {  # that transformers does not give, built from a few settings (student.shape, teacher.shape)
     "time_llm": "llm_finetuner.models.build:time_llm",
@@ -74,6 +77,7 @@ MODELS = {  # that transformers does not give, built from a few settings (studen
     "linear": "llm_finetuner.models.build:linear",
     "repeat-last": "llm_finetuner.models.build:repeat_last",
     "seasonal-naive": "llm_finetuner.models.build:seasonal_naive",
+    "s4d": "llm_finetuner.models.build_s4d:s4d",
 }
 TEACHERS = {
     "live": "llm_finetuner.teachers.kinds:live",
@@ -150,6 +154,12 @@ MENU = {
         "forecast_distillation",
         "full",
         "Forecast distillation: learn a series from its truth and a teacher's forecasts",
+    ),
+    14: (
+        "regression_distillation",
+        "regression_distillation",
+        "full",
+        "Regression distillation: learn numbers at every sample from the truth, a teacher and its hidden states",
     ),
 }
 

@@ -103,11 +103,7 @@ class _Response:
 
     def _counts(self, given: _Given) -> Tensor:
         """How many positions each value speaks of: [K]."""
-        told = (
-            torch.ones_like(given.targets[:, 0], dtype=torch.bool)
-            if self.own.numbers
-            else _are_known(given.targets)
-        )
+        told = ~given.targets.isnan().any(1) if self.own.numbers else _are_known(given.targets)
         heard = torch.ones_like(told) if given.known is None else given.known
         spoken = [heard if asks else told for _, _, asks in self.calls]
         if self.measures:

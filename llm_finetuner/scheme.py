@@ -17,7 +17,8 @@ class Term:
     layers: str | list | None = (
         None  # a named map, student blocks, or (student, teacher) pairs; None: four even ones
     )
-    projection: Literal["linear", "orthogonal"] = "linear"  # how a projection between unlike widths starts
+    # how a projection between unlike widths starts; identity: one between equal widths, too, which starts as that
+    projection: Literal["linear", "orthogonal", "identity"] = "linear"
     tokens: Literal["all", "first"] = "all"  # of each text that a model is read at; [CLS] is the first
 
     @property

@@ -19,6 +19,7 @@ import datasets
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import PretrainedConfig
 
 from llm_finetuner import checks
 from llm_finetuner.benchmark import speed
@@ -38,6 +39,11 @@ from llm_finetuner.recipe import Data
 from llm_finetuner.scheme import Scheme
 
 OF_NUMBERS = ("mse", "huber", "output_mse", "pinball", "spectrum", "multi_scale")
+AS_NUMBERS = {"cross_entropy": "mse", "forward_kl": "output_mse"}  # what they are where answers are numbers
+NO_NUMBERS = (  # of choices
+    "reverse_kl", "adaptive_kl", "alpha_beta", "total_variation", "logit_mse", "jsd", "skew_forward_kl",
+    "skew_reverse_kl", "span_kl", "uld",
+)  # fmt: skip
 
 
 class Asked(NamedTuple):
@@ -52,6 +58,7 @@ class Task:
     """A task whose answers are tokens and stand in `labels`, a list as long as it needs to be."""
 
     auto: str  # the class of transformers that loads its models
+    configs: type = PretrainedConfig  # what their configurations are
     measure: Measure = perplexity("a token", "tokens")  # what its models are judged by
     unfit: tuple[str, ...] = OF_NUMBERS  # objectives that read other answers
     answers = "tokens, or labels"  # what they are, in words
@@ -67,11 +74,21 @@ class Task:
     all_tokens = False  # whether blocks are read at all tokens of an example, whatever counts of it
     keeps_texts = False  # whether rows keep their texts, which a teacher can read in tokens of its own
     numbers = False  # whether the answers are numbers, and not choices
+    series = False  # whether they are steps of series over time that follow (data/windows.py)
     exclusive = True  # whether the answers at a position exclude each other: they are one distribution
 
     def width(self, model: nn.Module) -> int:
         """Width of what the blocks put out: D."""
         return model.config.get_text_config().hidden_size
+
+    def projection(self, model: nn.Module, width: int, start: str) -> nn.Module:
+        """A map that is learned, from its hidden states to those of a teacher of this width; start: see Term."""
+        made = nn.Linear(self.width(model), width, bias=False)
+        if start == "orthogonal":
+            nn.init.orthogonal_(made.weight)
+        if start == "identity" and made.in_features == width:
+            nn.init.eye_(made.weight)
+        return made
 
     def depth(self, model: nn.Module) -> int:
         """Number of blocks; of two stacks the decoder's."""

@@ -20,7 +20,7 @@ from llm_finetuner.engine import Engine
 from llm_finetuner.errors import CheckpointError, RecipeError, TrainingError
 from llm_finetuner.export.beside import save_beside
 from llm_finetuner.named_models import has_new_weights, made_here
-from llm_finetuner.optim import default_rate, rate
+from llm_finetuner.optim import default_rate, rate, set_apart, set_rate
 from llm_finetuner.recipe import Recipe
 from llm_finetuner.registry import OPTIMIZERS, SCHEDULES, resolve
 from llm_finetuner.run import Log, Signals, spare_models, with_whole_paths, writing
@@ -84,6 +84,7 @@ class _Run:
         self.built = built = assemble(recipe, parts, self.engine.device, self._note, self.engine.rank)
         parameters = [p for p in built.learner.parameters() if p.requires_grad]
         optimizer = resolve(OPTIMIZERS, plan.optimizer)(parameters, plan.weight_decay, self.engine.device)
+        set_apart(optimizer, built.learner)
         self.learner, self.optimizer = self.engine.prepare(built.learner, optimizer)
         self.parameters = parameters
         self.order = Order(
@@ -173,8 +174,7 @@ class _Run:
                     f"lower the learning rate (now {self.peak_rate:g}); checkpoints before this step are kept",
                 )
         now = self.peak_rate * rate(self.schedule, step, built.steps, self.recipe.train.warmup)
-        for group in self.optimizer.param_groups:
-            group["lr"] = now
+        set_rate(self.optimizer, now)
         self.optimizer.step()
         built.tuned.after_step(step)
         if built.teacher is not None:

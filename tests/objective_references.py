@@ -130,6 +130,13 @@ def hidden_normalized(student_features, teacher_features):
     return ((own - other) ** 2).sum(-1)
 
 
+def hidden_nmse(student_features, teacher_features, examples):
+    losses = []
+    for s, t, e in zip(student_features, teacher_features, examples, strict=True):
+        losses.append(((s - t) ** 2).sum() / len(s) / teacher_features[examples == e].square().mean())
+    return torch.stack(losses)
+
+
 def embedding_mse(student_embeddings, teacher_embeddings):
     return ((student_embeddings - teacher_embeddings) ** 2).sum(-1) / student_embeddings.shape[-1]
 

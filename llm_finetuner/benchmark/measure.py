@@ -48,6 +48,7 @@ class Measure:
     off: str = ""  # the setting that turns a teacher off
     without: tuple[str, ...] = ()  # keys of figures that say nothing here
     over: str = "step"  # or epoch: what a report draws training over
+    keeps: Callable[[float, float], float | None] | None = None  # in place of the ratio of two figures, in %
     read: str = "tokens"  # what is counted where speeds are measured
 
     def summary(self, quality: Quality, *, seed: int = 0) -> dict[str, float | int | None]:
@@ -78,6 +79,8 @@ class Measure:
 
     def retained(self, value: float, teacher: float) -> float | None:
         """How much of the teacher's figure a model has, in %; None where that is no number."""
+        if self.keeps is not None:
+            return self.keeps(value, teacher)
         part, whole = (teacher, value) if self.lower else (value, teacher)
         return 100 * (part / whole) if whole else None
 

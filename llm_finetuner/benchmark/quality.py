@@ -38,6 +38,9 @@ class Quality:
     right: np.ndarray | None = None  # [E] positions answered right
     figures: dict[str, float] = field(default_factory=dict)  # that only some tasks have: macro_f1, mcc
     per_label: list[dict] | None = None  # precision, recall, f1 and count of each label
+    energy: np.ndarray | None = (
+        None  # [E] of the truth, summed as the loss is, where errors are held against it
+    )
     block: int = 1  # neighbours that depend on each other, as windows that overlap do: resampled together
 
     @property
@@ -150,8 +153,8 @@ def _score(
     for start in range(0, len(student.rows), POSITIONS):
         part = slice(start, start + POSITIONS)
         logits_nV = student.head(student.rows[part])[:, :vocabulary]
-        told_n = student.targets[part].reshape(len(logits_nV), -1).amax(1) >= 0
-        told_n = torch.ones_like(told_n) if student.numbers else told_n
+        targets_nC = student.targets[part].reshape(len(logits_nV), -1)
+        told_n = ~targets_nC.isnan().any(1) if student.numbers else targets_nC.amax(1) >= 0
         tally.add(logits_nV[told_n], student.targets[part][told_n], examples[part][told_n.cpu()])
         if teacher is not None:
             teacher_nC = teacher.head(teacher.rows[part])[:, :vocabulary].to(logits_nV.device)

@@ -59,14 +59,15 @@ def measure(
 ) -> dict[Hashable, dict[str, float]]:
     """{name: {"tokens_per_second", "latency_ms"}}, medians over the repeats, after a warm-up of each model.
 
-    tokens_per_second: ids [B, T] through one forward pass, logits of every position included; of forecasters ids are
+    tokens_per_second: ids [B, T] through one forward pass, logits of every position included, or samples of sequences
+    [B, T, channels]; of forecasters ids are
     look-backs [B, T] of numbers, and windows are counted. latency_ms: one more token for a single sequence, with the
     KV cache; a whole sequence where the model does not write. A model with encoder and decoder reads ids as its
     source and as its target, and each id counts once. The models take turns within each repeat, in another order each
     time, so that what else the machine does meanwhile slows all of them alike; small models are run several times a
     turn.
     """
-    count = len(ids) if ids.is_floating_point() else ids.numel()
+    count = len(ids) if ids.is_floating_point() and ids.dim() == 2 else ids.shape[:2].numel()
     seconds: dict = {name: {"forward": [], "token": []} for name in models}
     names = list(models)
     with eval_mode(*models.values()):
@@ -94,7 +95,7 @@ def measure(
 
 def _forward(model: nn.Module, ids: Tensor) -> None:
     ids = ids.to(model.device)
-    if ids.is_floating_point():
+    if ids.is_floating_point() or ids.is_complex():
         model(ids)
         return
     writes = (

@@ -151,7 +151,7 @@ def verdict(
         "seed": seed,
         "measured": speed.conditions(first.model),
         "memory": speed.MEMORY_IS["cuda" if first.model.device.type == "cuda" else "cpu"],
-        "latency": speed.LATENCY_OF_WINDOW if task.numbers else speed.LATENCY_IS[first.model.can_generate()],
+        "latency": speed.LATENCY_OF_WINDOW if task.series else speed.LATENCY_IS[first.model.can_generate()],
         "formulas": _formulas(task.measure, said["references"] is not None),
     }
     return finite(result)

@@ -5,18 +5,27 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from llm_finetuner.cli import chains, exporting, forecasters, measuring, searching, teaching
+from llm_finetuner.cli import (
+    chains,
+    exporting,
+    forecasters,
+    measuring,
+    searching,
+    sequences,
+    simulating,
+    teaching,
+)
 from llm_finetuner.cli.exits import OK, program
 from llm_finetuner.cli.fitting import check_fit, check_task, misfits
 from llm_finetuner.cli.folder import check_output, forget_texts
 from llm_finetuner.cli.hub import names_in, prepare
 from llm_finetuner.cli.needed import check_complete, check_data_named
 from llm_finetuner.cli.recipes import existing
-from llm_finetuner.cli.settings import build, paths_in
+from llm_finetuner.cli.settings import OF_ONE_TASK, build, paths_in
 from llm_finetuner.cli.training import judged, print_recipe, recipe_in, train_and_compare
 from llm_finetuner.errors import RecipeError
 from llm_finetuner.recipe import Recipe
-from llm_finetuner.recipe_series import FORECASTING
+from llm_finetuner.recipe_series import OF_NUMBERS
 from llm_finetuner.registry import MENU, menu_entry
 
 
@@ -38,8 +47,11 @@ def finetune(given: dict[str, Any], screen) -> Any:
     """finetune and distill: flags -> recipe -> run."""
     distil = given["command"] == "distill"
     first = next(entry[0] for entry in MENU.values() if (entry[1] != "fine_tuning") == distil)
-    if given.get("--task") == FORECASTING:
-        first = "forecast_distillation" if distil else "full"
+    if "config" in given:
+        return run_recipe({**given, "recipe": given["config"]}, screen)
+    if given.get("--task") in OF_NUMBERS:
+        own = {task: method for method, task in OF_ONE_TASK.items()}
+        first = own[given["--task"]] if distil else "full"
     method = given.get("method", first)
     paths = paths_in(given, distil, menu_entry(method)[1])
     recipe = build(method, paths, given.get("set", []))
@@ -50,10 +62,13 @@ def finetune(given: dict[str, Any], screen) -> Any:
 
 
 def run_recipe(given: dict[str, Any], screen) -> Any:
-    """run RECIPE.yaml key=value ..."""
-    from llm_finetuner.recipe_file import load
+    """run RECIPE.yaml key=value ..., and distill --config RECIPE.yaml key=value ... with flags over both."""
+    from llm_finetuner.recipe_file import change, load
 
-    return start(load(existing(given["recipe"]), given.get("assignments", [])), given, screen)
+    recipe = load(existing(given["recipe"]), given.get("assignments", []))
+    if "config" in given:
+        recipe = change(recipe, paths_in({"--task": recipe.task, **given}, True, recipe.method).items())
+    return start(recipe, given, screen)
 
 
 def start(recipe: Recipe, given: dict[str, Any], screen) -> Any:
@@ -124,7 +139,7 @@ def preview(given: dict[str, Any], screen) -> Any:
     from llm_finetuner.cli.soft import check_soft, soft_labels
 
     recipe = build("full", paths_in(given, distil=True))
-    check_data_named(recipe) if recipe.task == FORECASTING else check_complete(recipe)  # series need no model
+    check_data_named(recipe) if recipe.task in OF_NUMBERS else check_complete(recipe)  # no model
     check_task(recipe)
     check_soft(recipe)
     prepare(names_in(recipe), screen.warn)
@@ -158,9 +173,15 @@ def listing(given: dict[str, Any], screen) -> Any:
     return tables.show(given.get("what"), given.get("folder", "outputs"), screen)
 
 
+def evaluate(given: dict[str, Any], screen) -> Any:
+    """evaluate --model MODEL: a forecaster on a table, or a model of sequences on theirs."""
+    return (sequences if sequences.is_for(given) else forecasters).evaluate(given, screen)
+
+
 COMMANDS: dict[str, Callable[[dict[str, Any], Any], Any]] = {
     "finetune": finetune, "distill": finetune, "run": run_recipe, "resume": resume, "cache": teaching.cache,
     "generate": teaching.generate, "sweep": searching.sweep, "compare": measuring.compare,
-    "benchmark": measuring.benchmark, "evaluate": forecasters.evaluate, "forecast": forecasters.forecast,
-    "export": exporting.export, "quickstart": quickstart, "preview": preview, "doctor": doctor, "list": listing,
+    "benchmark": measuring.benchmark, "evaluate": evaluate, "forecast": forecasters.forecast,
+    "export": exporting.export, "quickstart": quickstart, "preview": preview, "simulate": simulating.simulate,
+    "doctor": doctor, "list": listing,
 }  # fmt: skip

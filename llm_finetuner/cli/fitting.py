@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from llm_finetuner.cli import imports, series_fit
+from llm_finetuner.cli import imports, series_fit, signal_fit
 from llm_finetuner.cli.answers import (
     CACHE,
     holds_weights,
@@ -37,10 +37,11 @@ from llm_finetuner.errors import DataError, FinetunerError, RecipeError
 from llm_finetuner.layer_maps import check_exits, check_kept, kept_blocks, layer_pairs, spelled
 from llm_finetuner.ranges import check_shares
 from llm_finetuner.recipe import Model, Recipe, Teacher, Train, check_labelled, members_of
-from llm_finetuner.recipe_series import FORECASTING
+from llm_finetuner.recipe_series import FORECASTING, OF_NUMBERS, REGRESSION
 from llm_finetuner.registry import TASKS, resolve
 from llm_finetuner.teachers.places import check_place
 
+NUMBERS = {FORECASTING: series_fit, REGRESSION: signal_fit}  # what is known of their runs
 NO_STATES = (
     "ensemble",
     "remote",
@@ -59,7 +60,7 @@ def check_fit(recipe: Recipe, trains: bool = True) -> None:
         if trains or model is not recipe.student:
             check_weights(recipe, model)
     check_models(recipe)
-    if recipe.task == FORECASTING:
+    if recipe.task in OF_NUMBERS:
         series_fit.check_shapes(recipe)
 
 
@@ -67,7 +68,7 @@ def check_task(recipe: Recipe) -> None:
     """Raise RecipeError for what a model of this task cannot do or be, in the words of the run itself."""
     if recipe.task not in TASKS:
         return
-    series_fit.check_task(recipe)
+    NUMBERS.get(recipe.task, series_fit).check_task(recipe)
     check_labelled(recipe, recipe.task in OF_LABELS)
     if recipe.task in WRITING:
         return
@@ -108,8 +109,8 @@ def check_weights(recipe: Recipe, model: Model) -> None:
 
 def check_models(recipe: Recipe) -> None:
     """The same for what models, caches and layers say of each other."""
-    if recipe.task == FORECASTING:
-        series_fit.check_models(recipe)
+    if recipe.task in OF_NUMBERS:
+        NUMBERS[recipe.task].check_models(recipe)
     check_teacher(recipe)
     check_blocks(recipe)
 
@@ -125,8 +126,8 @@ def misfits(recipe: Recipe) -> list[str]:
 
 def check_data(recipe: Recipe) -> None:
     """Raise DataError where a file or folder of the data is not there, or holds no series where it should."""
-    if recipe.task == FORECASTING:
-        series_fit.check_data(recipe)
+    if recipe.task in OF_NUMBERS:
+        NUMBERS[recipe.task].check_data(recipe)
         return
     for name in filter(None, (recipe.data.source, recipe.data.eval_source)):
         if lies_here(name) or may_be_on_hub(name):

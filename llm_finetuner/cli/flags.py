@@ -2,9 +2,10 @@
 
 import argparse
 
+from llm_finetuner.cli import simulating
 from llm_finetuner.cli.settings import Setting, by_flag, settings
 from llm_finetuner.layer_maps import POOLED_NAME
-from llm_finetuner.recipe_series import FORECASTING
+from llm_finetuner.recipe_series import FORECASTING, OF_NUMBERS
 from llm_finetuner.registry import EXPORTERS, MENU
 
 LISTS = (
@@ -45,6 +46,8 @@ def add_settings(child: argparse.ArgumentParser, distil: bool) -> None:
     add_set(child)
     add_running(child)
     if distil:
+        told = "a recipe.yaml to begin with; key=value and flags replace what it says"
+        child.add_argument("--config", metavar="FILE", help=told)
         add_comparing(child)
 
 
@@ -205,9 +208,7 @@ def _add_forecaster(child: argparse.ArgumentParser) -> None:
     child.add_argument("--model", required=True, metavar="MODEL", help=told)
     told = "a .csv, .tsv or .parquet file of numbers over time (default: the run's own)"
     child.add_argument("--data", dest="--data", metavar="FILE", help=told)
-    child.add_argument(
-        "--task", dest="--task", choices=[FORECASTING], help="series of numbers, which is what it is for"
-    )
+    child.add_argument("--task", dest="--task", choices=OF_NUMBERS, help="of a run it is known")
     for setting in settings(distil=False):
         if setting.owner == FORECASTING and setting.path not in OF_TRAINING:
             add_setting(child, [setting])
@@ -267,11 +268,12 @@ COMMANDS = {
     "sweep": (_sweep, "search for better settings of a recipe, and rank them with their uncertainty"),
     "compare": (_compare, "teacher, untouched student and distilled student: report.html and a verdict"),
     "benchmark": (_benchmark, "score a model's completions of prompts"),
-    "evaluate": (_evaluate, "judge a forecaster by the test windows of a table"),
+    "evaluate": (_evaluate, "judge a forecaster by the test windows of a table, or a model of sequences"),
     "forecast": (_forecast, "the next steps of series beyond the end of a table, with intervals"),
     "export": (_export, "write a run's model, or any other, as ONNX or as one plain folder"),
     "quickstart": (_quickstart, "distil the shipped teacher on the standard library's own text"),
     "preview": (_preview, "show how rows of data are read and which tokens are learned"),
+    "simulate": (simulating.add_flags, "draw columns of a synthetic-aperture radar and their focused truth"),
     "doctor": (_doctor, "check this machine: versions, device, disk, folders"),
     "list": (_list, "list what can be chosen, or the runs"),
 }

@@ -36,6 +36,8 @@ EXAMPLES = {
   {0} distill --student gpt2 --teacher big --url http://localhost:8000/v1 --data train.jsonl
   {0} distill --method self_distillation --student gpt2 --data train.jsonl --exits 5
   {0} distill --task classification --student ./small --teacher ./big --data reviews.csv
+  {0} distill --task sequence_regression --student s4d --shape preset=tiny --teacher outputs/big --data columns
+  {0} distill --config recipes/sarssm_compressed.yaml student.model_dim=40 alpha=0.25 train.epochs=300
   {0} distill --task forecasting --student patch --shape hidden_size=16 num_layers=1 --teacher outputs/big --data a.csv
 """,
     "run": """  {0} run recipe.yaml
@@ -50,6 +52,7 @@ EXAMPLES = {
 """,
     "evaluate": """  {0} evaluate --model linear --data ETTh1.csv --lookback 96 --horizon 96 --split ett-hour
   {0} evaluate --model outputs/forecaster --level 80 90 --json
+  {0} evaluate --task sequence_regression --model outputs/s4d --data outputs/columns
 """,
     "forecast": """  {0} forecast --model outputs/forecaster --data ETTh1.csv --level 80 90 --output next.csv
   {0} forecast --model linear --data sales.csv --lookback 56 --horizon 14
@@ -77,6 +80,10 @@ EXAMPLES = {
   {0} preview --task classification --data reviews.csv --student ./small --teacher ./big
   {0} preview --task forecasting --data ETTh1.csv --lookback 96 --horizon 96 --split ett-hour
 """,
+    "simulate": """  {0} simulate --out outputs/columns
+  {0} simulate --out outputs/few --columns 1056 --labelled 32 --seed 1
+  {0} simulate --out outputs/sentinel --radar sentinel-1 --length 2048
+""",
     "doctor": """  {0} doctor --online
 """,
     "list": """  {0} list
@@ -100,6 +107,9 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Sequence[str] | None = None, namespace=None) -> argparse.Namespace:
         found, rest = self.parse_known_args(args, namespace)
+        if "config" in found:  # distill --config RECIPE key=value ...
+            found.assignments = [word for word in rest if "=" in word and not word.startswith("-")]
+            rest = [word for word in rest if word not in found.assignments]
         if found.command in ("run", "sweep"):
             later = [word for word in rest if not word.startswith("-")]
             words = [found.recipe, *vars(found).get("assignments", []), *later]

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llm_finetuner.cli import series_sight
+from llm_finetuner.cli import series_sight, signal_sight
 from llm_finetuner.cli.plain import listed
 from llm_finetuner.cli.series_sight import SeriesSight
 from llm_finetuner.cli.task_rows import SAMPLE, SHOWN, read, seen
 from llm_finetuner.recipe import Data, Recipe
-from llm_finetuner.recipe_series import FORECASTING
+from llm_finetuner.recipe_series import FORECASTING, REGRESSION
 from llm_finetuner.registry import TASKS, resolve
 
 
@@ -49,6 +49,8 @@ def look(recipe: Recipe) -> Sight | SeriesSight:
     """Read the data of a recipe, with the tokenizer of its student. Raises FinetunerError."""
     if recipe.task == FORECASTING:
         return series_sight.look(recipe, stamp(recipe.data.source))
+    if recipe.task == REGRESSION:
+        return Sight(*signal_sight.look(recipe, stamp(recipe.data.source)))
     from llm_finetuner.named_models import student_source
 
     data = json.dumps(dataclasses.asdict(recipe.data))

@@ -1,21 +1,26 @@
 """What a model is for, as the menu asks it: which tasks a method can be run for, and what a task leaves to ask."""
 
-from llm_finetuner.cli import settings, spoken
+from llm_finetuner.cli import series_fit, settings, signal_fit, spoken
 from llm_finetuner.cli.needed import FILLING, OF_ANY_TASK, OF_LABELS, TRANSFORMING, WRITING
 from llm_finetuner.cli.prompts import Pick
-from llm_finetuner.cli.series_fit import READ
-from llm_finetuner.cli.settings import OF_SERIES, fields_of
+from llm_finetuner.cli.settings import OF_ONE_TASK, fields_of
 from llm_finetuner.recipe import Data, Recipe
-from llm_finetuner.recipe_series import FORECASTING
+from llm_finetuner.recipe_series import FORECASTING, OF_NUMBERS, REGRESSION
 from llm_finetuner.registry import METHODS, TASKS, menu_entry, resolve
 
 TEXT = Recipe.task
-OF_TEXTS = tuple(name for name in TASKS if name != FORECASTING)
+UNASKED = (REGRESSION,)  # flags and recipes start it; the menu has no questions for it yet
+READ = {FORECASTING: series_fit.READ, REGRESSION: signal_fit.READ}  # of the data's settings
+OF_TEXTS = tuple(name for name in TASKS if name not in OF_NUMBERS)
 ONLY_FOR = {  # settings that are for models of these tasks only
-    **{f"data.{name}": OF_TEXTS for name in vars(Data()) if name not in READ},
+    **{
+        f"data.{name}": (*OF_TEXTS, *(task for task, read in READ.items() if name in read))
+        for name in vars(Data())
+    },
     **{s.path: (FORECASTING,) for s in fields_of(Data, "data") if s.owner == FORECASTING},
-    "student.shape": (FORECASTING,),
-    "teacher.shape": (FORECASTING,),
+    "student.shape": OF_NUMBERS,
+    "teacher.shape": OF_NUMBERS,
+    "student.init": (REGRESSION,),
     "options.temperature": OF_TEXTS,
     "options.label_smoothing": OF_TEXTS,
     "train.max_tokens": OF_TEXTS,
@@ -37,9 +42,10 @@ def pick_task(answers: dict) -> Pick | None:
     """Not asked where a model has to write."""
     _, method, _, _ = menu_entry(answers["method"])
     scheme = resolve(METHODS, method)()
-    if scheme.writing or scheme.on_policy or method in OF_SERIES:
+    if scheme.writing or scheme.on_policy or method in OF_ONE_TASK:
         return None
-    return Pick([(name, *told, None) for name, told in spoken.TASKS.items() if name in TASKS], TEXT)
+    asked = (name for name in spoken.TASKS if name in TASKS and name not in UNASKED)
+    return Pick([(name, *spoken.TASKS[name], None) for name in asked], TEXT)
 
 
 def kinds_for(task: str, kinds: tuple[str, ...]) -> list[str]:

@@ -33,7 +33,7 @@ from llm_finetuner.cli.needed import OF_LABELS, TRANSFORMING, compares_blocks, f
 from llm_finetuner.cli.plain import first_line
 from llm_finetuner.cli.prompts import BACK, Ask, Mark, Pick
 from llm_finetuner.cli.purpose import example, kinds_for, pick_task, pointless, task_of
-from llm_finetuner.cli.settings import MEMBERS, OF_SERIES, Setting, fields_of, options_in
+from llm_finetuner.cli.settings import MEMBERS, OF_ONE_TASK, Setting, fields_of, options_in
 from llm_finetuner.errors import RecipeError
 from llm_finetuner.recipe import Data, Model, Recipe, Teacher, Train
 from llm_finetuner.recipe_series import FORECASTING
@@ -51,7 +51,7 @@ FIRST = {  # of a kind of teacher, what is asked at once; the rest on request
     "remote": ("url", "k"),
     "live_cached": ("path", "k"),
 }
-ON_REQUEST = ("fine_tuning", *OF_SERIES)  # methods whose options few people change
+ON_REQUEST = ("fine_tuning", *OF_ONE_TASK)  # methods whose options few people change
 WITHOUT_ADAPTERS = ("patch", "linear")
 FEW_ANSWERS = (*OF_LABELS, FORECASTING)  # tasks whose caches keep all of an answer
 NAMELESS = ("ensemble", "cached")  # kinds whose teacher has no name of its own
@@ -75,7 +75,7 @@ def training(answers: Answers) -> Steps:
     steps += [] if series else data()
     asked = [] if method in ON_REQUEST else options_in(METHODS, method, "options")
     steps += [from_setting(s) for s in asked if s.path not in pointless(task_of(answers))]
-    return [*steps, *(series_questions.share() if method in OF_SERIES else []), *last(answers)]
+    return [*steps, *(series_questions.share() if method in OF_ONE_TASK else []), *last(answers)]
 
 
 def chain(answers: Answers) -> Steps:

@@ -14,7 +14,7 @@ from llm_finetuner.cli.needed import OWN, compares_blocks, is_part
 from llm_finetuner.errors import RecipeError
 from llm_finetuner.models.build import BACKBONES, untrained
 from llm_finetuner.recipe import Data, Model, Recipe, members_of
-from llm_finetuner.recipe_series import FORECASTING, Series, shares_of
+from llm_finetuner.recipe_series import FORECASTING, OF_SEQUENCES, REGRESSION, Series, shares_of
 from llm_finetuner.registry import MODELS, resolve
 
 READ = ("source", "series", "hard_share", "eval_samples")  # what forecasting reads of the data's settings
@@ -42,7 +42,9 @@ def check_task(recipe: Recipe) -> None:
         )
     for model in (recipe.student, *(members_of(recipe.teacher) if recipe.teacher else ())):
         if model.name in MODELS or is_forecaster(model.name):
-            raise RecipeError(f"{model.name} forecasts series, and the task is {recipe.task}", hint)
+            what = "maps sequences of numbers" if model.name in OF_SEQUENCES else "forecasts series"
+            hint = f"--task {REGRESSION}" if model.name in OF_SEQUENCES else hint
+            raise RecipeError(f"{model.name} {what}, and the task is {recipe.task}", hint)
 
 
 def _cuts_series(split: str) -> bool:
@@ -62,6 +64,8 @@ def _check_settings(recipe: Recipe) -> None:
             )
     models = {"student": recipe.student, **({"teacher": recipe.teacher} if recipe.teacher else {})}
     for who, model in models.items():
+        if model.name in OF_SEQUENCES:
+            raise RecipeError(f"{model.name} maps sequences, and forecasts no series", f"--task {REGRESSION}")
         for name in HELD:
             planned = who == "teacher" and name == "from_scratch"  # of a chain: trained by then
             if model.name in MODELS and not planned and vars(model)[name] != getattr(Model(), name):

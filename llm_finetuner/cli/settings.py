@@ -17,17 +17,17 @@ from llm_finetuner.cli.wording import CHOICES, FLAGS, HELP, NOTHING, WORDS
 from llm_finetuner.errors import RecipeError
 from llm_finetuner.ranges import number_or_text
 from llm_finetuner.recipe import Data, Model, Recipe, Teacher, Train
-from llm_finetuner.recipe_series import FORECASTING, STEPS, WINDOWS
+from llm_finetuner.recipe_series import FORECASTING, OF_NUMBERS, REGRESSION, SEQUENCES, STEPS, WINDOWS
 from llm_finetuner.registry import METHODS, MODELS, TEACHERS, TUNINGS, menu_entry, resolve
 
 LAYERS = ("options.feature_layers", "options.layers")
 MEMBERS = "teacher.options.members"
 WEIGHTS = "data.class_weights"
-KEPT = ("keep_blocks", "keep_width", "keep_encoder")  # of a student that is cut from its teacher
+KEPT = ("keep_blocks", "keep_width", "keep_encoder", "init")  # of a student that is cut from its teacher
 SHAPES = ("student.shape", "teacher.shape")  # of models that are built here
 VERBATIM = ("data.prefix",)  # blanks at the end are part of it
 NONE_IS_SAID = ("data.series.time_column",)  # where none is a value, and not the word for None
-OF_SERIES = {"forecast_distillation": FORECASTING}  # methods that are for one task
+OF_ONE_TASK = {"forecast_distillation": FORECASTING, "regression_distillation": REGRESSION}  # methods
 NOT_OF_TEACHERS = tuple(f"teacher.{name}" for name in KEPT)
 FOR_TYPES = {  # what annotations name without importing it
     "Context": object,
@@ -233,7 +233,7 @@ def paths_in(given: dict[str, Any], distil: bool, method: str = "") -> dict[str,
 
 def task_of(task: str | None, method: str) -> str:
     """The task that was named, else the one that the method is for."""
-    return task or OF_SERIES.get(method, Recipe.task)
+    return task or OF_ONE_TASK.get(method, Recipe.task)
 
 
 def kind_of_teacher(paths: dict[str, Any]) -> str | None:
@@ -276,6 +276,7 @@ def build(method: str | int, paths: dict[str, Any], assignments: Iterable[str] =
     if values["task"] == FORECASTING:
         if "train.epochs" not in values:
             values.setdefault("train.steps", STEPS)
-        values.setdefault("train.batch_size", WINDOWS)
+    if values["task"] in OF_NUMBERS:
+        values.setdefault("train.batch_size", WINDOWS if values["task"] == FORECASTING else SEQUENCES)
         values.setdefault("train.gradient_accumulation_steps", 1)
     return override(from_dict({"method": name, **nest(values)}), list(assignments))

@@ -9,6 +9,7 @@ EXAMPLES = {  # task -> (student, teacher)
     "masked_lm": ("distilbert/distilbert-base-uncased", "google-bert/bert-base-uncased"),
     "seq2seq_lm": ("google-t5/t5-small", "google-t5/t5-base"),
     "forecasting": ("patch", "linear"),
+    "sequence_regression": ("s4d", "outputs/s4d-full"),
 }
 MEMBERS = {
     "forecasting": "outputs/time_llm-full linear"
@@ -23,6 +24,10 @@ TASKS = {  # task -> (title, what it means)
     "forecasting": (
         "Forecast series",
         "The next steps of numbers over time, from the last ones (Time-LLM, a line)",
+    ),
+    "sequence_regression": (
+        "Numbers at every sample",
+        "A sequence of numbers into another, complex or real: radar columns into focused ones (S4D)",
     ),
 }
 TITLES = {

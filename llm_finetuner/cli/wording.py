@@ -65,7 +65,7 @@ NOTHING = {  # the word for None, where it is not "auto"
 WORDS = {"options.beta": (AUTO,)}  # that stand in place of a number
 HELP = {
     "task": "write text, classify texts (one label, or several), tag words, fill in hidden words, transform text, "
-    "forecast series",
+    "forecast series, map sequences of numbers",
     "student.name": "the model to train: a folder, a name on the hub, or teacher/2: every second block of the teacher; "
     "to forecast also time_llm, patch or linear, which are built here",
     "student.load_in_4bit": "hold the student in 4 bits (needs an adapter)",
@@ -74,6 +74,7 @@ HELP = {
     "student.from_scratch": "read the configuration only and draw new weights from the seed",
     "student.keep_blocks": "of a student named teacher/2: blocks spread evenly, or the first and the last ones",
     "student.keep_width": "of such a student: share of heads, channels and hidden width it keeps, 0-1",
+    "student.init": "of a student s4d: new weights from the seed, or what matters of its teacher's",
     "student.keep_encoder": "of such a student of T5, BART and the like: the encoder stays whole, the decoder is cut",
     "student.shape": "of a forecaster that is built here: its options, such as hidden_size=16 num_layers=1; the "
     "command list models shows them",
@@ -160,8 +161,9 @@ HELP = {
     "train.patience": "stop after this many evaluations without a better one; 0: never",
     "train.seed": "the same seed gives the same run",
     "train.trackers": "also write to tensorboard, wandb",
-    "options.beta": "weight of the teacher's forecasts beside alpha; only the ratio of the two matters; auto: "
-    "five shares of the teacher are tried on validation",
+    "options.beta": "weight of the teacher's answers beside alpha; only the ratio of the two matters; auto, of "
+    "forecasts: five shares of the teacher are tried on validation",
+    "options.gamma": "weight of the teacher's hidden states at matched blocks, through learned projections",
     "options.feature_weight": "weight of the teacher's hidden states of patches",
     "options.relation_weight": "weight of how the channels of a window lie to each other, by their angles",
     "options.spectrum_weight": "weight of the teacher's spectrum of each forecast",

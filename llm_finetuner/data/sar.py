@@ -23,8 +23,8 @@ class Radar:
 
     antenna_length: along the flight. pulse_rate: pulses a second, which must exceed the Doppler bandwidth. beam: sinc2,
     the two-way pattern of a uniform antenna, seen as far as its Doppler bandwidth goes (beyond it would only alias), or
-    rect, a test signal. taper: of the matched filter, over the same band. range_cell: slant-range resolution where echoes
-    move through range cells uncorrected; None: that migration has been corrected.
+    rect, a test signal. taper: of the matched filter, over the same band. range_cell: slant-range resolution where
+    echoes move through range cells uncorrected; None: that migration has been corrected.
     """
 
     wavelength: float
@@ -99,7 +99,7 @@ AIRBORNE = Radar(
 SENTINEL_1 = Radar(wavelength=0.0555, velocity=7100, slant_range=850e3, antenna_length=12.3, pulse_rate=1500)
 """Like the stripmap mode of Sentinel-1: a product of 624, an aperture of 810 pulses, a migration of 2.2 m."""
 
-RADARS = {"airborne": AIRBORNE, "sentinel_1": SENTINEL_1}
+RADARS = {"airborne": AIRBORNE, "sentinel-1": SENTINEL_1}
 
 
 def echo(radar: Radar, slant_range: np.ndarray, time: np.ndarray) -> np.ndarray:
@@ -153,7 +153,7 @@ def focus(radar: Radar, columns: np.ndarray, slant_range: np.ndarray) -> np.ndar
     columns = np.asarray(columns)
     if columns.ndim != 2 or not columns.size or len(slant_range) != len(columns):
         raise DataError(
-            f"columns must be [columns, pulses] with a range for each, got {columns.shape} and {len(slant_range)} ranges"
+            f"columns must be [columns, pulses] with a range each, got {columns.shape} and {len(slant_range)} ranges"
         )
     length = columns.shape[1]
     size = circle(radar, length, slant_range.max())

@@ -78,16 +78,17 @@ def margin(radar: Radar, scene: Scene) -> int:
     return int(np.ceil(max(0.6 * radar.aperture, farthest.aperture / 2)))
 
 
-def simulate(radar: Radar, scene: Scene, count: int, seed: int) -> Columns:
-    """Draw columns. Column i hangs on the seed and i alone. Raises RecipeError."""
+def simulate(radar: Radar, scene: Scene, count: int, seed: int, first: int = 0) -> Columns:
+    """Draw columns first, first + 1, ... Column i hangs on the seed and i alone. Raises RecipeError."""
     check_count("count", count, 1)
+    check_count("seed", seed, 0)
     edge = margin(radar, scene)
     if scene.length <= 2 * edge:
         raise RecipeError(
             f"length={scene.length} holds no row with a whole aperture of {radar.aperture:.0f} pulses",
             f"a length above {2 * edge}",
         )
-    draws = [np.random.default_rng([seed, i]) for i in range(count)]
+    draws = [np.random.default_rng([seed, first + i]) for i in range(count)]
     spread = scene.range_spread
     share = np.array([draw.random() for draw in draws])
     slant_range = radar.slant_range * (1 + spread * (2 * share - 1))

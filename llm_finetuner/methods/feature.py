@@ -5,8 +5,8 @@ from llm_finetuner.recipe_sections import check_ramp, check_range
 from llm_finetuner.scheme import Scheme, Term
 
 FEATURE_LOSSES = (
-    "hidden_mse", "hidden_cosine", "hidden_normalized", "attention_mse", "attention_kl", "value_relation", "cka",
-    "embedding_mse",
+    "hidden_mse", "hidden_cosine", "hidden_normalized", "hidden_nmse", "attention_mse", "attention_kl",
+    "value_relation", "cka", "embedding_mse",
 )  # fmt: skip
 
 

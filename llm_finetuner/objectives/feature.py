@@ -32,6 +32,19 @@ def hidden_normalized(student_features: Tensor, teacher_features: Tensor) -> Ten
     return (own - other).square().sum(-1)
 
 
+def hidden_nmse(student_features: Tensor, teacher_features: Tensor, examples: Tensor) -> Tensor:
+    """Squared error over the mean square of the teacher's states in that sequence: [N, D], [N, D], [N] -> [N].
+
+    So it is the same for states of any size, and hangs on no other sequence of the batch. Complex states are compared
+    as pairs of real numbers.
+    """
+    own, other = at_least_float32(student_features), at_least_float32(teacher_features)
+    sizes = other.new_zeros(int(examples.max()) + 1 if len(examples) else 0)
+    counts = sizes.index_add(0, examples, torch.ones_like(other[:, 0]))
+    power = sizes.index_add(0, examples, other.square().mean(-1)) / counts.clamp(min=1)
+    return (own - other).square().mean(-1) / power.clamp(min=torch.finfo(other.dtype).tiny)[examples]
+
+
 def embedding_mse(student_embeddings: Tensor, teacher_embeddings: Tensor) -> Tensor:
     """Mean squared error over the width, TinyBERT (arXiv 1909.10351): [N, D], [N, D] -> [N]."""
     return (at_least_float32(student_embeddings) - at_least_float32(teacher_embeddings)).square().mean(-1)

@@ -42,15 +42,22 @@ def weighted_cross_entropy(
 
 
 def mse(student: Tensor, targets: Tensor) -> Tensor:
-    """Mean squared error over the numbers of a position: [n, D], [n, D] -> [n]."""
-    return (at_least_float32(student) - at_least_float32(targets)).square().mean(-1)
+    """Mean squared error over the numbers of a position: [n, D], [n, D] -> [n]; 0 where a target is NaN, not known."""
+    return (at_least_float32(student) - _or_itself(targets, student)).square().mean(-1)
 
 
 def huber(student: Tensor, targets: Tensor, *, delta: float = 1.0) -> Tensor:
     """Squared error / 2 up to delta, linear beyond, averaged over the numbers of a position: [n, D], [n, D] -> [n].
 
-    Raises RecipeError for a delta not above 0.
+    0 where a target is NaN, not known. Raises RecipeError for a delta not above 0.
     """
     check_number("delta", delta, 0)
     student = at_least_float32(student)
-    return F.huber_loss(student, targets.to(student.dtype), reduction="none", delta=delta).mean(-1)
+    wanted = _or_itself(targets, student).to(student.dtype)
+    return F.huber_loss(student, wanted, reduction="none", delta=delta).mean(-1)
+
+
+def _or_itself(targets: Tensor, student: Tensor) -> Tensor:
+    """The targets; where a position has none what the student says, so that neither value nor gradient comes of it."""
+    known = ~targets.isnan().any(-1, keepdim=True)
+    return torch.where(known, at_least_float32(targets), at_least_float32(student.detach()))

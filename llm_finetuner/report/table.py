@@ -79,6 +79,9 @@ QUALITY, COMPLETIONS, SIZE, TRAINING = (
 )  # fmt: skip
 FIGURES = {
     QUALITY: {
+        "nmse_db": Figure("NMSE", lambda value: f"{value:.2f} dB", "low"),
+        "psnr": Figure("PSNR of complex numbers", lambda value: f"{value:.1f} dB", "high"),
+        "coherence": Figure("coherence with the truth", decimals(3), "high"),
         "mse": Figure("MSE, scaled data", decimals(4), "low"),
         "mae": Figure("MAE, scaled data", decimals(4), "low"),
         "perplexity": Figure("perplexity", significant, "low"),

@@ -24,37 +24,26 @@ from llm_finetuner.errors import DataError, ModelError, RecipeError
 from llm_finetuner.layer_maps import POOLED
 from llm_finetuner.models import build, forecasters
 from llm_finetuner.models.anatomy import Enough, capture, sort_out
-from llm_finetuner.models.forecaster import Forecaster
+from llm_finetuner.models.forecaster import Forecaster, ForecasterConfig
 from llm_finetuner.models.linear_forecaster import fit_closed_form, waits_for_rows
 from llm_finetuner.models.stacks import blocks_of
 from llm_finetuner.objectives.series import output_mse
-from llm_finetuner.output import Head, Output, Want
+from llm_finetuner.output import AsIs, Head, Output, Want
 from llm_finetuner.recipe import Data
 from llm_finetuner.scheme import Scheme, Term
-from llm_finetuner.task import Asked, Task
+from llm_finetuner.task import AS_NUMBERS, NO_NUMBERS, Asked, Task
 
-OF_CHOICES = (
-    "reverse_kl", "adaptive_kl", "alpha_beta", "total_variation", "logit_mse", "jsd", "skew_forward_kl",
-    "skew_reverse_kl", "span_kl", "uld",
-)  # fmt: skip
 OF_ONE = ("huber", "spectrum", "multi_scale")  # read one number a step
-
-
-class AsIs(nn.Module):
-    """The head of a forecaster, whose rows are forecasts already: [n, V] -> [n, V]."""
-
-    def forward(self, rows_nV: Tensor) -> Tensor:
-        return rows_nV.clone()  # the loss is computed in place
 
 
 class Forecasting(Task):
     """Models of registry.MODELS, and folders that hold one."""
 
-    auto = "AutoModel"
+    auto, configs = "AutoModel", ForecasterConfig
     measure = MSE
-    unfit, answers = OF_CHOICES, "numbers"
+    unfit, answers = NO_NUMBERS, "numbers"
     objectives = {"forward_kl": output_mse}  # what a cache loses
-    numbers = True
+    numbers = series = True
     exclusive = False
     pooled = all_tokens = True
 
@@ -277,7 +266,7 @@ class Forecasting(Task):
 
 
 def _translated(term: Term, levels: list[float]) -> Term:
-    name = {"cross_entropy": "mse", "forward_kl": "output_mse"}.get(term.objective, term.objective)
+    name = AS_NUMBERS.get(term.objective, term.objective)
     options = term.options if name == term.objective else {}
     if levels and name == "mse":
         name, options = "pinball", {"quantiles": levels}

@@ -1,0 +1,304 @@
+"""Sequence regression: numbers at every sample of a sequence, complex or real, as radar columns that are focused.
+
+The positions that count are samples. A complex number is two real ones, side by side, wherever losses read it: answers
+are [N, 2 O] and hidden states [N, 2 H], so that squared errors, cosines and relations are those of complex vectors
+(real part of the inner product) and no angle is ever compared. A model with delay d answers position t at t + d.
+
+Shapes: B sequences, L samples, I inputs, O outputs, N samples that count, H width.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from llm_finetuner.benchmark.signal_tally import NMSE, SignalTally
+from llm_finetuner.data import columns, signals
+from llm_finetuner.data.signals import Signals
+from llm_finetuner.data.text import Prepared
+from llm_finetuner.errors import DataError, ModelError, RecipeError
+from llm_finetuner.models.anatomy import Enough, capture, sort_out
+from llm_finetuner.models.complex_projection import ComplexProjection
+from llm_finetuner.models.s4d import S4DConfig, S4DModel
+from llm_finetuner.objectives.series import output_mse
+from llm_finetuner.output import AsIs, Head, Output, Want
+from llm_finetuner.recipe import Data
+from llm_finetuner.scheme import Scheme, Term
+from llm_finetuner.task import AS_NUMBERS, NO_NUMBERS, Asked, Task
+
+SOME = 16  # rows that speeds, and how far gates open, are measured on
+
+
+class SequenceRegression(Task):
+    """Models that map [B, L, I] to [B, L, O]: S4D."""
+
+    auto, configs = "AutoModel", S4DConfig
+    measure = NMSE
+    unfit, answers = (*NO_NUMBERS, "pinball", "spectrum", "multi_scale"), "numbers"
+    objectives = {"forward_kl": output_mse}  # what a cache loses
+    numbers = True
+    exclusive = False
+
+    def width(self, model: nn.Module) -> int:
+        """Real numbers of a hidden state: H, or 2 H."""
+        return super().width(model) * _parts(model)
+
+    def vocabulary(self, model: nn.Module) -> int:
+        """Real numbers of an answer."""
+        return model.config.output_dim * _parts(model)
+
+    def projection(self, model: nn.Module, width: int, start: str) -> nn.Module:
+        """Complex for a complex model: turning all states by one phase turns what is made of them by the same."""
+        if _parts(model) == 1 or width % 2:
+            return super().projection(model, width, start)
+        return ComplexProjection(self.width(model) // 2, width // 2, start)
+
+    # ---- rows
+
+    def own_parts(
+        self, source: Any, data: Data, note: Callable[[str], None]
+    ) -> tuple[Signals, Signals | None]:
+        """The rows to train on, and those of validation, where there are any."""
+        found = signals.read(source, data.eval_fraction)
+        note(found.describe())
+        train, validation = found.part("train"), found.part("validation")
+        if data.eval_source:
+            validation = signals.read(data.eval_source, 0).part("train")
+        train = train.select(range(min(len(train), data.samples or len(train))))
+        return train, columns.evenly(validation, data.eval_samples) if len(validation) else None
+
+    def prepare_rows(self, rows: Any, tokenizer: Any, data: Data, model: nn.Module | None) -> Prepared:
+        """Rows of the test part, which nothing was fitted to or chosen on. Raises DataError."""
+        found = rows if isinstance(rows, Signals) else signals.read(rows, data.eval_fraction).part("test")
+        if not len(found):
+            raise DataError(
+                f"{found.recording.name} has no test part",
+                "a folder test/, or a share of the rows: --eval-fraction",
+            )
+        return Prepared(found, None, ["inputs"], {"examples": len(found), "truncated": 0, "dropped": 0})
+
+    def test_rows(self, train: Signals, held_out: Signals | None) -> Signals:
+        """The rows of the test part; without one those held out, if any were."""
+        test = train.recording.part("test")
+        return test if len(test) else super().test_rows(train, held_out)
+
+    def lengths(self, rows: Signals) -> np.ndarray:
+        """Samples of each row."""
+        return np.full(len(rows), rows.length)
+
+    def check_inputs(self, rows: Signals, model: nn.Module) -> None:
+        """Raise DataError for rows that the model was not made for."""
+        parts, config = _parts(model), model.config
+        has = rows.inputs.shape[2] * (1 + (np.iscomplexobj(rows.inputs) and parts == 1))
+        if has != config.input_dim:
+            pairs = ", complex ones read as pairs of real ones" if has != rows.inputs.shape[2] else ""
+            raise DataError(
+                f"the rows have {has} channels of input{pairs}, the model reads {config.input_dim}",
+                f"a model with input_dim={has}",
+            )
+        wanted, asked = rows.targets.shape[2] * (1 + np.iscomplexobj(rows.targets)), self.vocabulary(model)
+        if wanted and wanted != asked:
+            raise DataError(
+                f"a target is {wanted} real numbers, an answer of the model {asked}",
+                "a model with another output_dim, or complex_valued as the targets are",
+            )
+
+    def check_rows(self, rows: Signals) -> None:
+        """All rows hold something to learn."""
+
+    def check_labelled(self, rows: Signals) -> None:
+        """Raise DataError where no row has targets."""
+        if not rows.labelled.any():
+            raise DataError(
+                f"no row of the {rows.part} part has targets, so there is nothing to learn without a teacher and "
+                "nothing to judge by",
+                "targets.npy with numbers in it; a method with a teacher learns rows without targets from it alone",
+            )
+
+    def collate(self, examples: list[dict], counted: bool = True, packed: bool = False) -> dict[str, Tensor]:
+        """{inputs [B, L, I], targets [B, L, numbers], NaN where not known, counted [B, L], scale [B, numbers]}."""
+        counted_BL = torch.from_numpy(np.stack([example["counted"] for example in examples]))
+        targets_BLO = torch.from_numpy(np.stack([example["targets"] for example in examples]))
+        scale_BO = torch.from_numpy(np.stack([example["scale"] for example in examples]))
+        return {
+            "inputs": torch.from_numpy(np.stack([example["inputs"] for example in examples])),
+            "targets": _pairs(targets_BLO),
+            "counted": counted_BL & counted,
+            "scale": scale_BO.repeat_interleave(1 + targets_BLO.is_complex(), 1),
+        }
+
+    def count(self, batch: dict[str, Tensor]) -> int:
+        """Samples that count, with targets or without."""
+        return int(batch["counted"].sum())
+
+    def tokens(self, batch: dict[str, Tensor]) -> int:
+        return batch["counted"].numel()
+
+    def cost(self, batch: dict[str, Tensor]) -> tuple[int, int]:
+        return batch["counted"].numel(), batch["counted"].numel()
+
+    def asked(self, row: Mapping[str, Any]) -> Asked:
+        """What the answers to one row hang on: its numbers alone."""
+        read = np.ascontiguousarray(row["inputs"])
+        return Asked(read.view(np.uint8).ravel().astype(np.int32), b"signals", np.asarray(row["counted"]))
+
+    def by_row(self, rows: Signals) -> Iterator[dict[str, Any]]:
+        """Rows one after the other."""
+        return (rows[number] for number in range(len(rows)))
+
+    def rows_of(self, batch: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
+        """The rows of a collated batch of arrays."""
+        return ({name: x[row] for name, x in batch.items()} for row in range(len(batch["counted"])))
+
+    def positions(self, batch: dict[str, Tensor]) -> dict[str, Any]:
+        """targets [N, numbers] over the scale of the data, and the row of each [N]."""
+        counted_BL = batch["counted"]
+        rows_N = counted_BL.nonzero()[:, 0]
+        targets_NV = batch["targets"][counted_BL] / batch["scale"][rows_N]
+        return {"targets": targets_NV, "examples": rows_N, "numbers": True}
+
+    def together(self, parts: Sequence[Signals]) -> Signals:
+        """Parts of the same arrays as one."""
+        return sum(parts[1:], parts[0])
+
+    def about(self, data: Data) -> dict[str, Any]:
+        """Rows are taken as they are."""
+        return {}
+
+    # ---- models
+
+    def fit(self, model: nn.Module | None, rows: Signals, seed: int) -> None:
+        """A model that learns for the first time does so in numbers of RMS 1, and remembers of what in the data."""
+        if model is not None and rows.part == "train" and model.config.to_dict().get("input_scale") is None:
+            model.config.input_scale, model.config.output_scale = (s.tolist() for s in rows.recording.scales)
+
+    def tokenizer(self, name: str) -> None:
+        """These models read numbers."""
+
+    def check_model(self, model: nn.Module, name: str) -> None:
+        """Raise ModelError for what does not map a sequence of numbers to one."""
+        if not isinstance(model, S4DModel):
+            raise ModelError(
+                f"{name} ({type(model).__name__}) does not map sequences of numbers",
+                "take s4d, or a run of one",
+            )
+
+    def check_adapter(self, model: nn.Module) -> None:
+        """Raise ModelError: they are trained whole."""
+        raise ModelError(f"{type(model).__name__} is small and is trained whole", "tuning.kind=full")
+
+    def check_pair(self, student: nn.Module, teacher: nn.Module) -> None:
+        """Raise ModelError where a teacher answers other numbers."""
+        ours, theirs = self.vocabulary(student), self.vocabulary(teacher)
+        if ours != theirs:
+            raise ModelError(
+                f"the student answers {ours} real numbers a sample, the teacher {theirs}",
+                "train one of them anew with the other's output_dim and complex_valued",
+            )
+
+    def check_packing(self, model: nn.Module) -> None:
+        """Raises RecipeError: rows are of one length and need no packing."""
+        raise RecipeError("train.packing is for texts: sequences are all of one length", "leave it out")
+
+    def translate(self, scheme: Scheme, model: nn.Module) -> Scheme:
+        """Terms that read numbers: cross-entropy is the error to the truth, forward KL that to the teacher."""
+        kinds = ("terms", "exit_terms", "peer_terms")
+        return replace(scheme, **{kind: tuple(map(_translated, getattr(scheme, kind))) for kind in kinds})
+
+    @torch.no_grad()
+    def predict(self, model: nn.Module, tokenizer: None, rows: Sequence[Any], data: Data) -> list[np.ndarray]:
+        """The answer [L, O] to each sequence [L, I], sample by sample. Raises DataError."""
+        read = [np.asarray(row["inputs"] if isinstance(row, dict) else row) for row in rows]
+        if len({sequence.shape for sequence in read}) > 1:
+            raise DataError("the sequences are of unequal lengths", "predict those of one length together")
+        counted = np.ones(read[0].shape[:1], bool)
+        rest = {"targets": np.empty((*counted.shape, 0)), "counted": counted, "scale": np.empty(0)}
+        batch = self.collate([{"inputs": sequence, **rest} for sequence in read])
+        rows_NV = self.run(model, batch, Want()).rows
+        said = rows_NV.unflatten(0, (len(read), -1)).unflatten(-1, (-1, _parts(model))).cpu()
+        return list(
+            (torch.view_as_complex(said.contiguous()) if _parts(model) == 2 else said[..., 0]).numpy()
+        )
+
+    def tally(self, examples: int, model: nn.Module) -> SignalTally:
+        """What sums up an evaluation."""
+        return SignalTally(examples, model.config.complex_valued)
+
+    def speed_batch(self, rows: Signals, models: Sequence[nn.Module]) -> Tensor:
+        """Some rows [B, L, I], as the models read them."""
+        batch = torch.from_numpy(np.stack(rows[: min(SOME, len(rows))]["inputs"]))
+        return _read_by(models[0], batch)
+
+    def details(self, models: dict[str, nn.Module], rows: Signals, shown: Sequence[str]) -> None:
+        """Nothing yet beside the figures."""
+
+    def run(self, model: nn.Module, batch: dict[str, Tensor], want: Want) -> Output:
+        """One forward pass. Zeros behind the end let a delayed model answer the last positions."""
+        counted_BL, delay, said = batch["counted"], model.config.delay, None
+        read_BLI = _read_by(model, batch["inputs"])
+        length = read_BLI.shape[1]
+        behind = delay if counted_BL[:, max(0, length - delay) :].any() else 0
+
+        def pick(x_BLD: Tensor) -> Tensor:
+            answers_BLD = _pairs(x_BLD)[:, delay : delay + length]
+            return answers_BLD[counted_BL[:, : answers_BLD.shape[1]]]
+
+        kept, hooks = capture(model, want)
+        try:
+            said = model(nn.functional.pad(read_BLI, (0, 0, 0, behind)) if behind else read_BLI)
+        except Enough:
+            pass
+        finally:
+            for hook in hooks:
+                hook.remove()
+        where = self.positions(batch)
+        real = torch.empty(0, dtype=read_BLI.dtype).real.dtype
+        targets_NV = where["targets"].to(real)
+        if not targets_NV.shape[1]:
+            targets_NV = targets_NV.new_full((len(targets_NV), self.vocabulary(model)), torch.nan)
+        rows_NV = targets_NV.new_empty(len(targets_NV), 0)
+        if said is not None:
+            rows_NV = pick(said) * _scale(model, "output_scale", self.vocabulary(model)).to(targets_NV)
+            if batch["scale"].shape[1]:
+                rows_NV = rows_NV / batch["scale"][where["examples"]].to(targets_NV)
+        found = sort_out(kept, pick, _no_maps)
+        return Output(rows=rows_NV, head=Head(AsIs()), **{**where, "targets": targets_NV}, **found)
+
+
+def _translated(term: Term) -> Term:
+    name = AS_NUMBERS.get(term.objective)
+    return term if name is None else replace(term, objective=name, options={})
+
+
+def _parts(model: nn.Module) -> int:
+    """Real numbers that a number of the model is made of."""
+    return 1 + bool(model.config.complex_valued)
+
+
+def _pairs(x: Tensor) -> Tensor:
+    """Complex numbers along the last axis as pairs of real ones side by side: [..., D] -> [..., 2 D]; real as it is."""
+    return torch.view_as_real(x.resolve_conj()).flatten(-2) if x.is_complex() else x
+
+
+def _read_by(model: nn.Module, inputs_BLI: Tensor) -> Tensor:
+    """In the numbers of the model, over its scale: a real one reads complex channels as pairs of channels."""
+    dtype = model.read_in.weight.dtype
+    inputs_BLI = inputs_BLI.to(model.device) / _scale(model, "input_scale", inputs_BLI.shape[2]).to(
+        model.device
+    )
+    if model.config.complex_valued:
+        return inputs_BLI.to(dtype.to_complex())
+    return _pairs(inputs_BLI).to(dtype)
+
+
+def _scale(model: nn.Module, name: str, width: int) -> Tensor:
+    """What 1 is in the units of the data to the model, which keeps it from its first training."""
+    known = torch.tensor(model.config.to_dict().get(name) or [1.0], dtype=torch.float64)
+    return known.repeat_interleave(width // len(known))
+
+
+def _no_maps(_maps: Tensor) -> Tensor:
+    raise RecipeError("these models have no attention maps", "take hidden_nmse, or hidden_mse")

@@ -1,0 +1,238 @@
+"""Sequence regression through its doors: the facade, the command line, recipes, students begun with their teacher."""
+
+import json
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from sequences import BIG, SMALL, arrays, model
+
+from llm_finetuner import recipe_file
+from llm_finetuner.chain import stages_of
+from llm_finetuner.cli.app import main
+from llm_finetuner.data import signals
+from llm_finetuner.errors import DataError, FinetunerError, RecipeError
+from llm_finetuner.finetuner import LLMFineTuner
+from llm_finetuner.models.s4d import S4DModel
+from llm_finetuner.models.s4d_transfer import transfer
+from llm_finetuner.named_models import cut, load_student
+
+QUICK = {"epochs": 2, "batch_size": 4, "gradient_accumulation_steps": 1, "learning_rate": 1e-2}
+SHAPE = ["input_dim=2", "model_dim=4", "state_dim=8", "num_layers=2", "gate=off", "bidirectional=true"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("columns")
+    x, y = arrays(24, labelled=None)
+    np.save(folder / "inputs.npy", x.astype(np.complex64))
+    np.save(folder / "targets.npy", y.astype(np.complex64))
+    (folder / "meta.json").write_text(json.dumps({"rows": [2, 18]}))
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory, data) -> str:
+    """A run of a teacher with gates."""
+    folder = str(tmp_path_factory.mktemp("runs") / "teacher")
+    tuner = LLMFineTuner("s4d", folder, task="sequence_regression", shape={**BIG, "bidirectional": True})
+    tuner.load_model()
+    tuner.fit(data, **QUICK)
+    return folder
+
+
+def test_the_facade_trains_scores_answers_and_compares(tmp_path, data, teacher):
+    folder = tmp_path / "student"
+    shape = {**SMALL, "gate": "off", "bidirectional": True}
+    tuner = LLMFineTuner("s4d", folder, task="sequence_regression", shape=shape)
+    tuner.load_model("regression_distillation")
+    tuner.load_teacher_model(teacher)
+    with pytest.warns(UserWarning, match="temperature=4.0 has no effect: answers are numbers"):
+        tuner.setup_regression_distillation(temperature=4.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tuner.setup_regression_distillation()
+    result = tuner.fit(data, **QUICK)
+    assert {"mse", "output_mse", "hidden_nmse", "eval_nmse_db"} <= result.history[-1].keys()
+    told = tuner.evaluate(data)
+    assert told["nmse_db_low"] < told["nmse_db"] < told["nmse_db_high"] and "mse_to_teacher" in told
+    assert "accuracy" not in told and 0 <= told["coherence"] <= 1
+    x, y = arrays(24)
+    said = tuner.predict(x.astype(np.complex64)[-2:])  # the test part
+    errors = np.abs(np.stack(said) - y[-2:])[:, 2:18] ** 2
+    assert told["nmse_db"] == pytest.approx(
+        10 * np.log10(errors.sum() / (np.abs(y[-2:, 2:18]) ** 2).sum()), abs=1e-3
+    )
+    verdict = tuner.compare(data)
+    roles = [line["role"] for line in verdict["models"]]
+    assert roles == ["teacher", "baseline_steps", "distilled"]
+    assert verdict["measure"]["key"] == "nmse_db" and (folder / "report.html").exists()
+    again = LLMFineTuner(str(folder), tmp_path / "again", task="sequence_regression")
+    again.load_model()
+    assert again.evaluate(data)["nmse_db"] == pytest.approx(told["nmse_db"], abs=1e-5)
+
+
+def test_the_facade_refuses_what_it_cannot_do(tmp_path, data):
+    tuner = LLMFineTuner("s4d", tmp_path, task="sequence_regression", shape={**SMALL, "bidirectional": True})
+    tuner.load_model()
+    for action, said in (
+        (lambda: tuner.prepare_dataset(data), "reads sequences of numbers"),
+        (lambda: tuner.generate("a"), "reads sequences of numbers"),
+        (lambda: tuner.forecast(data), "forecasts no series"),
+        (lambda: tuner.evaluate(data, level=[80]), "intervals of forecasts"),
+        (lambda: tuner.fit(data, eval_fraction=0.2), "parted before"),
+        (lambda: tuner.load_model("lora"), "full tuning"),
+    ):  # fmt: skip
+        with pytest.raises(FinetunerError, match=said):
+            action()
+            tuner.fit(data, **QUICK)
+    with pytest.raises(DataError, match="there is no"):
+        LLMFineTuner("s4d", tmp_path, task="sequence_regression").load_dataset_from_source("nowhere")
+
+
+def test_a_run_goes_on_where_it_was_stopped(tmp_path, data, teacher):
+    """Projections and the groups of state-space parameters come back from a checkpoint."""
+    from dataclasses import replace
+
+    from llm_finetuner.trainer import fit
+
+    words = ["--student", "s4d", "--shape", *SHAPE, "model_dim=3"]
+    whole = recipe_of(data, teacher, tmp_path / "whole", words)
+    straight = fit(whole).history
+    half = replace(whole, output=str(tmp_path / "half"))
+
+    def stop(kind, record):
+        if kind == "checkpoint":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(replace(half, train=replace(half.train, save_every=3)), on_event=stop)
+    resumed = fit(replace(half, train=replace(half.train, save_every=3)), resume=True).history
+    assert [r["loss"] for r in resumed] == [r["loss"] for r in straight][-len(resumed) :]
+
+
+def recipe_of(data, teacher, folder, words):
+    from llm_finetuner.cli.parser import parser
+    from llm_finetuner.cli.settings import build, paths_in
+
+    line = [
+        "distill",
+        "--task",
+        "sequence_regression",
+        "--data",
+        data,
+        "--teacher",
+        teacher,
+        "--output",
+        str(folder),
+    ]
+    given = vars(parser().parse_args([*line, *words, "--steps", "8", "--learning-rate", "1e-2"]))
+    return build("regression_distillation", paths_in(given, True, "regression_distillation"), [])
+
+
+def test_a_student_begins_with_what_matters_of_its_teacher(tmp_path, data, teacher):
+    recipe = recipe_of(data, teacher, tmp_path, ["--student", "s4d", "--init", "teacher", "--shape", *SHAPE])
+    train = signals.read(data, 0.1).part("train")
+    made = cut(load_student(recipe, "cpu"), recipe, train)
+    whole = S4DModel.from_pretrained(teacher)
+    want = model(double=False, gate="off")
+    x = torch.from_numpy(np.stack([train[n]["inputs"] for n in range(16)]))
+    transfer(whole, want, calibration=(x / torch.tensor(whole.config.input_scale)).to(torch.complex64))
+    for (name, got), (_, weight) in zip(made.named_parameters(), want.named_parameters(), strict=True):
+        assert torch.equal(got, weight), name
+    assert made.config.input_scale == whole.config.input_scale
+
+
+def test_the_command_line_to_its_end(tmp_path, data, teacher, capsys):
+    run = str(tmp_path / "run")
+    line = [
+        "distill",
+        "--task",
+        "sequence_regression",
+        "--student",
+        "s4d",
+        "--init",
+        "teacher",
+        "--shape",
+        *SHAPE,
+    ]
+    line += ["--teacher", teacher, "--data", data, "--output", run, "--steps", "4", "--json"]
+    assert main(line) == 0
+    said = json.loads(capsys.readouterr().out)
+    lines = {m["role"]: m for m in said["verdict"]["models"]}
+    assert lines["baseline_steps"]["parameters"] == lines["distilled"]["parameters"]
+    assert main(["evaluate", "--model", run, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["nmse_db"] == pytest.approx(lines["distilled"]["nmse_db"]) and found["rows"] == 2
+    assert main(["evaluate", "--model", run, "--data", data, "--task", "sequence_regression"]) == 0
+    assert "NMSE" in capsys.readouterr().out
+    assert main(["preview", "--task", "sequence_regression", "--data", data]) == 0
+    assert "20 train, 2 validation, 2 test rows" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--student", "patch"], "patch forecasts series"),
+        (["--student", "s4d", "--max-length", "8"], "data.max_length is not for sequence_regression"),
+        (["--student", "s4d", "--shape", "width=3"], "unknown option of s4d 'width'"),
+        (["--student", "s4d", "--teacher", "s4d"], "weights that nobody has trained"),
+        (["--student", "s4d", "--shape", "gate=wide"], "gate must be one of"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_loaded(tmp_path, data, teacher, capsys, words, said):
+    line = ["distill", "--task", "sequence_regression", "--data", data, "--output", str(tmp_path / "run")]
+    assert main([*line, "--teacher", teacher, *words]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_model_of_sequences_is_for_no_other_task(tmp_path, data, capsys):
+    for task in ("forecasting", "causal_lm"):
+        assert main(["finetune", "--task", task, "--student", "s4d", "--data", data]) != 0
+        assert "sequence" in capsys.readouterr().err
+
+
+def test_a_recipe_is_begun_with_by_distill_and_changed_by_words_and_flags(tmp_path, capsys, monkeypatch):
+    words = (
+        "student.model_dim=40 student.state_dim=320 student.num_layers=5 temperature=5.0 alpha=0.25 beta=0.6"
+    )
+    line = [
+        "distill",
+        "--config",
+        "recipes/sarssm_compressed.yaml",
+        *words.split(),
+        "train.epochs=300",
+        "--gamma",
+        "0.1",
+    ]
+    monkeypatch.chdir(recipe_folder())
+    assert main([*line, "--dry-run", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    shape = {name: value for name, value in said["student"]["shape"].items() if value is not None}
+    assert shape == {"preset": "compressed", "model_dim": 40, "state_dim": 320, "num_layers": 5}
+    assert {k: v for k, v in said["options"].items() if v is not None} == {
+        "alpha": 0.25, "beta": 0.6, "gamma": 0.1, "temperature": 5.0
+    }  # fmt: skip
+    assert said["train"]["epochs"] == 300 and said["student"]["init"] == "teacher"
+
+
+def recipe_folder():
+    from pathlib import Path
+
+    return Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.parametrize("name", ["teacher", "standard", "compressed", "tiny"])
+def test_recipes_are_of_the_presets(name):
+    recipe = recipe_file.load(recipe_folder() / "recipes" / f"sarssm_{name}.yaml")
+    assert not stages_of(recipe) and recipe.student.shape["preset"] == name
+    assert (recipe.student.init == "teacher") == (name != "teacher")
+
+
+def test_only_a_student_that_is_built_begins_so(tmp_path, data, teacher):
+    with pytest.raises(RecipeError, match="no teacher is named"):
+        recipe = recipe_file.from_dict(
+            {"task": "sequence_regression", "student": {"name": "s4d", "init": "teacher"}}
+        )
+        load_student(recipe, "cpu")
