@@ -205,7 +205,7 @@ def test_histograms_are_those_of_numpy():
     assert (got.sum, got.sum_squares) == pytest.approx((whole.sum(), (whole**2).sum()), rel=1e-6)
     equal = histogram([torch.full((4,), 2.0)])
     assert sum(equal.counts) == 4 and (equal.edges[0], equal.edges[-1]) == (1.5, 2.5)
-    assert histogram([]) is None
+    assert histogram([]) is None and histogram([torch.empty(0), torch.tensor([math.nan])]) is None
 
 
 def test_more_numbers_than_a_float32_counts():
