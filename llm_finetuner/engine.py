@@ -171,8 +171,8 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 def _last_of_wandb(folder: Path) -> dict[str, str]:
     """What has W&B go on with the newest run whose files lie in the folder: wandb/[offline-]run-DATE_TIME-ID."""
-    found = sorted(path.name.split("run-")[1] for path in (folder / "wandb").glob("*run-*"))
-    return {"id": found[-1].rsplit("-", 1)[1], "resume": "allow"} if found else {}
+    found = sorted(path.name.split("run-", 1)[1] for path in (folder / "wandb").glob("*run-*"))
+    return {"id": found[-1].split("-", 1)[1], "resume": "allow"} if found else {}
 
 
 def _draw_in_tensorboard(writer, histograms: dict, step: int) -> None:
