@@ -5,7 +5,9 @@ One process and DDP are supported. FSDP and DeepSpeed stop here: on a CPU accele
 
 import importlib.util
 import os
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -39,11 +41,12 @@ class Engine:
         where = default_device(device)
         if where.type == "cuda":
             torch.cuda.set_device(where)
-        self.precision = choose_precision(precision, where)
+        self.precision, self.folder = choose_precision(precision, where), Path(folder)
         for tracker in trackers:
             if importlib.util.find_spec(tracker) is None:
                 raise RecipeError(
-                    f"the tracker {tracker} is not installed", f"pip install {tracker}, or leave it out"
+                    f"the tracker {tracker} is not installed",
+                    f'pip install "llm-finetuner[{tracker}]" (or {tracker}), or leave it out',
                 )
         self._accelerator = Accelerator(
             mixed_precision={"fp32": "no"}.get(self.precision, self.precision),
@@ -76,9 +79,13 @@ class Engine:
     def backward(self, loss: Tensor) -> None:
         self._accelerator.backward(loss)
 
+    def unscale(self) -> None:
+        """Take the fp16 loss scaler's factor off the gradients, once a step."""
+        self._accelerator.unscale_gradients()
+
     def clip(self, parameters, max_norm: float) -> Tensor:
-        """Clip the joint norm of the gradients and return it as it was; 0 only measures."""
-        return self._accelerator.clip_grad_norm_(list(parameters), max_norm or float("inf"))
+        """Clip the joint norm of the gradients, unscaled, and return it as it was; 0 only measures."""
+        return nn.utils.clip_grad_norm_(list(parameters), max_norm or float("inf"))
 
     def unwrap(self, module: nn.Module) -> nn.Module:
         return self._accelerator.unwrap_model(module, keep_fp32_wrapper=False)
@@ -86,13 +93,21 @@ class Engine:
     def wait(self) -> None:
         self._accelerator.wait_for_everyone()
 
-    def start_trackers(self, name: str, settings: dict) -> None:
+    def start_trackers(self, name: str, settings: dict, done: int) -> None:
+        """done: steps of this run that are logged already; trackers go on where they were, what came later is void."""
         plain = {k: v for k, v in settings.items() if isinstance(v, str | int | float)}
-        self._accelerator.init_trackers(name, config=plain)
+        place = {"dir": str(self.folder), **(_last_of_wandb(self.folder) if done else {})}
+        started = {"tensorboard": {"purge_step": done + 1}, "wandb": place}
+        self._accelerator.init_trackers(name, config=plain, init_kwargs=started)
 
     def track(self, record: dict, step: int) -> None:
         numbers = {k: v for k, v in record.items() if isinstance(v, int | float)}
         self._accelerator.log(numbers, step=step)
+
+    def draw(self, histograms: dict, step: int) -> None:
+        """Histograms by their tag, to every tracker."""
+        for tracker in self._accelerator.trackers:
+            DRAW[tracker.name](tracker.tracker, histograms, step)
 
     def end(self) -> None:
         """Finish the trackers. The processes stay connected: another run may follow in them, of a chain or a search."""
@@ -132,3 +147,47 @@ def default_device(device: str | None = None) -> torch.device:
             "leave it out, or give 'cpu'",
         )
     return torch.device("cuda", index)
+
+
+@contextmanager
+def in_memory(batch_size: int) -> Iterator[None]:
+    """While it lasts, having no memory left is a TrainingError that says what to change."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise TrainingError(
+            f"out of memory with batch_size={batch_size}: {str(error).splitlines()[0]}",
+            "halve batch_size and double gradient_accumulation_steps, or give max_tokens (the result is the same), "
+            "or set gradient_checkpointing",
+        ) from error
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    said = str(error).lower()
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in said
+
+
+def _last_of_wandb(folder: Path) -> dict[str, str]:
+    """What has W&B go on with the newest run whose files lie in the folder: wandb/[offline-]run-DATE_TIME-ID."""
+    found = sorted(path.name.split("run-", 1)[1] for path in (folder / "wandb").glob("*run-*"))
+    return {"id": found[-1].split("-", 1)[1], "resume": "allow"} if found else {}
+
+
+def _draw_in_tensorboard(writer, histograms: dict, step: int) -> None:
+    for tag, drawn in histograms.items():
+        writer.add_histogram_raw(
+            tag, drawn.edges[0], drawn.edges[-1], sum(drawn.counts), drawn.sum, drawn.sum_squares,
+            drawn.edges[1:], drawn.counts, step,
+        )  # fmt: skip
+
+
+def _draw_in_wandb(run, histograms: dict, step: int) -> None:
+    import wandb
+
+    made = {tag: wandb.Histogram(np_histogram=(h.counts, h.edges)) for tag, h in histograms.items()}
+    run.log(made, step=step)
+
+
+DRAW = {"tensorboard": _draw_in_tensorboard, "wandb": _draw_in_wandb}

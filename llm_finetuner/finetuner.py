@@ -253,7 +253,7 @@ class LLMFineTuner(Teaching, Forecasting, Judging):
         overwrite=True.
         Each record of .history has step, epoch, loss (the weighted total), every term unweighted under its objective's
         name (a position that counts), teacher_nll, agreement, tokens_per_second, padding, learning_rate, grad_norm and
-        seconds.
+        seconds; with watch_every also layers, in the steps that it names.
         """
         self._need_model()
         epochs = num_epochs if epochs is None else epochs

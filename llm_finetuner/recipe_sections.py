@@ -179,6 +179,7 @@ class Train:
     patience: int = 0  # stop after this many evaluations without a better one; 0: never
     seed: int = 0
     trackers: list[str] = field(default_factory=list)  # tensorboard, wandb
+    watch_every: int = 0  # optimizer steps between looks at every layer's gradients and weights; 0: never
 
     def __post_init__(self):
         check_range("train.epochs", self.epochs, 0, None, open_low=True)
@@ -192,6 +193,7 @@ class Train:
             check_range("train.learning_rate", self.learning_rate, 0, None, open_low=True)
         for name in ("warmup", "weight_decay", "max_grad_norm", "patience"):
             check_range(f"train.{name}", getattr(self, name), 0, None)
+        check_count("train.watch_every", self.watch_every, 0)
         for name in self.trackers:
             if name not in TRACKERS:
                 raise unknown("tracker", name, TRACKERS)

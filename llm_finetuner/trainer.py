@@ -16,9 +16,10 @@ from llm_finetuner.assembly import Parts, assemble
 from llm_finetuner.benchmark.quality import evaluate
 from llm_finetuner.data import label_names
 from llm_finetuner.data.order import Order
-from llm_finetuner.engine import Engine
+from llm_finetuner.engine import Engine, in_memory
 from llm_finetuner.errors import CheckpointError, RecipeError, TrainingError
 from llm_finetuner.export.beside import save_beside
+from llm_finetuner.gauges import Gauges, tags
 from llm_finetuner.named_models import has_new_weights, made_here
 from llm_finetuner.optim import default_rate, rate, set_apart, set_rate
 from llm_finetuner.recipe import Recipe
@@ -58,17 +59,8 @@ def fit(
     spare_models(recipe)
     with writing(recipe.output):  # now, and not after the models were loaded
         Path(recipe.output).mkdir(parents=True, exist_ok=True)
-    try:
-        with Signals() as signals:
-            return _Run(recipe, parts or Parts(), resume, say, signals).train()
-    except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
-            raise
-        raise TrainingError(
-            f"out of memory with batch_size={recipe.train.batch_size}: {str(error).splitlines()[0]}",
-            "halve batch_size and double gradient_accumulation_steps, or give max_tokens (the result is the same), "
-            "or set gradient_checkpointing",
-        ) from error
+    with in_memory(recipe.train.batch_size), Signals() as signals:
+        return _Run(recipe, parts or Parts(), resume, say, signals).train()
 
 
 class _Run:
@@ -94,6 +86,10 @@ class _Run:
         )  # fmt: skip
         if plan.packing:
             built.task.check_packing(built.learner.student)
+        if plan.watch_every > built.steps:
+            self._note(f"watch_every has no effect: the run has {built.steps} steps")
+        watched = plan.watch_every if self.engine.main else 0  # gradients are the same on every process
+        self.gauges = Gauges(built.learner, watched, self.engine.draw if plan.trackers else None)
         self.schedule = resolve(SCHEDULES, plan.schedule)
         usual = default_rate(recipe.tuning.kind, has_new_weights(recipe.student))
         self.peak_rate = plan.learning_rate or usual
@@ -120,7 +116,7 @@ class _Run:
             if built.held_out is not None and ((eval_every and step % eval_every == 0) or last):
                 record.update(self._evaluate(step))
             self.log.add(record)
-            self.engine.track(record, step)
+            self.engine.track(record | tags(record), step)
             if self.engine.world == 1:  # nobody has to agree, so what came since counts too
                 self.interrupted = self.signals.asked is not None
             if (save_every and step % save_every == 0) or self.interrupted or (last and save_every):
@@ -163,6 +159,8 @@ class _Run:
         means = {name: total / of if of else None for name, (total, of) in zip(sums, totals, strict=True)}
         means["loss"] = means["loss"] or 0.0
         nll = means.get("teacher_nll")  # infinite for a teacher whose answers are a few draws
+        engine.unscale()
+        before = self.gauges.before(step)
         norm = engine.clip(self.parameters, self.recipe.train.max_grad_norm)
         found = {"loss": means["loss"]}
         if engine.precision != "fp16":  # whose scaler leaves such steps out by itself
@@ -177,6 +175,7 @@ class _Run:
         set_rate(self.optimizer, now)
         self.optimizer.step()
         built.tuned.after_step(step)
+        layers = self.gauges.after(before)
         if built.teacher is not None:
             built.teacher.follow(epoch_ends=step % built.steps_per_epoch == 0)
         seconds = time.perf_counter() - began
@@ -191,6 +190,7 @@ class _Run:
             "learning_rate": now,
             "grad_norm": float(norm),
             "seconds": seconds,
+            **layers,
         }
 
     def _evaluate(self, step: int) -> dict[str, float]:
@@ -336,15 +336,11 @@ class _Run:
             "output": str(self.folder),
             "resumed_from": self.start,
         }
-        self.engine.start_trackers("llm-finetuner", settings)
+        with writing(self.folder):
+            self.engine.start_trackers("llm-finetuner", settings, self.start)
         self.say("plan", settings)
 
 
 def _width(provider: Provider) -> int | None:
     """How many columns of the logits name a token of both, where they are the first ones."""
     return provider.columns if isinstance(provider.columns, int) else None
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    said = str(error).lower()
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in said

@@ -32,7 +32,7 @@ def run(output: str, scheme: str) -> None:
     method, options = SCHEMES[scheme]
     recipe = Recipe(
         method=method, options=options, student=Model("s"), teacher=Teacher("t"), output=output,
-        train=Train(steps=4, batch_size=1, gradient_accumulation_steps=3, learning_rate=3e-3),
+        train=Train(steps=4, batch_size=1, gradient_accumulation_steps=3, learning_rate=3e-3, watch_every=2),
     )  # fmt: skip
     if scheme == "own_tokens":
         return fit(replace(recipe, task="classification"), of_texts())

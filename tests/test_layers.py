@@ -58,6 +58,7 @@ LAYERS = [  # bottom first; a name is a folder, or a file without .py
         "report",
         "search",
         "export",
+        "gauges",
     },
     {"trainer"},
     {

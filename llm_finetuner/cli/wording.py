@@ -161,6 +161,8 @@ HELP = {
     "train.patience": "stop after this many evaluations without a better one; 0: never",
     "train.seed": "the same seed gives the same run",
     "train.trackers": "also write to tensorboard, wandb",
+    "train.watch_every": "optimizer steps between looks at every layer: norms and histograms of gradients and weights, "
+    "how far weights move; 0: never",
     "options.beta": "weight of the teacher's answers beside alpha; only the ratio of the two matters; auto, of "
     "forecasts: five shares of the teacher are tried on validation",
     "options.gamma": "weight of the teacher's hidden states at matched blocks, through learned projections",
