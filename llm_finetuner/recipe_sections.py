@@ -49,6 +49,7 @@ class Model:
     keep_encoder: bool = (
         False  # such a student of a teacher with encoder and decoder: blocks of the decoder go, alone
     )
+    mixer: Literal["attention", "mamba2"] = "attention"  # such a student: what its blocks mix positions by
     shape: dict[str, Any] = field(
         default_factory=dict
     )  # of a model that is built here: time_llm, patch, linear
