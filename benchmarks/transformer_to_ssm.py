@@ -1,12 +1,12 @@
 """Does a transformer teach a state-space language model anything? Two Mamba-2 students, four arms, three seeds.
 
-    python benchmarks/transformer_to_ssm.py [--students swapped small] [--seeds 0 1 2] [--steps 60] [--write]
+    python benchmarks/transformer_to_ssm.py [--students swapped small] [--seeds 0 1 2] [--steps 45] [--write]
     python benchmarks/transformer_to_ssm.py --table [--write]
 
 The teacher and the text are those of the quickstart. swapped: the teacher with Mamba-2 in the place of attention;
 small: a new Mamba2ForCausalLM of two blocks. Both also learn alone, for as many steps and for as much CPU time as the
 dearest of the taught ones. Results go to results.json in the out folder, run by run, and what is there is not run
-again. About 20 CPU minutes on one thread. --write puts the table into docs/state_space_lm.md.
+again. About 15 CPU minutes on one thread. --write puts the table into docs/state_space_lm.md.
 """
 
 import argparse
@@ -188,7 +188,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--students", nargs="+", choices=STUDENTS, default=list(STUDENTS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=45)
     parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "transformer_to_ssm")
     parser.add_argument("--table", action="store_true", help="only print the table of what is there")
     parser.add_argument("--write", action="store_true", help="put the table into docs/state_space_lm.md")
