@@ -14,12 +14,13 @@ from typing import Any
 from llm_finetuner import share
 from llm_finetuner.comparison import compare_run
 from llm_finetuner.errors import CheckpointError, RecipeError
-from llm_finetuner.recipe import Recipe, Teacher
+from llm_finetuner.recipe import Model, Recipe, Teacher
 from llm_finetuner.recipe_file import change, load, save
 from llm_finetuner.run import with_whole_paths
 from llm_finetuner.trainer import OnEvent, fit
 
 PREVIOUS = "previous"  # a stage's student: the one before, trained on
+MADE = {"from_scratch": False, "mixer": Model.mixer}  # which is as it was made
 
 
 def stages_of(recipe: Recipe) -> list[Recipe]:
@@ -56,7 +57,7 @@ def _stage(recipe: Recipe, before: Sequence[Recipe], changes: dict[str, Any], nu
     if on:
         if not before:
             raise RecipeError("the first stage has no previous student", "name its student")
-        stage = replace(stage, student=replace(stage.student, name=before[-1].output, from_scratch=False))
+        stage = replace(stage, student=replace(stage.student, name=before[-1].output, **MADE))
         if before[-1].tuning.kind != "full":
             raise RecipeError(
                 f"the stage before trains an adapter ({before[-1].tuning.kind}), which cannot be trained on",

@@ -63,8 +63,9 @@ def student_source(recipe: Recipe) -> str:
 
 
 def has_new_weights(model: Model) -> bool:
-    """Whether its weights are drawn from the seed."""
-    return model.from_scratch or model.name in MODELS
+    """Whether its weights are drawn from the seed, all or those of its mixers."""
+    mixers = model.mixer != Model.mixer and (not model.name or parse_share(model.name) is not None)
+    return model.from_scratch or model.name in MODELS or mixers
 
 
 def made_here(recipe: Recipe) -> bool:
@@ -96,7 +97,7 @@ def cut(model: nn.Module, recipe: Recipe, rows: Any) -> nn.Module:
     seen = batches(rows, model.device) if student.keep_width < 1 and rows is not None else None
     model = shrink(
         model, keep=divisor, blocks=student.keep_blocks, width=student.keep_width, keep_encoder=student.keep_encoder,
-        activations=seen,
+        mixer=student.mixer, seed=recipe.train.seed, activations=seen,
     )  # fmt: skip
     return redrawn(model, recipe.train.seed) if student.from_scratch else model
 
@@ -124,4 +125,7 @@ def redrawn(model: nn.Module, seed: int) -> nn.Module:
     """The same shape with weights drawn from the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return type(model)._from_config(model.config, dtype=model.dtype).to(model.device)
+        fresh = type(model)._from_config(model.config, dtype=model.dtype).to(model.device)
+    if model.can_generate():
+        fresh.generation_config = model.generation_config
+    return fresh

@@ -130,6 +130,10 @@ class Recipe:
                 f"{what} gives all weight to the ground truth: this is plain fine-tuning, the teacher is not used"
             )
         cut = self.student.name.strip().startswith("teacher/")  # then the student is made of it
+        if self.student.mixer != Model.mixer and self.student.name and not cut:
+            said.append(
+                f"student.mixer={self.student.mixer} has no effect: it is for a student named teacher/1, teacher/2"
+            )
         if self.distils and not self.needs_teacher and self.teacher is not None and not cut:
             source = self.teacher.name or self.teacher.options.get("path") or self.teacher.kind
             said.append(f"the teacher {source} is not used: {self.method} has the student teach itself")

@@ -52,6 +52,7 @@ class Model:
     init: Literal["seed", "teacher"] = (
         "seed"  # of a student s4d: new weights, or what matters of its teacher's
     )
+    mixer: Literal["attention", "mamba2"] = "attention"  # such a student: what its blocks mix positions by
     shape: dict[str, Any] = field(
         default_factory=dict
     )  # of a model that is built here: time_llm, patch, linear

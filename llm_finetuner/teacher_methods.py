@@ -184,13 +184,15 @@ class Teaching(Judging):
         blocks: str | list[int] = "uniform",
         width: float = 1.0,
         keep_encoder: bool = False,
+        mixer: str = "attention",
         dataset: Any = None,
     ) -> str:
         """Make the student a part of the teacher, and say in one line how much smaller it is.
 
         keep: the share of the blocks (or 2 for half of them). blocks: uniform, first-last, or their numbers. width: the
         share of heads, channels and hidden width, the important ones as measured on `dataset`. keep_encoder: of a
-        teacher with encoder and decoder cut the decoder alone, which numbers are of anyway. Raises OrderError.
+        teacher with encoder and decoder cut the decoder alone, which numbers are of anyway. mixer: mamba2 puts Mamba-2
+        in the place of attention. Raises OrderError.
         """
         if not self._members:
             raise OrderError(
@@ -204,13 +206,15 @@ class Teaching(Judging):
         if dataset is not None:
             seen = batches(self._prepare(dataset).dataset, model.get_input_embeddings().weight.device)
         student = shrink(
-            model, keep=keep, blocks=blocks, width=width, keep_encoder=keep_encoder, activations=seen
-        ).float()
+            model, keep=keep, blocks=blocks, width=width, keep_encoder=keep_encoder, mixer=mixer,
+            seed=self.recipe.train.seed, activations=seen,
+        ).float()  # fmt: skip
         self._parts.student = self._given = student
         self._parts.tokenizer, self._untouched = tokenizer or self._parts.tokenizer, None
         divisor = round(1 / keep) if isinstance(keep, float) else keep
         named = isinstance(blocks, str) and (isinstance(keep, int) or abs(divisor * keep - 1) < 1e-6)
-        cut = {"keep_blocks": blocks, "keep_width": width, "keep_encoder": keep_encoder} if named else {}
+        cut = {"mixer": mixer}  # which says, too, that some of its weights are new
+        cut |= {"keep_blocks": blocks, "keep_width": width, "keep_encoder": keep_encoder} if named else {}
         name = f"teacher/{divisor}" if named else ""  # blocks by number can only be given here
         self.recipe = replace(self.recipe, student=replace(self.recipe.student, name=name, **cut))
         self._set_teacher(self.recipe.teacher, self._members)  # it may speak of other columns now
@@ -231,7 +235,7 @@ class Teaching(Judging):
             )
         self.student_from_teacher(
             parse_share(student.name), blocks=student.keep_blocks, width=student.keep_width,
-            keep_encoder=student.keep_encoder,
+            keep_encoder=student.keep_encoder, mixer=student.mixer,
         )  # fmt: skip
 
     def hard_examples(self, dataset: Any, share: float = 0.2) -> Any:

@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from llm_finetuner.benchmark.quality import eval_mode
 from llm_finetuner.benchmark.text import positions
 from llm_finetuner.errors import DataError
+from llm_finetuner.models.mixers import goes_on
 
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.gguf")
 LATENCY_OF_WINDOW = "one channel of one look-back"
 TURN = 0.05  # seconds of forward passes before it is the next model's turn
+STATES = ("past_key_values", "cache_params")  # what models call what they remember of a text
 PROMPT = 8  # tokens read before latency is measured
 MEMORY_IS = {
     "cuda": "weights, plus the most that a forward pass of the batch added",
@@ -123,12 +125,15 @@ def _decode_seconds(model: nn.Module, ids: Tensor, new_tokens: int) -> list[floa
     two = model.config.is_encoder_decoder
     source = {"encoder_outputs": model.get_encoder()(input_ids=ids)} if two else {}
     grows = "decoder_input_ids" if two else "input_ids"
-    said = model(**{grows: ids}, **source, use_cache=True)
+    cached = goes_on(model)
+    said = model(**{grows: ids}, **source, use_cache=cached)
     taken = []
     for _ in range(steps):
         start = _now(model)
         token = said.logits[:, -1:].argmax(-1)
-        said = model(**{grows: token}, **source, past_key_values=said.past_key_values, use_cache=True)
+        ids = token if cached else torch.cat([ids, token], 1)
+        state = {name: said[name] for name in STATES if name in said}
+        said = model(**{grows: ids}, **source, **state, use_cache=cached)
         taken.append(_now(model) - start)
     return taken
 

@@ -18,6 +18,7 @@ from llm_finetuner.benchmark.quality import eval_mode, evaluate
 from llm_finetuner.data.columns import evenly
 from llm_finetuner.data.examples import IGNORED
 from llm_finetuner.errors import DataError
+from llm_finetuner.models.mixers import goes_on
 from llm_finetuner.recipe import Data
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
@@ -125,7 +126,9 @@ def _batch(model: nn.Module, tokenizer: Any, prompts: list[list[int]], how: dict
     mask_BT = torch.tensor(
         [[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts], device=model.device
     )
-    said = model.generate(input_ids=ids_BT, attention_mask=mask_BT, pad_token_id=pad, use_cache=True, **how)
+    said = model.generate(
+        input_ids=ids_BT, attention_mask=mask_BT, pad_token_id=pad, use_cache=goes_on(model), **how
+    )
     return said[:, width:].tolist()
 
 

@@ -107,6 +107,7 @@ def measure(model: Model, recipe: Recipe | None = None, task: str = Recipe.task)
     import torch
     import transformers
 
+    from llm_finetuner.models.mixers import mamba_config
     from llm_finetuner.models.shrink import choose_in_stacks, parse_share
     from llm_finetuner.models.stacks import depths_of, with_blocks
     from llm_finetuner.named_models import student_source
@@ -120,6 +121,7 @@ def measure(model: Model, recipe: Recipe | None = None, task: str = Recipe.task)
         if divisor:
             kept = choose_in_stacks(depths_of(config), divisor, model.keep_blocks, model.keep_encoder)
             config = with_blocks(config, kept)
+            config = mamba_config(config) if model.mixer == "mamba2" else config
         with torch.device("meta"):
             empty = getattr(transformers, purpose.auto).from_config(config)
     # narrower by w: matrices between hidden widths w x w, the embedding w

@@ -27,6 +27,7 @@ ONLY_FOR = {  # settings that are for models of these tasks only
     "train.packing": WRITING,
     "data.loss_on": WRITING,
     "student.keep_encoder": TRANSFORMING,
+    "student.mixer": WRITING,
     "data.label_names": OF_LABELS,
     "data.class_weights": OF_LABELS,
     "data.mask": FILLING,

@@ -76,6 +76,7 @@ HELP = {
     "student.keep_width": "of such a student: share of heads, channels and hidden width it keeps, 0-1",
     "student.init": "of a student s4d: new weights from the seed, or what matters of its teacher's",
     "student.keep_encoder": "of such a student of T5, BART and the like: the encoder stays whole, the decoder is cut",
+    "student.mixer": "of such a student of Llama and the like: mamba2 puts Mamba-2 in the place of attention",
     "student.shape": "of a forecaster that is built here: its options, such as hidden_size=16 num_layers=1; the "
     "command list models shows them",
     "teacher.name": "the model to learn from, a folder or hub name; several together: an ensemble, or peers; of "

@@ -10,10 +10,12 @@ from transformers import PretrainedConfig
 
 from llm_finetuner.errors import ModelError, RecipeError
 from llm_finetuner.models.loading import check_live, is_quantised
+from llm_finetuner.models.mixers import with_mamba
 from llm_finetuner.models.narrow import narrow
 from llm_finetuner.models.stacks import stacks_of, with_blocks
 
 BLOCKS = ("uniform", "first-last")
+MIXERS = ("attention", "mamba2")
 FOR_ALL = "relative_attention_bias"  # T5's first block of each stack holds it for the blocks behind it
 # what may differ under a new number: training sets it, or it follows from the weights that a block holds
 MAY_DIFFER = ("training", "gradient_checkpointing", f"has_{FOR_ALL}")
@@ -39,6 +41,8 @@ def shrink(
     blocks: str | list[int] = "uniform",
     width: float = 1.0,
     keep_encoder: bool = False,
+    mixer: str = "attention",
+    seed: int = 0,
     activations: Iterable[dict] | None = None,
 ) -> nn.Module:
     """A new, trainable model of the same class with some of the blocks; `model` stays as it is and shares no storage.
@@ -48,10 +52,13 @@ def shrink(
     keep is not read. Below width 1.0 heads, MLP channels and hidden dims are dropped as well, the least important on
     `activations` (a few batches with input_ids and attention_mask; None: by the weights); see narrow.py.
     Of a model with an encoder and a decoder both are cut so. keep_encoder leaves the encoder whole, and so do numbers:
-    they are the decoder's. Nothing is drawn at random. Raises RecipeError for a wrong setting, ModelError where the
+    they are the decoder's. mixer mamba2 puts Mamba-2 in the place of attention (mixers.py): what attention does not have
+    is drawn from `seed`, and nothing else is drawn. Raises RecipeError for a wrong setting, ModelError where the
     model cannot be cut.
     """
     check_live(model)
+    if mixer not in MIXERS:
+        raise RecipeError(f"mixer: {mixer!r} is not known", f"one of {', '.join(MIXERS)}")
     if not 0 < width <= 1:
         raise RecipeError(
             f"width: {width} is no share of the teacher's width", "give a number above 0 and up to 1"
@@ -65,7 +72,8 @@ def shrink(
     numbers = choose_in_stacks([len(stack) for stack in stacks], keep, blocks, keep_encoder)
     student = _build(model, with_blocks(model.config, numbers), _state(model, stacks, numbers))
     _check_blocks(model, student, numbers)
-    return student if width == 1 else _build(model, *narrow(student, width, activations))
+    student = student if width == 1 else _build(model, *narrow(student, width, activations))
+    return with_mamba(student, seed) if mixer == "mamba2" else student
 
 
 def choose_in_stacks(

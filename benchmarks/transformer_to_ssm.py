@@ -1,0 +1,209 @@
+"""Does a transformer teach a state-space language model anything? Two Mamba-2 students, four arms, three seeds.
+
+    python benchmarks/transformer_to_ssm.py [--students swapped small] [--seeds 0 1 2] [--steps 45] [--write]
+    python benchmarks/transformer_to_ssm.py --table [--write]
+
+The teacher and the text are those of the quickstart. swapped: the teacher with Mamba-2 in the place of attention;
+small: a new Mamba2ForCausalLM of two blocks. Both also learn alone, for as many steps and for as much CPU time as the
+dearest of the taught ones. Results go to results.json in the out folder, run by run, and what is there is not run
+again. About 15 CPU minutes on one thread. --write puts the table into docs/state_space_lm.md.
+"""
+
+import argparse
+import datetime
+import json
+import platform
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import Mamba2Config
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+from llm_finetuner import assets  # noqa: E402
+from llm_finetuner.assembly import Parts, load_rows  # noqa: E402
+from llm_finetuner.chain import stages_of  # noqa: E402
+from llm_finetuner.data import stdlib  # noqa: E402
+from llm_finetuner.models.loading import load_tokenizer  # noqa: E402
+from llm_finetuner.recipe_file import from_dict  # noqa: E402
+from llm_finetuner.tasks.causal_lm import CausalLM  # noqa: E402
+from llm_finetuner.trainer import fit  # noqa: E402
+
+BEGIN, END = "<!-- figures: python benchmarks/transformer_to_ssm.py --table -->", "<!-- end -->"
+STUDENTS = {  # what they are called in the table, their rate, and which of their blocks learn from which
+    "swapped": ("the teacher with Mamba-2 for attention", 2e-3, "uniform"),
+    "small": ("a new Mamba-2, 2 blocks, width 112", 8e-3, [[0, 1], [1, 3]]),
+}
+ARMS = {"alone": "alone", "kl": "KL", "hidden": "hidden states, then KL", "compute": "alone, equal compute"}
+KL = {"method": "vanilla_distillation", "options": {"temperature": 1.0, "alpha": 0.1}}
+ALONE = {**KL, "options": {"temperature": 1.0, "alpha": 1.0}}  # then nobody asks the teacher
+HIDDEN_SHARE = 1 / 3  # of the steps
+DATA = {"eval_split": "test", "eval_samples": 100, "max_length": 128}
+TRAIN = {
+    "batch_size": 8, "gradient_accumulation_steps": 1, "warmup": 0.25, "weight_decay": 0.1, "eval_every": 0,
+    "save_every": 0, "keep_best": False, "precision": "fp32",
+}  # fmt: skip
+
+
+def stages(arm: str, steps: int, layers: Any) -> list[dict[str, Any]]:
+    """What one arm trains, one stage after the other."""
+    if arm != "hidden":
+        return [{**(KL if arm == "kl" else ALONE), "train.steps": steps}]
+    first = round(HIDDEN_SHARE * steps)
+    states = {"objectives": {"hidden_mse": {"weight": 1.0, "layers": layers}}}
+    return [
+        {"method": "distillation", "options": states, "train.steps": first},
+        {"student": "previous", **KL, "train.steps": steps - first},
+    ]
+
+
+class Bench:
+    """The text and the teacher, read once."""
+
+    def __init__(self, out: Path):
+        self.out, self.teacher = out, str(assets.path("quickstart/teacher"))
+        self.tokenizer = load_tokenizer(self.teacher)
+        data = from_dict({"data": {**DATA, "source": str(stdlib.write(out / "data"))}}).data
+        rows = load_rows(data, CausalLM(), None, self.tokenizer, 0, str(out), print)
+        self.parts = {
+            "tokenizer": self.tokenizer, "teacher_tokenizer": self.tokenizer, "train": rows[0], "held_out": rows[1]
+        }  # fmt: skip
+
+    def train(self, student: str, arm: str, seed: int, steps: int) -> dict[str, Any]:
+        """One arm, stage by stage: its perplexity, steps and the CPU seconds of a training step of each stage."""
+        _, rate, layers = STUDENTS[student]
+        recipe = from_dict(
+            {
+                "student": self.named(student), "teacher": {"name": self.teacher}, **KL,
+                "train": {**TRAIN, "learning_rate": rate, "seed": seed}, "stages": stages(arm, steps, layers),
+                "output": str(self.out / f"{student}_{arm}_{seed}"),
+            }
+        )  # fmt: skip
+        spent = 0.0
+        for stage in stages_of(recipe):
+            marks: list[float] = []
+            said = fit(stage, Parts(**self.parts), on_event=lambda kind, _, to=marks: clock(kind, to))
+            spent += (marks[-1] - marks[0]) / (len(marks) - 1) * len(marks)
+        perplexity = said.metrics["eval_perplexity"]
+        return {
+            "perplexity": perplexity,
+            "cpu_seconds": round(spent, 1),
+            "steps": steps,
+            "on": circumstances(),
+        }
+
+    def named(self, student: str) -> dict[str, Any]:
+        """The student as a recipe names it; the folder of a new one has its shape and the teacher's tokenizer."""
+        if student == "swapped":
+            return {"name": "teacher/1", "mixer": "mamba2"}
+        folder = self.out / "mamba2"
+        Mamba2Config(
+            vocab_size=len(self.tokenizer), hidden_size=112, num_hidden_layers=2, num_heads=7, head_dim=32, n_groups=1,
+            state_size=32, chunk_size=64, bos_token_id=0, eos_token_id=0, pad_token_id=1,
+        ).save_pretrained(folder)  # fmt: skip
+        self.tokenizer.save_pretrained(folder)
+        return {"name": str(folder), "from_scratch": True}
+
+
+def clock(kind: str, marks: list[float]) -> None:
+    """Note the CPU time at the end of a training step."""
+    if kind == "step":
+        marks.append(time.process_time())
+
+
+def circumstances() -> str:
+    """When, on what, and with which code."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    date = datetime.datetime.now(datetime.UTC).date().isoformat()
+    return f"{date}, {platform.machine()}, torch {torch.__version__}, one thread, {commit}"
+
+
+def results(out: Path) -> dict[str, Any]:
+    path = out / "results.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def keep(out: Path, name: str, figures: dict[str, Any]) -> None:
+    found = {**results(out), name: figures}
+    (out / "results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Every arm that is not there yet; the one of equal compute last, for the others say how long it is."""
+    args.out.mkdir(parents=True, exist_ok=True)
+    bench = Bench(args.out)
+    for student in args.students:
+        for seed in args.seeds:
+            for arm in ARMS:
+                found, name = results(args.out), f"{student}/{arm}/{seed}"
+                if name in found:
+                    continue
+                steps = args.steps
+                if arm == "compute":
+                    spent = {
+                        a: found[f"{student}/{a}/{seed}"]["cpu_seconds"] for a in ("alone", "kl", "hidden")
+                    }
+                    steps = round(steps * max(spent["kl"], spent["hidden"]) / spent["alone"])
+                keep(args.out, name, bench.train(student, arm, seed, steps))
+                print(name, results(args.out)[name], flush=True)
+
+
+def table(found: dict[str, Any]) -> str:
+    """Perplexities by student and seed, and whether the taught ones are better at equal steps."""
+    lines = ["| student | seed | " + " | ".join(ARMS.values()) + " | better, equal steps | equal compute |"]
+    lines.append("|---" * (len(ARMS) + 4) + "|")
+    for student, (said, *_) in STUDENTS.items():
+        for seed in sorted({name.split("/")[2] for name in found if name.startswith(f"{student}/")}):
+            cells = {arm: found.get(f"{student}/{arm}/{seed}") for arm in ARMS}
+            if None in cells.values():
+                continue
+            ppl = {arm: cell["perplexity"] for arm, cell in cells.items()}
+            taught = max(ppl["kl"], ppl["hidden"])  # both have to be
+            numbers = [f"{ppl[arm]:.1f}" for arm in ARMS]
+            numbers[-1] += f" ({cells['compute']['steps']} steps)"
+            signs = ["yes" if taught < ppl[arm] else "no" for arm in ("alone", "compute")]
+            lines.append(f"| {said} | {seed} | " + " | ".join(numbers + signs) + " |")
+    first = next(figures for name, figures in found.items() if "/alone/" in name)
+    about = f"Perplexity on 100 held-out rows after {first['steps']} steps of 8 x 128 tokens; {first['on']}."
+    return "\n".join([*lines, "", about])
+
+
+def put(page: Path, text: str) -> None:
+    """Put the table between the page's marks."""
+    before, mark, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if not mark or not end:
+        sys.exit(f"{page} has no place for the table: {BEGIN} ... {END}")
+    page.write_text(f"{before}{BEGIN}\n{text}\n{END}{tail}", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--students", nargs="+", choices=STUDENTS, default=list(STUDENTS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=45)
+    parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "transformer_to_ssm")
+    parser.add_argument("--table", action="store_true", help="only print the table of what is there")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/state_space_lm.md")
+    args = parser.parse_args()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)  # CPU seconds are those of one core
+    if not args.table:
+        run(args)
+    text = table(results(args.out))
+    print(text)
+    if args.write:
+        put(ROOT / "docs" / "state_space_lm.md", text)
+
+
+if __name__ == "__main__":
+    main()
