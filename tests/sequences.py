@@ -29,8 +29,12 @@ def arrays(
     return x, y
 
 
-def rows(counted: tuple[int, int] = (3, 16), share: float = 0.0, **options) -> signals.Signals:
-    """Rows to train on, of which some samples count."""
+def rows(
+    counted: tuple[int, int] = (3, 16), share: float = 0.0, scaled: bool = False, **options
+) -> signals.Signals:
+    """Rows to train on, of which some samples count; in the units of the data unless scaled."""
     x, y = arrays(**options)
-    found = signals.read({"inputs": x, "targets": y}, share).part("train")
-    return signals.replace(found, counted=slice(*counted))
+    found = signals.read({"inputs": x, "targets": y}, share)
+    if not scaled:
+        vars(found)["scales"] = (np.ones(2), np.ones(1))
+    return signals.replace(found.part("train"), counted=slice(*counted))

@@ -9,6 +9,7 @@ from sequences import BIG, arrays, model, rows
 from task_steps import gradient_of, gradient_of_step
 
 from llm_finetuner.benchmark.quality import evaluate
+from llm_finetuner.data import signals
 from llm_finetuner.errors import DataError, ModelError
 from llm_finetuner.models.complex_projection import ComplexProjection
 from llm_finetuner.optim import SLOW, SLOW_SHARE, set_apart, set_rate
@@ -177,9 +178,8 @@ def test_rows_without_targets_are_heard_from_the_teacher_alone(tmp_path):
 def test_without_any_targets_the_teacher_is_all_there_is(tmp_path):
     student, teacher = model(), model(7)
     x, _ = arrays()
-    from llm_finetuner.data import signals
-
     data = signals.read((x, None), 0).part("train")
+    vars(data.recording)["scales"] = (np.ones(2), np.ones(0))
     got, record = step(tmp_path, student, teacher, data, alpha=0.3, beta=0.5, gamma=0)
     close(got, gradient_of(0.5 * squared(said(student, data), said(teacher, data).detach()), student))
     assert record["mse"] is None
@@ -257,3 +257,26 @@ def test_poles_and_time_steps_learn_slowly_and_nothing_of_a_mixer_decays():
             name
         )
         assert found[id(p)][1] == (0.0 if in_mixer or p.dim() <= 1 else 0.1), name
+
+
+def test_a_model_learns_in_numbers_of_size_1_whatever_the_units_of_the_data(tmp_path):
+    """The same step from data in other units; a model keeps its scale, and answers in the units of the data."""
+    x, y = arrays()
+    found = []
+    for units in (1.0, 1000.0):
+        data = signals.read((units * x, y / units), 0).part("train")
+        student, teacher = model(gate="channel"), model(7)
+        SequenceRegression().fit(teacher, data, 0)
+        found.append((*step(tmp_path, student, teacher, data), student, data))
+    (one, record, *_), (other, again, _, data) = found
+    assert record["loss"] == pytest.approx(again["loss"], rel=1e-9)
+    close({n: g * (SLOW_SHARE if n.rpartition(".")[2] in SLOW else 1) for n, g in one.items()}, other, 1e-9)
+    assert data.recording.scales[0] == pytest.approx(1000 * np.sqrt((np.abs(x) ** 2).mean((0, 1))))
+    task, net = SequenceRegression(), model()
+    task.fit(net, data, 0)
+    (said_once,) = task.predict(net, None, [data[0]["inputs"]], None)
+    bare = net(torch.from_numpy(data[0]["inputs"] / data.recording.scales[0])[None])[0].detach().numpy()
+    assert said_once == pytest.approx(bare * data.recording.scales[1])
+    kept = list(net.config.input_scale)
+    task.fit(net, signals.read((x, y), 0).part("train"), 0)
+    assert net.config.input_scale == kept

@@ -65,7 +65,7 @@ NOTHING = {  # the word for None, where it is not "auto"
 WORDS = {"options.beta": (AUTO,)}  # that stand in place of a number
 HELP = {
     "task": "write text, classify texts (one label, or several), tag words, fill in hidden words, transform text, "
-    "forecast series",
+    "forecast series, map sequences of numbers",
     "student.name": "the model to train: a folder, a name on the hub, or teacher/2: every second block of the teacher; "
     "to forecast also time_llm, patch or linear, which are built here",
     "student.load_in_4bit": "hold the student in 4 bits (needs an adapter)",

@@ -11,6 +11,7 @@ meta.json may name the samples that count, "rows": [first, behind the last]. Fil
 Shapes: N rows, L samples, I inputs, O outputs.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -26,7 +27,7 @@ SCANNED = 2**22  # numbers looked at together when files are checked
 
 @dataclass(frozen=True, eq=False)
 class Signals:
-    """Rows of one part: {inputs [L, I], targets [L, O], counted [L]} by number.
+    """Rows of one part: {inputs [L, I], targets [L, O], counted [L], scale [O]} by number, in the units of the data.
 
     A sequence as the loop wants it: len, a number or a list of them, select. Of a row without targets these are NaN;
     where no row has any they are [L, 0].
@@ -39,7 +40,7 @@ class Signals:
     recording: "Recording" = field(repr=False)
     part: str = ""
 
-    column_names = ARRAYS + ("counted",)
+    column_names = (*ARRAYS, "counted", "scale")
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -50,7 +51,8 @@ class Signals:
             counted = np.zeros(self.inputs.shape[1], bool)
             counted[self.counted] = True
             return {
-                "inputs": np.array(self.inputs[own]), "targets": np.array(self.targets[own]), "counted": counted
+                "inputs": np.array(self.inputs[own]), "targets": np.array(self.targets[own]), "counted": counted,
+                "scale": self.recording.scales[1],
             }  # fmt: skip
         rows = [self[int(n)] for n in (range(len(self))[number] if isinstance(number, slice) else number)]
         return {name: [row[name] for row in rows] for name in self.column_names}
@@ -76,7 +78,10 @@ class Signals:
 
 @dataclass(frozen=True, eq=False)
 class Recording:
-    """The parts of a source; a part that it does not have holds no rows."""
+    """The parts of a source; a part that it does not have holds no rows.
+
+    scales: RMS of the samples to train on that count, of each channel of inputs and of targets: [I] and [O].
+    """
 
     parts: dict[str, Signals]
     name: str
@@ -84,6 +89,11 @@ class Recording:
 
     def part(self, name: str) -> Signals:
         return self.parts[name]
+
+    @functools.cached_property
+    def scales(self) -> tuple[np.ndarray, np.ndarray]:
+        train = self.parts["train"]
+        return tuple(_rms(array, train.counted) for array in (train.inputs, train.targets))
 
     def describe(self) -> str:
         """One plain sentence on what was read."""
@@ -149,6 +159,18 @@ def _checked(arrays: tuple[Any, Any], name: str) -> tuple[np.ndarray, np.ndarray
             told[np.isnan(told).all((1, 2))] = 0  # rows without targets
             _check_finite(told, start, f"{name}: targets", PARTLY)
     return inputs, targets
+
+
+def _rms(array: np.ndarray, counted: slice) -> np.ndarray:
+    """Of each channel, rows without targets left out; 1 for a channel that is 0 throughout, or not known."""
+    power, count, step = np.zeros(array.shape[2]), 0, max(1, SCANNED // max(1, array[0].size))
+    for start in range(0, len(array), step):
+        block = np.abs(array[start : start + step, counted]) ** 2
+        known = ~np.isnan(block).any((1, 2))
+        power += block[known].sum((0, 1), dtype=float)
+        count += int(known.sum()) * block.shape[1]
+    rms = np.sqrt(power / max(1, count))
+    return np.where(rms > 0, rms, 1.0)
 
 
 def _shaped(array: Any, name: str) -> np.ndarray:

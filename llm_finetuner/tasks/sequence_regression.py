@@ -119,12 +119,15 @@ class SequenceRegression(Task):
             )
 
     def collate(self, examples: list[dict], counted: bool = True, packed: bool = False) -> dict[str, Tensor]:
-        """{inputs [B, L, I], targets [B, L, numbers], NaN where not known, counted [B, L]}."""
+        """{inputs [B, L, I], targets [B, L, numbers], NaN where not known, counted [B, L], scale [B, numbers]}."""
         counted_BL = torch.from_numpy(np.stack([example["counted"] for example in examples]))
+        targets_BLO = torch.from_numpy(np.stack([example["targets"] for example in examples]))
+        scale_BO = torch.from_numpy(np.stack([example["scale"] for example in examples]))
         return {
             "inputs": torch.from_numpy(np.stack([example["inputs"] for example in examples])),
-            "targets": _pairs(torch.from_numpy(np.stack([example["targets"] for example in examples]))),
+            "targets": _pairs(targets_BLO),
             "counted": counted_BL & counted,
+            "scale": scale_BO.repeat_interleave(1 + targets_BLO.is_complex(), 1),
         }
 
     def count(self, batch: dict[str, Tensor]) -> int:
@@ -151,11 +154,11 @@ class SequenceRegression(Task):
         return ({name: x[row] for name, x in batch.items()} for row in range(len(batch["counted"])))
 
     def positions(self, batch: dict[str, Tensor]) -> dict[str, Any]:
-        """targets [N, numbers], and the row of each [N]."""
+        """targets [N, numbers] over the scale of the data, and the row of each [N]."""
         counted_BL = batch["counted"]
-        return {
-            "targets": batch["targets"][counted_BL], "examples": counted_BL.nonzero()[:, 0], "numbers": True
-        }  # fmt: skip
+        rows_N = counted_BL.nonzero()[:, 0]
+        targets_NV = batch["targets"][counted_BL] / batch["scale"][rows_N]
+        return {"targets": targets_NV, "examples": rows_N, "numbers": True}
 
     def together(self, parts: Sequence[Signals]) -> Signals:
         """Parts of the same arrays as one."""
@@ -166,6 +169,11 @@ class SequenceRegression(Task):
         return {}
 
     # ---- models
+
+    def fit(self, model: nn.Module | None, rows: Signals, seed: int) -> None:
+        """A model that learns for the first time does so in numbers of RMS 1, and remembers of what in the data."""
+        if model is not None and rows.part == "train" and model.config.to_dict().get("input_scale") is None:
+            model.config.input_scale, model.config.output_scale = (s.tolist() for s in rows.recording.scales)
 
     def tokenizer(self, name: str) -> None:
         """These models read numbers."""
@@ -207,10 +215,8 @@ class SequenceRegression(Task):
         if len({sequence.shape for sequence in read}) > 1:
             raise DataError("the sequences are of unequal lengths", "predict those of one length together")
         counted = np.ones(read[0].shape[:1], bool)
-        empty = np.empty((*counted.shape, 0), read[0].dtype)
-        batch = self.collate(
-            [{"inputs": sequence, "targets": empty, "counted": counted} for sequence in read]
-        )
+        rest = {"targets": np.empty((*counted.shape, 0)), "counted": counted, "scale": np.empty(0)}
+        batch = self.collate([{"inputs": sequence, **rest} for sequence in read])
         rows_NV = self.run(model, batch, Want()).rows
         said = rows_NV.unflatten(0, (len(read), -1)).unflatten(-1, (-1, _parts(model))).cpu()
         return list(
@@ -253,7 +259,11 @@ class SequenceRegression(Task):
         targets_NV = where["targets"].to(real)
         if not targets_NV.shape[1]:
             targets_NV = targets_NV.new_full((len(targets_NV), self.vocabulary(model)), torch.nan)
-        rows_NV = targets_NV.new_empty(len(targets_NV), 0) if said is None else pick(said)
+        rows_NV = targets_NV.new_empty(len(targets_NV), 0)
+        if said is not None:
+            rows_NV = pick(said) * _scale(model, "output_scale", self.vocabulary(model)).to(targets_NV)
+            if batch["scale"].shape[1]:
+                rows_NV = rows_NV / batch["scale"][where["examples"]].to(targets_NV)
         found = sort_out(kept, pick, _no_maps)
         return Output(rows=rows_NV, head=Head(AsIs()), **{**where, "targets": targets_NV}, **found)
 
@@ -274,11 +284,20 @@ def _pairs(x: Tensor) -> Tensor:
 
 
 def _read_by(model: nn.Module, inputs_BLI: Tensor) -> Tensor:
-    """In the numbers of the model: a real one reads complex channels as pairs of channels."""
+    """In the numbers of the model, over its scale: a real one reads complex channels as pairs of channels."""
     dtype = model.read_in.weight.dtype
+    inputs_BLI = inputs_BLI.to(model.device) / _scale(model, "input_scale", inputs_BLI.shape[2]).to(
+        model.device
+    )
     if model.config.complex_valued:
-        return inputs_BLI.to(model.device, dtype.to_complex())
-    return _pairs(inputs_BLI).to(model.device, dtype)
+        return inputs_BLI.to(dtype.to_complex())
+    return _pairs(inputs_BLI).to(dtype)
+
+
+def _scale(model: nn.Module, name: str, width: int) -> Tensor:
+    """What 1 is in the units of the data to the model, which keeps it from its first training."""
+    known = torch.tensor(model.config.to_dict().get(name) or [1.0], dtype=torch.float64)
+    return known.repeat_interleave(width // len(known))
 
 
 def _no_maps(_maps: Tensor) -> Tensor:
