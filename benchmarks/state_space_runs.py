@@ -21,8 +21,9 @@ sys.path.insert(0, str(ROOT))
 from llm_finetuner.benchmark import focus  # noqa: E402
 from llm_finetuner.data import sar, sar_files, sar_scenes  # noqa: E402
 from llm_finetuner.models.loading import load_pretrained  # noqa: E402
-from llm_finetuner.recipe import Recipe  # noqa: E402
+from llm_finetuner.recipe import Data, Recipe  # noqa: E402
 from llm_finetuner.recipe_file import from_dict  # noqa: E402
+from llm_finetuner.tasks.sequence_regression import SequenceRegression  # noqa: E402
 from llm_finetuner.trainer import fit  # noqa: E402
 
 COLUMNS = {"train": 1024, "validation": 64, "test": 256}
@@ -105,9 +106,10 @@ class Bench:
 
 def answers(model: torch.nn.Module, inputs: np.ndarray) -> np.ndarray:
     """Focused columns [N, L] of inputs [N, L, 2]."""
-    with torch.no_grad():
-        parts = [model.eval()(torch.from_numpy(part)) for part in np.array_split(np.array(inputs), 8)]
-    return torch.cat(parts)[..., 0].numpy()
+    task, said = SequenceRegression(), []
+    for part in np.array_split(np.array(inputs), 8):
+        said += task.predict(model.eval(), None, list(part), Data())
+    return np.stack(said)[..., 0]
 
 
 def image(said: np.ndarray, columns: sar_scenes.Columns) -> dict[str, float]:
