@@ -1,0 +1,109 @@
+"""State-space students of a gated S4D that focuses radar columns: each claim measured, three seeds.
+
+    python benchmarks/state_space.py [--only PART ...] [--seeds 0 1 2] [--out FOLDER] [--write]
+    python benchmarks/state_space.py --table [--write]
+
+Columns are drawn here; nothing is downloaded. Results go to results.json in the out folder, run by run, and what is
+there is not run again. --write puts the table into docs/sequences.md. state_space_runs.py has the runs,
+state_space_table.py the bars. About 45 minutes on a free core.
+"""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import state_space_table
+import torch
+import transformers
+from state_space_runs import LABELLED, ROOT, STEPS, STUDENTS, TEACHER_STEPS, Bench, image, points
+
+from llm_finetuner.data import sar, sar_files
+from llm_finetuner.data.sar_processors import PROCESSORS, blanked_filter, exact_filter
+
+GUIDE = (0.3, 0.5, 0.2)
+
+
+def processors(bench: Bench) -> None:
+    """What focuses without learning."""
+    radar, columns = sar_files.read_columns(bench.columns(), "test")
+    for name, process in PROCESSORS.items():
+        figures = image(process(radar, columns), columns)
+        if process in (exact_filter, blanked_filter):
+            figures |= points(radar, lambda x, ranges: sar.focus(radar, x[..., 0], ranges))
+        bench.keep(name, figures)
+
+
+def teacher(bench: Bench) -> None:
+    """The teacher, and the same without gates for the same steps."""
+    _once(bench, "teacher", lambda: bench.trained(bench.recipe("teacher", "teacher", 0, TEACHER_STEPS)))
+    _once(
+        bench, "without gates", lambda: bench.trained(bench.recipe("ungated", "standard", 0, TEACHER_STEPS))
+    )
+
+
+def students(bench: Bench) -> None:
+    """Each size alone, from the teacher's weights with its states matched, and by the guide's loss from the seed."""
+    for seed in bench.seeds:
+        for size in reversed(STUDENTS):
+            plain = bench.recipe(f"{size}_{seed}", size, seed, STEPS)
+            arms = {
+                "alone": plain,
+                "from the teacher": bench.taught(plain, GUIDE, "teacher"),
+                "guide's loss": bench.taught(plain, GUIDE, "seed"),
+            }
+            for arm, recipe in arms.items():
+                _once(bench, f"{size}, {arm}, {seed}", lambda recipe=recipe: bench.trained(recipe))
+
+
+def few(bench: Bench) -> None:
+    """Tiny students of 32 columns with truth: alone, and with as many others as ever that the teacher answers."""
+    labelled = {"source": str(bench.columns(LABELLED))}
+    for seed in bench.seeds:
+        mixed = bench.recipe(f"few_{seed}", "tiny", seed, STEPS, data=labelled)
+        alone = bench.recipe(f"few_alone_{seed}", "tiny", seed, STEPS, data={**labelled, "samples": LABELLED})
+        arms = {"alone": alone, "taught": bench.taught(mixed, (0.3, 0.7, 0.0), "seed")}
+        for arm, recipe in arms.items():
+            _once(bench, f"few, {arm}, {seed}", lambda recipe=recipe: bench.trained(recipe))
+
+
+PARTS: dict[str, Callable[[Bench], None]] = {
+    "processors": processors, "teacher": teacher, "students": students, "few": few,
+}  # fmt: skip
+
+
+def _once(bench: Bench, name: str, run: Callable[[], dict]) -> None:
+    if name not in bench.results():
+        figures = run()
+        bench.keep(name, figures)
+        print(f"{name}: {figures['nmse_db']:.2f} dB, {figures['cpu_seconds']:.0f} CPU-s", flush=True)
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    made.add_argument("--out", type=Path, default=ROOT / "outputs" / "state_space")
+    made.add_argument(
+        "--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=", ".join(PARTS)
+    )
+    made.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    made.add_argument("--table", action="store_true", help="only print the table of what is there")
+    made.add_argument("--write", action="store_true", help="put the table into docs/sequences.md")
+    return made
+
+
+def main() -> None:
+    args = parser().parse_args()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    torch.set_num_threads(1)  # CPU seconds are those of one core
+    args.out.mkdir(parents=True, exist_ok=True)
+    bench = Bench(args.out, tuple(args.seeds))
+    for name in () if args.table else args.only:
+        PARTS[name](bench)
+    text = state_space_table.table(bench)
+    if args.write:
+        state_space_table.put(ROOT / "docs" / "sequences.md", text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""What benchmarks/state_space.py trains: S4Ds that focus simulated radar columns, compact ones of the issue's ratios.
+
+Columns: X-band from 5 km, an aperture of 62 pulses, 256 pulses each, closest ranges +- 10 %, bursts of interference.
+"""
+
+import datetime
+import json
+import platform
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+from llm_finetuner.benchmark import focus  # noqa: E402
+from llm_finetuner.data import sar, sar_files, sar_scenes  # noqa: E402
+from llm_finetuner.models.loading import load_pretrained  # noqa: E402
+from llm_finetuner.recipe import Data, Recipe  # noqa: E402
+from llm_finetuner.recipe_file import from_dict  # noqa: E402
+from llm_finetuner.tasks.sequence_regression import SequenceRegression  # noqa: E402
+from llm_finetuner.trainer import fit  # noqa: E402
+
+COLUMNS = {"train": 1024, "validation": 64, "test": 256}
+SIZES = {  # half, or a bit less, of the presets' width; their ratios of parameters
+    "teacher": {"model_dim": 32, "state_dim": 128, "num_layers": 4, "gate": "channel"},
+    "standard": {"model_dim": 32, "state_dim": 128, "num_layers": 4, "gate": "off"},
+    "compressed": {"model_dim": 16, "state_dim": 64, "num_layers": 3, "gate": "off"},
+    "tiny": {"model_dim": 12, "state_dim": 32, "num_layers": 2, "gate": "off"},
+}
+STUDENTS = ("standard", "compressed", "tiny")
+TEACHER_STEPS, STEPS, RATE = 900, 500, 5e-3  # of 16 columns
+LABELLED = 32
+POINTS = 16  # single points that responses are measured on
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where columns and results stand."""
+
+    out: Path
+    seeds: tuple[int, ...]
+
+    def results(self) -> dict[str, Any]:
+        path = self.out / "results.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+    def keep(self, name: str, figures: dict[str, Any]) -> None:
+        found = {**self.results(), name: {**figures, "on": circumstances()}}
+        (self.out / "results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+    def columns(self, labelled: int | None = None) -> Path:
+        """The folder of the columns, drawn at the first call; few of the second have their truth."""
+        folder = self.out / ("columns" if labelled is None else f"columns_{labelled}")
+        counts = {**COLUMNS, "train": COLUMNS["train"] + (labelled or 0)}
+        if not (folder / "meta.json").exists():
+            sar_files.write(folder, sar.AIRBORNE, sar_scenes.Scene(), counts, 0, labelled)
+        return folder
+
+    def recipe(self, name: str, size: str, seed: int, steps: int, **changes: Any) -> Recipe:
+        """Plain training on the truth, the whole sequence seen both ways."""
+        settings = {
+            "task": "sequence_regression", "method": "fine_tuning",
+            "student": {"name": "s4d", "shape": {"preset": "teacher", "bidirectional": True, **SIZES[size]}},
+            "data": {"source": str(self.columns())},
+            "train": {
+                "steps": steps, "batch_size": 16, "gradient_accumulation_steps": 1, "learning_rate": RATE, "warmup": 30,
+                "eval_every": 0, "save_every": 0, "precision": "fp32", "seed": seed,
+            },
+            "output": str(self.out / name),
+        }  # fmt: skip
+        return from_dict({**settings, **changes})
+
+    def taught(self, recipe: Recipe, weights: tuple[float, float, float], init: str) -> Recipe:
+        """The same with the teacher: alpha, beta, gamma, and what the student begins with."""
+        settings = recipe.to_dict()
+        settings |= {
+            "method": "regression_distillation", "options": dict(zip(("alpha", "beta", "gamma"), weights, strict=True)),
+            "teacher": {"name": str(self.out / "teacher")}, "student": {**settings["student"], "init": init},
+        }  # fmt: skip
+        return from_dict(settings)
+
+    def trained(self, recipe: Recipe) -> dict[str, Any]:
+        """Train it and score it: nmse_db, psnr, ssim, coherence, width, pslr, islr, phase, parameters, cpu_seconds."""
+        began = time.process_time()
+        model = fit(recipe).tuned.model
+        seconds = time.process_time() - began
+        return {**self.scores(model), "parameters": _numbers(model), "cpu_seconds": round(seconds, 1)}
+
+    def scores(self, model: torch.nn.Module) -> dict[str, float]:
+        """Of all test columns, and of single points."""
+        radar, columns = sar_files.read_columns(self.columns(), "test")
+        return {
+            **image(answers(model, columns.inputs), columns),
+            **points(radar, lambda x, _: answers(model, x)),
+        }
+
+    def load(self, name: str) -> torch.nn.Module:
+        return load_pretrained(str(self.out / name), auto="AutoModel").eval()
+
+
+def answers(model: torch.nn.Module, inputs: np.ndarray) -> np.ndarray:
+    """Focused columns [N, L] of inputs [N, L, 2]."""
+    task, said = SequenceRegression(), []
+    for part in np.array_split(np.array(inputs), 8):
+        said += task.predict(model.eval(), None, list(part), Data())
+    return np.stack(said)[..., 0]
+
+
+def image(said: np.ndarray, columns: sar_scenes.Columns) -> dict[str, float]:
+    """How far from the truth, over rows with a whole aperture."""
+    found = focus.focused(said[:, columns.rows], columns.truth[:, columns.rows, 0])
+    return {"nmse_db": found.nmse_db, **asdict(found)}
+
+
+def points(radar: sar.Radar, process) -> dict[str, float]:
+    """Single points without noise, at ranges and places between pulses; medians. width: of the matched filter's."""
+    spread, length = sar_scenes.Scene().range_spread, sar_scenes.Scene().length
+    shares = (np.arange(POINTS) + 0.5) / POINTS
+    ranges = radar.slant_range * (1 + spread * (2 * shares - 1))
+    places = length / 2 + 8 * np.cos(np.arange(POINTS))
+    columns = np.stack(
+        [
+            sar.point_target(replace(radar, slant_range=one), length, place)
+            for one, place in zip(ranges, places, strict=True)
+        ]
+    )
+    position = shares[:, None] + 1j * np.linspace(0, 1, length)
+    said = process(np.stack([columns, position], -1).astype(np.complex64), ranges)
+    ideal = sar.focus(radar, columns, ranges)
+    found = [focus.impulse(one, place) for one, place in zip(said, places, strict=True)]
+    best = [focus.impulse(one, place) for one, place in zip(ideal, places, strict=True)]
+    width = np.median([one.width / other.width for one, other in zip(found, best, strict=True)])
+    middle = {name: float(np.median([getattr(one, name) for one in found])) for name in ("pslr", "islr")}
+    return {"width": float(width), **middle, "phase": float(np.median([abs(one.phase) for one in found]))}
+
+
+def _numbers(model: torch.nn.Module) -> int:
+    return sum(p.numel() * (2 if p.is_complex() else 1) for p in model.parameters())
+
+
+def circumstances() -> str:
+    """When, on what, and with which code."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    date = datetime.datetime.now(datetime.UTC).date().isoformat()
+    return f"{date}, {platform.machine()}, torch {torch.__version__}, one thread, {commit}"
