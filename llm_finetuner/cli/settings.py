@@ -23,7 +23,13 @@ from llm_finetuner.registry import METHODS, MODELS, TEACHERS, TUNINGS, menu_entr
 LAYERS = ("options.feature_layers", "options.layers")
 MEMBERS = "teacher.options.members"
 WEIGHTS = "data.class_weights"
-KEPT = ("keep_blocks", "keep_width", "keep_encoder", "mixer", "init")  # of a student that begins with its teacher
+KEPT = (
+    "keep_blocks",
+    "keep_width",
+    "keep_encoder",
+    "mixer",
+    "init",
+)  # of a student that begins with its teacher
 SHAPES = ("student.shape", "teacher.shape")  # of models that are built here
 VERBATIM = ("data.prefix",)  # blanks at the end are part of it
 NONE_IS_SAID = ("data.series.time_column",)  # where none is a value, and not the word for None
