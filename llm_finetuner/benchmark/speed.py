@@ -4,6 +4,7 @@ Shapes: B sequences, T tokens.
 """
 
 import datetime
+import inspect
 import platform
 import statistics
 import time
@@ -125,14 +126,16 @@ def _decode_seconds(model: nn.Module, ids: Tensor, new_tokens: int) -> list[floa
     two = model.config.is_encoder_decoder
     source = {"encoder_outputs": model.get_encoder()(input_ids=ids)} if two else {}
     grows = "decoder_input_ids" if two else "input_ids"
-    cached = goes_on(model)
+    cached, takes = goes_on(model), inspect.signature(model.forward).parameters
     said = model(**{grows: ids}, **source, use_cache=cached)
     taken = []
-    for _ in range(steps):
+    for place in range(ids.shape[1], ids.shape[1] + steps):
         start = _now(model)
         token = said.logits[:, -1:].argmax(-1)
         ids = token if cached else torch.cat([ids, token], 1)
         state = {name: said[name] for name in STATES if name in said}
+        if "cache_params" in state and "cache_position" in takes:  # a Mamba of older transformers
+            state["cache_position"] = torch.tensor([place], device=ids.device)
         said = model(**{grows: ids}, **source, **state, use_cache=cached)
         taken.append(_now(model) - start)
     return taken

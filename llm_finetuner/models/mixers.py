@@ -6,18 +6,21 @@ begins with those projections and with the one behind the heads (Mamba in the Ll
 positions, and the biases and norms of queries and keys, have no place in it and are dropped. What attention does not
 have (gate, convolution, step sizes) is drawn as transformers draws it.
 
-Known weakness: transformers (5.3 to 5.23 looked at) asks a model's first attention how far a text has been read, so a
-Bamba without any cannot go on from a cache in `generate`, though its mixers can. Such a model is marked use_cache
-false, and reads its text again for every token.
+Known weakness: transformers 5.23 asks a model's first attention how far a text has been read, so a Bamba without any
+cannot go on from a cache in `generate`, though its mixers can. Such a model is marked use_cache false, and reads its
+text again for every token. Transformers 5.3 cannot write with it at all.
 """
 
 import torch
+import transformers
+from packaging.version import Version
 from torch import Tensor, nn
 from transformers import BambaConfig, BambaForCausalLM, PretrainedConfig
 
 from llm_finetuner.errors import ModelError
 
 MAMBA = BambaConfig.model_type
+OLDEST = "5.23"  # the version of transformers that this was tried with; 5.3 is too old
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")  # model_type: a norm, attention, a norm and a gated MLP
 CHUNK = 64  # tokens of a block of the scan: about the fastest on a CPU; answers do not hang on it
 RENAMED = {
@@ -34,6 +37,11 @@ SAME = (
 
 def mamba_config(config: PretrainedConfig) -> BambaConfig:
     """The config of the same model with Mamba-2 mixers, as many and as wide as its heads. Raises ModelError."""
+    if Version(transformers.__version__) < Version(OLDEST):
+        raise ModelError(
+            f"a student with Mamba-2 for attention needs transformers {OLDEST}, and {transformers.__version__} is here",
+            "pip install -U transformers",
+        )
     if config.model_type not in FAMILIES:
         raise ModelError(
             f"the attention of a {config.model_type} cannot be replaced, only that of {', '.join(FAMILIES)}",

@@ -52,7 +52,7 @@ def shrink(
     keep is not read. Below width 1.0 heads, MLP channels and hidden dims are dropped as well, the least important on
     `activations` (a few batches with input_ids and attention_mask; None: by the weights); see narrow.py.
     Of a model with an encoder and a decoder both are cut so. keep_encoder leaves the encoder whole, and so do numbers:
-    they are the decoder's. mixer mamba2 puts Mamba-2 in the place of attention (mixers.py): what attention does not have
+    they are the decoder's. mixer mamba2 puts Mamba-2 in the place of attention (mixers.py); what attention lacks
     is drawn from `seed`, and nothing else is drawn. Raises RecipeError for a wrong setting, ModelError where the
     model cannot be cut.
     """
