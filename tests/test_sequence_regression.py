@@ -275,8 +275,12 @@ def test_a_model_learns_in_numbers_of_size_1_whatever_the_units_of_the_data(tmp_
     task, net = SequenceRegression(), model()
     task.fit(net, data, 0)
     (said_once,) = task.predict(net, None, [data[0]["inputs"]], None)
-    bare = net(torch.from_numpy(data[0]["inputs"] / data.recording.scales[0])[None])[0].detach().numpy()
-    assert said_once == pytest.approx(bare * data.recording.scales[1])
+    bare = copy.deepcopy(net)
+    bare.config.input_scale = bare.config.output_scale = None
+    read = torch.from_numpy(data[0]["inputs"] / data.recording.scales[0])[None]
+    want = bare(read)[0].detach().numpy() * data.recording.scales[1]
+    assert said_once == pytest.approx(want)
+    assert net(torch.from_numpy(data[0]["inputs"])[None])[0].detach().numpy() == pytest.approx(want)
     kept = list(net.config.input_scale)
     task.fit(net, signals.read((x, y), 0).part("train"), 0)
     assert net.config.input_scale == kept

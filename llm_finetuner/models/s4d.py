@@ -39,6 +39,7 @@ class S4DConfig(PretrainedConfig):
     dt_min, dt_max: time steps of the channels, log-uniform. Left out, dt_max is 2 / state_dim for "lin", where the
     fastest mode turns half a circle a sample, .1 for "inv", and dt_min a quarter of it.
     activation: a name of transformers; "linear" is none. It acts on real and imaginary parts.
+    input_scale, output_scale: what 1 inside the model is in the units of the data, of each channel; training sets them.
     """
 
     model_type = "s4d"
@@ -48,7 +49,8 @@ class S4DConfig(PretrainedConfig):
         self, input_dim: int = 2, model_dim: int = 64, state_dim: int = 540, output_dim: int = 1,
         num_layers: int = 6, complex_valued: bool = True, gate: str = "channel", bidirectional: bool = False,
         delay: int = 0, frequencies: str = "lin", discretization: str = "zoh", dt_min: float | None = None,
-        dt_max: float | None = None, activation: str = "gelu", **kwargs,
+        dt_max: float | None = None, activation: str = "gelu", input_scale: list[float] | None = None,
+        output_scale: list[float] | None = None, **kwargs,
     ):  # fmt: skip
         counts = {
             "input_dim": input_dim,
@@ -92,6 +94,7 @@ class S4DConfig(PretrainedConfig):
         self.gate, self.bidirectional, self.delay = gate, bidirectional, delay
         self.frequencies, self.discretization, self.activation = frequencies, discretization, activation
         self.dt_min, self.dt_max = dt_min, dt_max
+        self.input_scale, self.output_scale = input_scale, output_scale
         super().__init__(**kwargs)
 
 
@@ -139,7 +142,7 @@ class S4DModel(PreTrainedModel):
                 h_BLH, gate = self._begin(x)
                 for layer in self.layers:
                     h_BLH = layer(h_BLH, gate)
-                return self.read_out(h_BLH)
+                return self._end(h_BLH)
             check_count("chunk", chunk, 1)
             state, answers = self.initial_state(len(x)), []
             systems = self._systems(min(chunk, x.shape[1]), len(x))
@@ -180,7 +183,7 @@ class S4DModel(PreTrainedModel):
             for layer, before in zip(self.layers, state, strict=True):
                 h_BH, after = layer.step(h_BH, gate, before)
                 behind.append(after)
-            return self.read_out(h_BH), behind
+            return self._end(h_BH), behind
 
     def get_input_embeddings(self) -> nn.Module:
         return self.read_in
@@ -194,11 +197,18 @@ class S4DModel(PreTrainedModel):
         for layer, before, system in zip(self.layers, state, systems, strict=True):
             h_BLH, after = layer.advance(h_BLH, gate, before, system)
             behind.append(after)
-        return self.read_out(h_BLH), behind
+        return self._end(h_BLH), behind
 
     def _begin(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        h = self.read_in(x)
+        h = self.read_in(x / self._scale(self.config.input_scale))
         return h, (None if self.gate is None else self.gate(h))
+
+    def _end(self, h: Tensor) -> Tensor:
+        return self.read_out(h) * self._scale(self.config.output_scale)
+
+    def _scale(self, given: list[float] | None) -> Tensor | float:
+        weight = self.read_in.weight
+        return 1.0 if given is None else torch.tensor(given, dtype=weight.dtype, device=weight.device)
 
     def _init_weights(self, module: nn.Module) -> None:
         """Every module has drawn its own."""

@@ -172,8 +172,11 @@ class SequenceRegression(Task):
 
     def fit(self, model: nn.Module | None, rows: Signals, seed: int) -> None:
         """A model that learns for the first time does so in numbers of RMS 1, and remembers of what in the data."""
-        if model is not None and rows.part == "train" and model.config.to_dict().get("input_scale") is None:
-            model.config.input_scale, model.config.output_scale = (s.tolist() for s in rows.recording.scales)
+        if model is not None and rows.part == "train" and model.config.input_scale is None:
+            config, (read_I, told_O) = model.config, rows.recording.scales
+            config.input_scale = np.repeat(read_I, config.input_dim // len(read_I)).tolist()
+            if len(told_O):
+                config.output_scale = np.repeat(told_O, config.output_dim // len(told_O)).tolist()
 
     def tokenizer(self, name: str) -> None:
         """These models read numbers."""
@@ -261,7 +264,7 @@ class SequenceRegression(Task):
             targets_NV = targets_NV.new_full((len(targets_NV), self.vocabulary(model)), torch.nan)
         rows_NV = targets_NV.new_empty(len(targets_NV), 0)
         if said is not None:
-            rows_NV = pick(said) * _scale(model, "output_scale", self.vocabulary(model)).to(targets_NV)
+            rows_NV = pick(said)
             if batch["scale"].shape[1]:
                 rows_NV = rows_NV / batch["scale"][where["examples"]].to(targets_NV)
         found = sort_out(kept, pick, _no_maps)
@@ -284,20 +287,11 @@ def _pairs(x: Tensor) -> Tensor:
 
 
 def _read_by(model: nn.Module, inputs_BLI: Tensor) -> Tensor:
-    """In the numbers of the model, over its scale: a real one reads complex channels as pairs of channels."""
+    """In the numbers of the model: a real one reads complex channels as pairs of channels."""
     dtype = model.read_in.weight.dtype
-    inputs_BLI = inputs_BLI.to(model.device) / _scale(model, "input_scale", inputs_BLI.shape[2]).to(
-        model.device
-    )
     if model.config.complex_valued:
-        return inputs_BLI.to(dtype.to_complex())
-    return _pairs(inputs_BLI).to(dtype)
-
-
-def _scale(model: nn.Module, name: str, width: int) -> Tensor:
-    """What 1 is in the units of the data to the model, which keeps it from its first training."""
-    known = torch.tensor(model.config.to_dict().get(name) or [1.0], dtype=torch.float64)
-    return known.repeat_interleave(width // len(known))
+        return inputs_BLI.to(model.device, dtype.to_complex())
+    return _pairs(inputs_BLI).to(model.device, dtype)
 
 
 def _no_maps(_maps: Tensor) -> Tensor:
