@@ -19,6 +19,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 from llm_finetuner.assembly import Parts
 from llm_finetuner.errors import RecipeError
 from llm_finetuner.gauges import BINS, PIECE, Gauges, histogram, layers_of, norms
+from llm_finetuner.models.patch_forecaster import PatchForecaster, PatchForecasterConfig
 from llm_finetuner.models.s4d import S4DConfig, S4DModel
 from llm_finetuner.recipe import Train, Tuning
 from llm_finetuner.run import read_log
@@ -152,6 +153,7 @@ S4D_PLAN = {"input_dim": 2, "model_dim": 4, "state_dim": 8, "output_dim": 1, "nu
         (some_t5, ["encoder.block.0", "encoder.block.1", "decoder.block.0"]),
         (build_bert, ["bert.encoder.layer.0", "bert.encoder.layer.1"]),
         (lambda: S4DModel(S4DConfig(**S4D_PLAN)), ["layers.0", "layers.1"]),
+        (lambda: PatchForecaster(PatchForecasterConfig(hidden_size=8)), ["layers.0", "layers.1"]),
     ],
 )
 def test_blocks_of_every_kind_of_model(build, blocks):
