@@ -205,8 +205,8 @@ class Task:
     def check_stored(self, model: nn.Module) -> None:
         """Raise RecipeError for a teacher whose answers are not to be written down."""
 
-    def tally(self, examples: int, model: nn.Module) -> Any:
-        """What sums up an evaluation."""
+    def tally(self, examples: int, model: nn.Module, teacher: Any = None) -> Any:
+        """What sums up an evaluation, beside a teacher: a model, or a Provider, or none."""
         return Tally(examples)
 
     def simple_models(self, train: Any) -> list[tuple[str, nn.Module]]:

@@ -247,9 +247,10 @@ class Forecasting(Task):
         """Look-backs of some windows [N, L]: the channels of the first alone, where latency is measured, then more."""
         return torch.from_numpy(np.concatenate([rows[i]["context"].T for i in range(min(32, len(rows)))]))
 
-    def tally(self, examples: int, model: nn.Module) -> ForecastTally:
-        """What sums up an evaluation."""
-        return ForecastTally(examples, model.config)
+    def tally(self, examples: int, model: nn.Module, teacher: Any = None) -> ForecastTally:
+        """What sums up an evaluation; a teacher may give quantiles where the model gives one number, or the reverse."""
+        heard = teacher if isinstance(teacher, nn.Module) else model
+        return ForecastTally(examples, model.config, list(heard.config.quantiles))
 
     def run(self, model: nn.Module, batch: dict[str, Tensor], want: Want) -> Output:
         """One forward pass."""
