@@ -163,7 +163,7 @@ class _Shown:
 
 def _shown(before: Sequence[Said], said: Sequence[Said], frame: Frame, places: Sequence[Place]) -> _Shown:
     found = _Shown()
-    for level, made in of_levels(before, said, frame, sorted({*FAN, *NOMINAL})):
+    for level, made in of_levels(before, said, frame, sorted({*FAN, *NOMINAL})):  # large: none is kept
         name = f"{level:g}"
         if level in NOMINAL:
             found.reliability[name] = made.figures()["coverage"]
