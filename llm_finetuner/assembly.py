@@ -11,7 +11,7 @@ from torch import nn
 
 from llm_finetuner.benchmark.quality import evaluate
 from llm_finetuner.data import columns, sources, text
-from llm_finetuner.errors import DataError, RecipeError
+from llm_finetuner.errors import DataError, ModelError, RecipeError
 from llm_finetuner.learner import Learner
 from llm_finetuner.models import loading
 from llm_finetuner.named_models import begin, cut, load_student, student_source
@@ -173,7 +173,7 @@ def assemble(recipe: Recipe, parts: Parts, device: torch.device, note: Note, ran
     if parts.tuned is None:
         begin(student, recipe, train)
     student.to(device) if not loading.is_quantised(student) else None
-    task.check_model(student, recipe.student.name or "the student")
+    task.check_student(student, recipe.student.name or "the student")
     about = task.about(data) if parts.train is None else {}
     context = Context(task, student, tokenizer, device, note, recipe.train.seed, recipe.output, about, rank)
     if data.hard_share < 1:
@@ -192,6 +192,11 @@ def assemble(recipe: Recipe, parts: Parts, device: torch.device, note: Note, ran
     make = resolve(TUNINGS, recipe.tuning.kind)
     parts.tuned = tuned = parts.tuned or make(student, steps, task, **recipe.tuning.options)
     if recipe.train.gradient_checkpointing:
+        if not student.supports_gradient_checkpointing:
+            raise ModelError(
+                f"{type(student).__name__} cannot compute its states anew (gradient_checkpointing)",
+                "leave it out, or take smaller batches: batch_size, with gradient_accumulation_steps",
+            )
         student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     peers, group = [], None
     if scheme.teacher == "peers":
@@ -207,12 +212,19 @@ def assemble(recipe: Recipe, parts: Parts, device: torch.device, note: Note, ran
     weights = None
     if data.class_weights and any(term.objective == "cross_entropy" for term in scheme.terms):
         weights = task.weigh(student, train, data.class_weights)
+    task.check_terms(scheme, train)
     learner = Learner(task, student, scheme, teacher or group, peers, tuned.penalty).to(device)
     task.prepare(student, learner.want)
     if teacher is not None:
         teacher.prepare(learner.teacher_want, scheme.terms)
         teacher.check(train)  # nobody asks it about the held-out rows
         teacher.meet(train)
+        if (
+            said := held_out is not None
+            and teacher.model
+            and task.seen(teacher.model, held_out, "the teacher")
+        ):
+            note(said)
     redraw, rollout = task.redraw(data, tokenizer, recipe.train.seed), None
     if redraw is not None and teacher is not None and teacher.stored:
         raise RecipeError(

@@ -27,6 +27,7 @@ from llm_finetuner.run import read_log
 from llm_finetuner.seeds import by_seed
 from llm_finetuner.teachers.matched import live_teacher
 from llm_finetuner.teachers.provider import Context, Provider
+from llm_finetuner.teaching import measured_teacher
 from llm_finetuner.trainer import OnEvent, fit
 from llm_finetuner.tuning.tuned import Tuned
 
@@ -75,7 +76,8 @@ def compare(
     name = recipe.method.replace("_", " ")
     histories = {name: subject.history}
     entries = []
-    teacher, warnings = writer(parts.teacher), list(warnings)
+    device, warnings = parts.tuned.model.device, list(warnings)
+    teacher = measured_teacher(recipe, parts.teacher, task, parts.train, device)
     if baseline and not task.numbers and not _counted(recipe, teacher):
         warnings.append(
             "compute is compared by the seconds of the steps: writing texts or a cache beforehand is not in them"
@@ -87,7 +89,8 @@ def compare(
         warnings += [] if reader is None else [OWN_TOKENS]
     elif recipe.distils and recipe.scheme.teacher == "given":
         warnings.append(
-            "the teacher is not loaded here (a cache, an endpoint or several models): the table has no line for it"
+            "the teacher is not loaded here (a cache, an endpoint or several models): the table has no line for it, so "
+            "nobody knows whether it is better than the student"
         )
     entries += [Entry(said, "simple", model, None) for said, model in task.simple_models(parts.train)]
     if not (task.numbers and made_here(recipe)):  # weights that were drawn forecast nothing
@@ -104,6 +107,9 @@ def compare(
     for entry, history in others:
         entries.append(entry)
         histories[entry.name] = history
+    judged = [entry for entry in entries if entry.role in ("teacher", "distilled", "tuned")]
+    seen = [task.seen(entry.model, subject.rows, entry.name) for entry in judged]
+    warnings += [sentence for sentence in seen if sentence]
     said = verdict(entries, task, subject.rows, prompts, references, seed=recipe.train.seed)
     if seeds > 1 and recipe.distils:
         alone = next(entry.model for entry in entries if entry.role == "baseline_steps")
@@ -304,4 +310,4 @@ def compare_run(
 
 
 def _folder(name: str) -> Path | None:
-    return Path(name) if Path(name).is_dir() else None
+    return Path(name) if name and Path(name).is_dir() else None

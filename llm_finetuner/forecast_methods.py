@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from llm_finetuner import forecasting_job, recipe_file
+from llm_finetuner.benchmark.quality import evaluate
 from llm_finetuner.data import series
 from llm_finetuner.data.windows import Windows
 from llm_finetuner.errors import OrderError, RecipeError
@@ -76,6 +77,24 @@ class Forecasting(Judging):
                 f"some cut-offs lie before {until}, up to where the model was trained: it knows what came after them",
                 stacklevel=2,
             )
+        return found
+
+    def _evaluate_series(
+        self, table: Any, batch_size: int, exit_layer: int | None, level: Sequence[float]
+    ) -> dict[str, Any]:
+        """The figures of the test part, with a teacher mse_to_teacher too; a line is fitted to its training rows."""
+        rows = self._prepare(table).dataset
+        self._task.check_inputs(rows, self.model)
+        if waits_for_rows(self.model):
+            self._task.fit(self.model, rows.frame.part("train"), self.recipe.train.seed)
+        self._need_forecaster()
+        if said := self._task.seen(self.model, rows, "the model"):
+            warnings.warn(said, stacklevel=3)
+        model, teacher = self._stopped(exit_layer), self._heard(rows)
+        found = forecasting_job.evaluate(model, rows.frame, level)
+        if teacher is not None:
+            quality = evaluate(self._task, model, rows, batch_size=batch_size, teacher=teacher)
+            found["mse_to_teacher"] = quality.figures["mse_to_teacher"]
         return found
 
     def _load_series(self, source: Any, *of_rows: Any) -> "pd.DataFrame":

@@ -15,6 +15,7 @@ from torch import nn
 
 from llm_finetuner.benchmark import forecast_figures, forecasts
 from llm_finetuner.benchmark.conformal import LEAST, Conformal, margins, scores
+from llm_finetuner.benchmark.seen import after_training
 from llm_finetuner.data.series import Group, Layout, season_of
 from llm_finetuner.data.windows import Frame, Scale, Windows
 from llm_finetuner.errors import DataError, RecipeError
@@ -97,14 +98,6 @@ def as_given(table: pd.DataFrame, layout: Layout) -> pd.DataFrame:
         wide[time] = rows[TIME].to_numpy()
         wide |= {f"{name}{column.removeprefix(model)}": rows[column].to_numpy() for column in (model, *ends)}
     return pd.DataFrame(wide)
-
-
-def after_training(group: Group, model: nn.Module) -> int:
-    """The first row after those that the model was trained on; 0 where rows or the model do not tell."""
-    until = model.config.trained_until
-    if until is None or group.frequency is None:
-        return 0
-    return int(group.times.searchsorted(pd.Timestamp(until), side="right"))
 
 
 def _steps(model: nn.Module, horizon: int | None) -> int:

@@ -2,14 +2,14 @@
 
 import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from llm_finetuner import comparison, export_job, forecasting_job
+from llm_finetuner import comparison, export_job
 from llm_finetuner.assembly import Parts, fit_length
 from llm_finetuner.benchmark import text as generation
 from llm_finetuner.benchmark.quality import eval_mode, evaluate
@@ -20,7 +20,6 @@ from llm_finetuner.export.beside import stop_early
 from llm_finetuner.export.hub import upload
 from llm_finetuner.export.merged import Merged
 from llm_finetuner.models import loading
-from llm_finetuner.models.linear_forecaster import waits_for_rows
 from llm_finetuner.models.shrink import parse_share
 from llm_finetuner.recipe import Data, Recipe
 from llm_finetuner.registry import TASKS, resolve
@@ -45,6 +44,7 @@ class Judging:
     _untouched: nn.Module | None = None
     _last: TrainResult | None = None
     _phases: list[tuple[Recipe, list[dict]]] = []  # (recipe, history) of each train() since load_model()
+    _evaluate_series: Callable[..., dict[str, Any]]  # in forecast_methods.py
 
     @property
     def model(self) -> nn.Module | None:
@@ -75,13 +75,13 @@ class Judging:
         Of a forecaster: its figures on the test part of the table (benchmark/forecast_figures.py), with `level`, in
         percent, those of intervals too. Raises OrderError, DataError, RecipeError."""
         self._need_model()
-        if level and not self._task.numbers:
+        if self._task.numbers:
+            return self._evaluate_series(dataset, batch_size, exit_layer, level)
+        if level:
             raise RecipeError("level is of the intervals of forecasts", "leave it out")
         rows = self._prepare(dataset).dataset
         self._task.check_names(self.model, rows)
         self._task.check_inputs(rows, self.model)
-        if self._task.numbers and waits_for_rows(self.model):
-            self._task.fit(self.model, rows.frame.part("train"), self.recipe.train.seed)
         model, tokenizer = self._stopped(exit_layer), self._tokenizer_if_any()
         quality = evaluate(
             self._task,
@@ -91,10 +91,6 @@ class Judging:
             teacher=self._heard(rows),
             vocabulary=self._shared(),
         )
-        if self._task.numbers:
-            told = self._task.measure.summary(quality)
-            told = {name: value for name, value in told.items() if name not in self._task.measure.without}
-            return {**told, **forecasting_job.evaluate(model, rows.frame, level)}
         if sample == 0 or tokenizer is None:
             return self._task.measure.summary(quality)
         more = self._task.sampled_figures(model, tokenizer, rows, self._data(), sample, batch_size)

@@ -31,6 +31,11 @@ def layer_pairs(layers: str | list | None, student_depth: int, teacher_depth: in
     A student block alone is paired with the teacher block i * teacher_depth // student_depth. "pooled" is no block but
     the vector that a text's label is read off. Raises RecipeError.
     """
+    if not student_depth:
+        raise RecipeError(
+            "hidden states of blocks are compared, and the student has none",
+            "leave the weights of feature and relation terms at 0, or take a student with blocks",
+        )
     if layers == POOLED_NAME:
         return ((POOLED, POOLED),)
     if isinstance(layers, str):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from llm_finetuner import terms
-from llm_finetuner.errors import RecipeError
+from llm_finetuner.errors import ModelError, RecipeError
 from llm_finetuner.layer_maps import POOLED, Pairs, check_exits, layer_pairs
 from llm_finetuner.models import activations
 from llm_finetuner.models.anatomy import final_norm_of
@@ -165,6 +165,12 @@ class Learner(nn.Module):
                 projection = self.projections[_key(kind, s)]
                 own = projection(own.to(projection.weight.dtype))
             told = _those(_read(teacher, term, kind, t), known)
+            if len(own) != len(told):
+                raise ModelError(
+                    f"{term.objective} compares {len(own)} states of the student with {len(told)} of the teacher: they "
+                    "cut what they read differently",
+                    "give both the same patch_length and stride, or leave the weight at 0",
+                )
             given = {f"student_{kind}": own, f"teacher_{kind}": told, **extra}
             loss = objective(**given, **term.options)
             values.append((loss * _those(shares, known) / _those(tokens, known)).sum())

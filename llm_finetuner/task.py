@@ -188,6 +188,17 @@ class Task:
 
     # ---- models
 
+    def check_student(self, model: nn.Module, name: str) -> None:
+        """Raise ModelError, RecipeError for a model that cannot learn this task."""
+        self.check_model(model, name)
+
+    def check_terms(self, scheme: Scheme, rows: Any) -> None:
+        """Raise RecipeError for terms that say nothing about these rows."""
+
+    def seen(self, model: nn.Module, rows: Any, name: str) -> str | None:
+        """In a sentence that a model was trained on rows which it is judged by, where that is known."""
+        return None
+
     def tokenizer(self, name: str) -> Any:
         """The tokenizer of a model by its name; None where models read no text. Raises ModelError."""
         return loading.load_tokenizer(name)
@@ -205,8 +216,8 @@ class Task:
     def check_stored(self, model: nn.Module) -> None:
         """Raise RecipeError for a teacher whose answers are not to be written down."""
 
-    def tally(self, examples: int, model: nn.Module) -> Any:
-        """What sums up an evaluation."""
+    def tally(self, examples: int, model: nn.Module, teacher: Any = None) -> Any:
+        """What sums up an evaluation, beside a teacher: a model, or a Provider, or none."""
         return Tally(examples)
 
     def simple_models(self, train: Any) -> list[tuple[str, nn.Module]]:

@@ -9,10 +9,12 @@ from torch import nn
 from llm_finetuner.checks import common_vocabulary
 from llm_finetuner.errors import RecipeError
 from llm_finetuner.models import loading
+from llm_finetuner.models.mean_forecaster import MeanForecaster
 from llm_finetuner.named_models import label_counts, load_model, load_teacher
 from llm_finetuner.recipe import Recipe, Teacher, members_of
-from llm_finetuner.registry import TEACHERS, resolve
+from llm_finetuner.registry import MODELS, TEACHERS, resolve
 from llm_finetuner.scheme import Scheme
+from llm_finetuner.teachers.ensemble import Ensemble
 from llm_finetuner.teachers.matched import live_teacher
 from llm_finetuner.teachers.provider import Context, Provider
 from llm_finetuner.teachers.shuffled import Shuffled
@@ -68,6 +70,37 @@ def build_teacher(
         model = given if stays else given.to(context.device)
         provider = live_teacher(model, tokenizer, spec.name if spec else "the teacher", context)
     return Shuffled(provider) if spec and spec.shuffled else provider
+
+
+def measured_teacher(
+    recipe: Recipe, given: nn.Module | Provider | None, task: Any, rows: Any, device: torch.device
+) -> nn.Module | None:
+    """The teacher as one model that can be measured; None where it is none, or not at hand.
+
+    Of forecasters also what stands behind a cache that a run filled, and the mean of several. rows: to be learned from.
+    """
+    if isinstance(given, nn.Module):
+        return given
+    spec = recipe.teacher
+    if not task.numbers or spec is None or recipe.scheme.teacher != "given":
+        return None
+    if isinstance(given, Ensemble):
+        models = [member.model for member in given.members]
+    else:
+        models = [_at_hand(member, task, device) for member in members_of(spec)]
+    if any(model is None for model in models):
+        return None
+    for model in models:
+        task.meet(model, rows)
+    if len(models) == 1:
+        return models[0]
+    weights = spec.options.get("weights") or [1.0] * len(models)
+    return MeanForecaster(models, [weight / sum(weights) for weight in weights])
+
+
+def _at_hand(spec: Teacher, task: Any, device: torch.device) -> nn.Module | None:
+    there = spec.name in MODELS or (spec.name and Path(spec.name).expanduser().is_dir())
+    return load_teacher(spec, device, task.auto) if there and spec.kind in ("live", "live_cached") else None
 
 
 def build_peers(

@@ -220,3 +220,51 @@ def test_pairs_find_a_difference_that_the_scatter_of_examples_hides():
     assert better.interval()[1] > one.interval()[0]  # the two single intervals overlap
     with pytest.raises(ValueError, match="same tokens"):
         paired_difference(one, drawn(60, 3.0, 7))
+
+
+def overlapping(trials, windows, span, memory):
+    """Windows whose mean is 0: each the mean of `span` steps, neighbours one step apart: [trials, windows]."""
+    steps = np.random.default_rng(0).standard_normal((windows + span + 99, trials))
+    for at in range(1, len(steps)):
+        steps[at] += memory * steps[at - 1]
+    sums = np.cumsum(steps[99:], 0)
+    return ((sums[span:] - sums[:-span]) / span).T
+
+
+@pytest.mark.parametrize(
+    "windows", [(2785, 96, 0.0), (2785, 96, 0.9), (1422, 96, 0.9), (600, 24, 0.0), (77, 4, 0.0)]
+)
+def test_windows_that_overlap_are_rarely_called_different_by_chance(windows):
+    (count, span, memory), called = windows, 0
+    tokens, other = np.full(count, 3), np.ones(count)
+    for gap in overlapping(1000, count, span, memory):
+        one = other + gap
+        pair = paired_difference(*(Quality(nll=3 * sums, tokens=tokens, span=span) for sums in (one, other)))
+        called += pair["significant"]
+        assert pair["low"] < pair["difference"] < pair["high"]
+    assert 0.03 <= called / 1000 <= 0.08
+
+
+@pytest.mark.parametrize("windows", [(2449, 336), (170, 24), (134, 60), (47, 4)])
+def test_too_few_separate_windows_tell_nothing(windows):
+    count, span = windows
+    better, worse = (
+        Quality(nll=np.full(count, at), tokens=np.ones(count, int), span=span) for at in (1.0, 9.0)
+    )
+    pair = paired_difference(better, worse)
+    assert pair == {"difference": -8.0, "low": None, "high": None, "significant": False}
+    assert better.loss_interval() == (None, None)
+
+
+def test_an_interval_over_windows_is_student_s_over_runs_of_them():
+    random = np.random.default_rng(0)
+    sums, tokens = random.random(100) + np.linspace(0, 2, 100), np.full(100, 2)
+    runs = [(sums / 2)[at : at + 20].mean() for at in range(0, 100, 20)]
+    margin = 2.776 * np.std(runs, ddof=1) / 5**0.5  # of 4 degrees of freedom
+    found = Quality(nll=sums, tokens=tokens, span=6).loss_interval()
+    assert found == pytest.approx((np.mean(runs) - margin, np.mean(runs) + margin))
+    assert Quality(nll=sums, tokens=tokens, span=1).loss_interval() != found  # 8 runs
+    a, b = (np.concatenate([tokens[:50], np.full(50, 5)]) for _ in range(2))
+    assert Quality(nll=3.0 * a, tokens=b, span=6).loss_interval() == pytest.approx(
+        (3, 3)
+    )  # of other channel counts

@@ -10,7 +10,9 @@ from test_forecast_facade import tuner
 from test_forecasters import SMALL
 from test_forecasting import table
 
-from llm_finetuner.benchmark import speed
+from llm_finetuner.benchmark import judge, speed
+from llm_finetuner.benchmark.quality import Quality
+from llm_finetuner.tasks.forecasting import Forecasting
 
 PLAN = {"epochs": 2, "batch_size": 16, "learning_rate": 3e-3}
 HASTY = {**PLAN, "epochs": 1}
@@ -60,8 +62,8 @@ def test_a_teacher_that_was_spoilt_on_purpose_trips_the_gate(tmp_path):
 
 
 def test_where_nothing_beats_the_last_value_the_report_says_so_first(tmp_path):
-    steps = np.random.default_rng(3).normal(size=(400, 3)).cumsum(0)  # as exchange rates go
-    history = pd.DataFrame({"date": pd.date_range("2021", periods=400, freq="D")}).join(
+    steps = np.random.default_rng(3).normal(size=(800, 3)).cumsum(0)  # as exchange rates go
+    history = pd.DataFrame({"date": pd.date_range("2021", periods=800, freq="D")}).join(
         pd.DataFrame(steps, columns=["a", "b", "c"])
     )
     said, run = distilled(tmp_path / "run", history, "linear")
@@ -111,3 +113,47 @@ def test_a_report_of_several_seeds_tells_all(tmp_path):
     assert page.count('class="fan') == 2 * 4 * 2 and page.count('class="bubble') >= 3
     assert "NaN" not in page and "nan" not in re.sub(r"<[^>]*>", "", page).lower().split()
     assert "| c0 |" in (tmp_path / "run" / "report.md").read_text()
+
+
+def test_models_of_quantiles_are_compared_by_their_medians(tmp_path):
+    history, levels = table(400), [0.1, 0.5, 0.9]
+    teacher = tuner(tmp_path / "teacher", quantiles=levels)
+    teacher.load_model()
+    teacher.fit(history, **HASTY)
+    alone = teacher.compare(history)  # simple models give one number a step
+    assert {model["name"] for model in alone["models"]} >= {"last value", "line in closed form"}
+    run = tuner(tmp_path / "run", shape={**SMALL, "num_layers": 1}, quantiles=levels)
+    run.load_model("forecast_distillation")
+    run.load_teacher_model(teacher.recipe.output)
+    run.fit(history, **HASTY)
+    said = run.compare(history)
+    medians = [
+        one.cross_validation(history, n_windows=77, step_size=1).sort_values(["cutoff", "unique_id", "ds"])["patch"]
+        for one in (teacher, run)
+    ]  # fmt: skip
+    spread = history[["c0", "c1", "c2"]].iloc[:280].std(ddof=0).repeat(4).to_numpy()
+    gap = (medians[0].to_numpy() - medians[1].to_numpy()).reshape(-1, 12) / spread
+    by_role = {model["role"]: model for model in said["models"]}
+    assert by_role["distilled"]["mse_to_teacher"] == pytest.approx(np.square(gap).mean(), rel=1e-4)
+    assert next(m for m in said["models"] if m["name"] == "last value")["mse_to_teacher"] > 0
+    assert by_role["distilled"]["mse"] == pytest.approx(run.evaluate(history)["mse"], rel=1e-5)
+
+
+def test_few_separate_windows_are_no_ground_for_an_answer():
+    measure, windows = Forecasting().measure, 170
+    sizes, tokens = {"distilled": 1.0, "baseline_steps": 9.0}, np.ones(windows, int)
+    scored = {role: Quality(np.full(windows, at), tokens, span=24) for role, at in sizes.items()}
+    lines = [
+        {"name": role, "role": role, "calibration_error": None, **measure.summary(quality)}
+        for role, quality in scored.items()
+    ]
+    pair = {"name": "distilled", "other": "baseline_steps", "role": "baseline_steps"}
+    pair |= measure.compare(scored["distilled"], scored["baseline_steps"])
+    case = judge.Case(lines, [pair], windows, measure, 24)
+    found = judge.finding(case, lines[0])
+    assert found["paid"] == "unclear" and lines[0]["mse_low"] is None
+    assert "distilling cannot be judged" in found["sentence"]
+    assert "88.9 % lower on 170 windows that overlap, too few for an interval" in found["sentence"]
+    assert (
+        "too few separate windows: 170 that overlap are as much as 7 that do not" in judge.warnings(case)[0]
+    )

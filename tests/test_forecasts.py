@@ -1,13 +1,17 @@
 """Figures of forecasts against numbers worked out one by one."""
 
+import weakref
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from test_forecasting import table
 
-from llm_finetuner.benchmark import forecasts
+from llm_finetuner.benchmark import forecast_figures, forecasts
 from llm_finetuner.data import series
 from llm_finetuner.data.windows import frame
+from llm_finetuner.models import build
 from llm_finetuner.models.forecaster import Forecast, Forecaster, ForecasterConfig
 from llm_finetuner.models.naive import Naive, NaiveConfig
 from llm_finetuner.recipe_series import Series
@@ -119,3 +123,38 @@ def test_intervals_of_forecasts(made):
     assert found.by_step() == pytest.approx(inside.mean((0, 2)))
     assert figures["width"] == pytest.approx((found.high[0] - found.low[0]).mean())
     assert (found.high[0] >= found.low[0]).all()
+
+
+def test_a_report_keeps_no_intervals_but_those_it_draws(monkeypatch):
+    """On a large table those of one level take as much memory as all forecasts."""
+    plan = Series(lookback=16, horizon=4)
+    (group,), _ = series.load(table(400), plan)
+    whole, made, alive = frame([group], plan, 8), [], []
+    real = forecasts.intervals
+
+    def counted(*args, **options):
+        alive.append(sum(one() is not None for one in made))
+        found = real(*args, **options)
+        made.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(forecasts, "intervals", counted)
+    models = {
+        name: build.seasonal_naive(lookback=16, horizon=4, season=season)
+        for name, season in (("a", 1), ("b", 8))
+    }
+    told = forecast_figures.details(models, whole, ["a", "b"])
+    assert len(alive) == 2 * len(forecast_figures.NOMINAL) and max(alive) <= 1
+    assert set(told["intervals"]["a"]) == {"80", "90"} and list(told["reliability"]["b"]) == [
+        "50",
+        "65",
+        "80",
+        "90",
+        "95",
+    ]
+    said, before = (forecasts.forecast(models["b"], whole.part(name)) for name in ("test", "validation"))
+    (low,) = real(before, said, 0.9, every=8).low
+    at = pd.Timestamp(told["examples"][0]["begins"])
+    window = group.times.get_loc(at) - whole.borders[0]["test"][0]
+    want = whole.scales[0].up(low[window])[:, 0]
+    assert np.allclose(told["examples"][0]["forecasts"]["b"]["lo-90"], want)

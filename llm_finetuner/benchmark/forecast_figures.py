@@ -3,7 +3,8 @@
 Plain data, for programs and for the report. Shapes: n windows, H steps, C channels of a group.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,20 +21,25 @@ MOST_CHANNELS = 24  # that a report tells of one by one
 FAN = (80, 90)  # percent: the intervals that a report shows
 NOMINAL = (50, 65, 80, 90, 95)  # percent: those of which it asks how much they cover
 EXAMPLES = 4  # windows that it draws
+Place = tuple[int, int, int]  # of a group, a window of it, and a channel
 PAST = 2  # horizons of the look-back that are drawn before a forecast, where there are as many
 
 
 def figures(model: nn.Module, frame: Frame, levels: Sequence[float] = ()) -> dict[str, Any]:
     """What a forecaster is worth on the test part of a frame; levels: of intervals, in percent.
 
-    mse, mae (scaled data), windows, lookback, horizon; by_step, by_channel: MSE; original: what forecasts.original
-    gives; naive: the forecast that skill = 1 - MSE / its MSE is against; intervals: see `interval_figures`.
+    mse, mse_low, mse_high, mae (scaled data), windows, lookback, horizon; by_step, by_channel: MSE; original: what
+    forecasts.original gives; naive: the forecast that skill = 1 - MSE / its MSE is against; intervals: see
+    `interval_figures`.
     """
     said = forecasts.forecast(model, frame.part("test"))
     reference = naive(frame)
     against = forecasts.forecast(reference, frame.part("test"))
+    low, high = forecasts.interval(said)
     found = {
         **forecasts.scaled(said),
+        "mse_low": low,
+        "mse_high": high,
         "lookback": frame.plan.lookback,
         "horizon": frame.plan.horizon,
         "by_step": forecasts.by_step(said).tolist(),
@@ -76,17 +82,16 @@ def interval_figures(
     before: Sequence[Said], said: Sequence[Said], frame: Frame, levels: Sequence[float]
 ) -> dict[str, dict[str, Any]]:
     """By level in percent ("80"): coverage, width and interval_score, over all, by_channel and by_step."""
-    return {
-        f"{level:g}": told_of(made, frame) for level, made in of_levels(before, said, frame, levels).items()
-    }
+    return {f"{level:g}": told_of(made, frame) for level, made in of_levels(before, said, frame, levels)}
 
 
 def of_levels(
     before: Sequence[Said], said: Sequence[Said], frame: Frame, levels: Sequence[float]
-) -> dict[float, Intervals]:
-    """Intervals of each level in percent, renewed once a season."""
+) -> Iterator[tuple[float, Intervals]]:
+    """Intervals of each level in percent, renewed once a season; one after the other, for they are large."""
     check_percents(levels)
-    return {level: forecasts.intervals(before, said, level / 100, every=frame.season) for level in levels}
+    for level in levels:
+        yield level, forecasts.intervals(before, said, level / 100, every=frame.season)
 
 
 def told_of(made: Intervals, frame: Frame) -> dict[str, Any]:
@@ -127,11 +132,10 @@ def details(models: dict[str, nn.Module], frame: Frame, shown: Sequence[str]) ->
     reference = naive(frame)
     against = forecasts.forecast(reference, test)
     said = {name: forecasts.forecast(model, test) for name, model in models.items()}
-    made, why = {}, None
+    places, made, why = [_place(number, frame, against) for number in range(EXAMPLES)], {}, None
     try:
         for name in shown:
-            before = forecasts.forecast(models[name], validation)
-            made[name] = of_levels(before, said[name], frame, sorted({*FAN, *NOMINAL}))
+            made[name] = _shown(forecasts.forecast(models[name], validation), said[name], frame, places)
     except DataError as error:  # the errors are told all the same
         made, why = {}, f"{error.what}: {error.hint}"
     return {
@@ -141,29 +145,49 @@ def details(models: dict[str, nn.Module], frame: Frame, shown: Sequence[str]) ->
         "by_channel": {name: forecasts.by_channel(of, frame) for name, of in said.items()},
         "skill": {name: skill(of, against, frame) for name, of in said.items()},
         "original": {name: forecasts.original(said[name], frame) for name in shown},
-        "intervals": {
-            name: {f"{level:g}": told_of(of[level], frame) for level in FAN} for name, of in made.items()
-        },
-        "reliability": {
-            name: {f"{level:g}": of[level].figures()["coverage"] for level in NOMINAL} for name, of in made.items()
-        },
+        "intervals": {name: of.figures for name, of in made.items()},
+        "reliability": {name: of.reliability for name, of in made.items()},
         "without_intervals": why,
-        "examples": [_example(number, frame, said, made, shown) for number in range(EXAMPLES)],
+        "examples": [_example(number, place, frame, said, made, shown) for number, place in enumerate(places)],
     }  # fmt: skip
 
 
-def _example(
-    number: int, frame: Frame, said: dict[str, list[Said]], made: dict[str, dict[float, Intervals]],
-    shown: Sequence[str],
-) -> dict[str, Any]:  # fmt: skip
-    """One window of one channel, in the units of the data: windows and channels are evenly spaced, none is picked."""
+@dataclass
+class _Shown:
+    """What is kept of the intervals of a model: their figures, and the ends of the windows that are drawn."""
+
+    figures: dict[str, dict[str, Any]] = field(default_factory=dict)  # by level: FAN
+    reliability: dict[str, float] = field(default_factory=dict)  # by level: NOMINAL
+    ends: list[dict[str, np.ndarray]] = field(default_factory=lambda: [{} for _ in range(EXAMPLES)])  # [H]
+
+
+def _shown(before: Sequence[Said], said: Sequence[Said], frame: Frame, places: Sequence[Place]) -> _Shown:
+    found = _Shown()
+    for level, made in of_levels(before, said, frame, sorted({*FAN, *NOMINAL})):  # large: none is kept
+        name = f"{level:g}"
+        if level in NOMINAL:
+            found.reliability[name] = made.figures()["coverage"]
+        if level in FAN:
+            found.figures[name] = told_of(made, frame)
+            for ends, (place, window, channel) in zip(found.ends, places, strict=True):
+                for end, values in (("lo", made.low), ("hi", made.high)):
+                    ends[f"{end}-{name}"] = values[place][window, :, channel].copy()
+    return found
+
+
+def _place(number: int, frame: Frame, said: Sequence[Said]) -> Place:
+    """Windows and channels that are drawn are evenly spaced, none is picked."""
     place = number % len(frame.groups)
+    windows, channels = len(said[place].truth), len(frame.groups[place].names)
+    return place, (2 * number + 1) * windows // (2 * EXAMPLES), number * channels // EXAMPLES
+
+
+def _example(
+    number: int, at: Place, frame: Frame, said: dict[str, list[Said]], made: dict[str, _Shown], shown: Sequence[str]
+) -> dict[str, Any]:  # fmt: skip
+    """One window of one channel, in the units of the data."""
+    place, window, channel = at
     group, scale = frame.groups[place], frame.scales[place]
-    first = next(iter(said.values()))[place]
-    window, channel = (
-        (2 * number + 1) * len(first.truth) // (2 * EXAMPLES),
-        number * len(group.names) // EXAMPLES,
-    )
     begins = max(0, frame.borders[place]["test"][0] - frame.plan.lookback) + window + frame.plan.lookback
     before = min(frame.plan.lookback, PAST * frame.plan.horizon)
 
@@ -174,12 +198,8 @@ def _example(
     told: dict[str, dict[str, list[float]]] = {}
     for name in shown:
         told[name] = {"point": up(said[name][place].point[window, :, channel])}
-        for level in FAN if name in made else ():
-            one = made[name][level]
-            told[name] |= {
-                f"{end}-{level:g}": up(values[place][window, :, channel])
-                for end, values in (("lo", one.low), ("hi", one.high))
-            }
+        if name in made:
+            told[name] |= {end: up(values_H) for end, values_H in made[name].ends[number].items()}
     return {
         "channel": group.names[channel], "begins": str(group.times[begins]),
         "context": group.values[begins - before : begins, channel].tolist(),

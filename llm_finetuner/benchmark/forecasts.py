@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from llm_finetuner.benchmark.conformal import Conformal, interval_score, margins, scores
-from llm_finetuner.benchmark.quality import eval_mode
+from llm_finetuner.benchmark.quality import eval_mode, of_runs
 from llm_finetuner.data.windows import Frame, Windows
 from llm_finetuner.errors import DataError
 from llm_finetuner.models.forecaster import point
@@ -78,6 +78,13 @@ def scaled(said: Sequence[Said]) -> Figures:
         "mae": float(sum(np.abs(error).sum() for error in errors) / count),
         "windows": sum(len(error) for error in errors),
     }
+
+
+def interval(said: Sequence[Said]) -> tuple[float | None, float | None]:
+    """95 % interval of the MSE of the scaled data; (None, None) of too few windows (quality.of_runs)."""
+    squared = [np.square(one.point.astype(np.float64) - one.truth).mean(1).sum(1) for one in said]  # [n]
+    channels = [np.full(len(one.truth), one.truth.shape[2]) for one in said]
+    return of_runs(np.concatenate(squared), np.concatenate(channels), said[0].truth.shape[1])
 
 
 def by_step(said: Sequence[Said]) -> np.ndarray:

@@ -2,11 +2,12 @@
 
 "Better" and "worse" are said only of differences of the task's measure that are larger than their uncertainty: the
 95 % interval of the paired difference leaves out 0, and it rests on at least 30 examples (of accuracy McNemar's test
-must agree: classes.paired). `paid` is the hardest of the comparisons there are: "yes" if the distilled student is
-better than cross-entropy alone at equal steps and at equal compute, "no" if it is worse at one of them, "unclear"
-otherwise, "unknown" if no baseline was trained ("no" also then, if it is worse than the untouched student). A model
-that was tuned without a teacher is held against the untouched student alone, or, where its weights were drawn, against
-models that learn little or nothing; where one of those is not measurably beaten, a sentence begins with that.
+must agree: classes.paired; of windows that overlap there must be enough for an interval: quality.of_runs). `paid` is
+the hardest of the comparisons there are: "yes" if the distilled student is better than cross-entropy alone at equal
+steps and at equal compute, "no" if it is worse at one of them, "unclear" otherwise, "unknown" if no baseline was
+trained ("no" also then, if it is worse than the untouched student). A model that was tuned without a teacher is held
+against the untouched student alone, or, where its weights were drawn, against models that learn little or nothing;
+where one of those is not measurably beaten, a sentence begins with that.
 """
 
 import math
@@ -15,12 +16,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from llm_finetuner.benchmark.measure import Measure
+from llm_finetuner.benchmark.quality import CRITICAL, RUN
 
 ENOUGH = 30  # examples; a bootstrap interval over fewer is too narrow
 MUCH = 0.05  # a rise of the calibration error that is worth a warning
 JUDGED = ("distilled", "tuned")  # roles that a sentence is said about
 SAID = {"yes": "paid", "no": "did not pay", "unclear": "made no difference that can be told"}
 FEW = "examples only, too few for an interval"
+OVERLAP = "windows that overlap, too few for an interval"
 BASELINES = {  # role -> where the comparison is fair, and how long the baseline was trained
     "baseline_steps": ("at equal steps", "for as many steps"),
     "baseline_compute": ("at equal compute, teacher passes counted,", "for as much compute"),
@@ -35,6 +38,12 @@ class Case:
     differences: Sequence[dict]
     examples: int
     measure: Measure
+    span: int = 0  # steps of windows that overlap (quality.Quality)
+
+    @property
+    def few(self) -> bool:
+        """Whether there are too few to tell anything from."""
+        return self.examples < max(ENOUGH, min(CRITICAL) * RUN * self.span)
 
     def line(self, name: str) -> dict:
         return next(line for line in self.lines if line["name"] == name)
@@ -150,8 +159,7 @@ def _against_untouched(case: Case, line: dict, paid: str) -> str:
 
 def _said(case: Case, answered: str) -> str:
     """Few examples show nothing, however large the difference: neither that there is one nor that there is none."""
-    few = answered == "unclear" and case.examples < ENOUGH
-    return "cannot be judged" if few else SAID[answered]
+    return "cannot be judged" if answered == "unclear" and case.few else SAID[answered]
 
 
 def _compared(case: Case, line: dict, who: str) -> str | None:
@@ -174,7 +182,7 @@ def change(pair: dict, examples: int, unit: str) -> str:
     size = pair["change"]
     way = f"{abs(size):.1f} {unit} {'lower' if size < 0 else 'higher'}" if size else "no different"
     if examples < ENOUGH or pair["low"] is None:
-        return f"{way} on {examples} {FEW}"
+        return f"{way} on {examples} {FEW if examples < ENOUGH else OVERLAP}"
     low, high = pair["change_low"], pair["change_high"]
     if pair["significant"]:
         near, far = sorted((abs(low), abs(high)))
@@ -204,11 +212,20 @@ def warnings(case: Case) -> list[str]:
                     f"to compress. Take a better teacher{otherwise} before drawing a conclusion about distilling."
                 )
     found += _of_simple(case)
+    return found + _few(case)
+
+
+def _few(case: Case) -> list[str]:
     if case.examples < ENOUGH:
-        found.append(
+        return [
             f"Only {case.examples} examples were scored: too few (below {ENOUGH}) for an interval that can be trusted."
-        )
-    return found
+        ]
+    if case.few:
+        return [
+            f"The test part holds too few separate windows: {case.examples} that overlap are as much as "
+            f"{case.examples // case.span} that do not, and {min(CRITICAL) * RUN} are needed."
+        ]
+    return []
 
 
 def _of_simple(case: Case) -> list[str]:
@@ -249,7 +266,7 @@ def _less_trusted(case: Case, line: dict) -> list[str]:
     before = [
         other for role in ("baseline_steps", "untouched") for other in case.lines if other["role"] == role
     ]
-    if case.examples < ENOUGH or not before or line["calibration_error"] is None:
+    if case.few or not before or line["calibration_error"] is None:
         return []
     error, other = line["calibration_error"], before[0]
     if error - other["calibration_error"] <= MUCH:
@@ -262,7 +279,7 @@ def _less_trusted(case: Case, line: dict) -> list[str]:
 
 def _not_better(case: Case, pair: dict) -> bool:
     """The first is not better, or, where there are enough examples to tell, not measurably."""
-    return not pair["better"] or (case.examples >= ENOUGH and not pair["significant"])
+    return not pair["better"] or (not case.few and not pair["significant"])
 
 
 def _how(pair: dict) -> str:

@@ -111,7 +111,11 @@ def verdict(
     """
     teacher = _check(entries)
     models = {entry.name: entry.model for entry in entries}
-    if vocabulary is None and len({task.vocabulary(model) for model in models.values()}) > 1:
+    if (
+        vocabulary is None
+        and not task.numbers
+        and len({task.vocabulary(model) for model in models.values()}) > 1
+    ):
         vocabulary = len(entries[0].tokenizer)  # heads padded to different widths: the rest names no token
     heard = teacher and (teacher.reader or teacher.model)
     options = {"batch_size": batch_size, "teacher": heard, "vocabulary": vocabulary}
@@ -127,7 +131,7 @@ def verdict(
         )  # fmt: skip
     said = _completions(entries, lines, teacher, task, prompts, batch_size)
     examples = int((qualities[entries[0].name].tokens > 0).sum())
-    case = judge.Case(lines, differences, examples, task.measure)
+    case = judge.Case(lines, differences, examples, task.measure, qualities[entries[0].name].span)
     findings = [judge.finding(case, line) for line in _judged(lines)]
     for finding in findings:
         finding["sentence"] = f"{finding['sentence']} {task.stated(rows)}".strip()

@@ -124,7 +124,16 @@ def _on_pretrained(
     load = loading.load_pretrained if weights else loading.without_weights
     whole, tokenizer = load(name, auto="AutoModel"), loading.load_tokenizer(name)
     inner, room = whole.config.get_text_config(), loading.positions_of(whole)
+    wide = whole.get_input_embeddings().embedding_dim
+    if wide != inner.hidden_size:
+        raise ModelError(
+            f"the words of {name} are {wide} numbers wide and its blocks {inner.hidden_size}: prototypes made of such "
+            "words do not fit",
+            "take a backbone whose embeddings are as wide as its blocks",
+        )
     inner.num_hidden_layers = min(layers or inner.num_hidden_layers, inner.num_hidden_layers)
+    if getattr(inner, "layer_types", None):  # of each block
+        inner.layer_types = inner.layer_types[: inner.num_hidden_layers]
     slots = prompt.of_text(tokenizer, settings["description"], settings["lookback"], settings["horizon"])
     if room and len(slots) + count > room:
         raise ModelError(

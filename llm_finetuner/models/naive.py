@@ -25,8 +25,11 @@ class Naive(Forecaster):
 
     def __init__(self, config: NaiveConfig):
         super().__init__(config)
-        self.nothing = nn.Parameter(torch.empty(0), requires_grad=False)  # where it stands; it has no weight
+        self.nothing = nn.Embedding(0, 1)  # where it stands; it has no weight
         self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.nothing
 
     def forward(self, context: Tensor) -> Forecast:
         season = min(self.config.season, self.config.lookback)

@@ -177,7 +177,7 @@ class Classification(Task):
             "train.max_tokens fills batches to an equal number of tokens",
         )
 
-    def tally(self, examples: int, model: nn.Module) -> Tally:
+    def tally(self, examples: int, model: nn.Module, teacher: Any = None) -> Tally:
         """What sums up an evaluation."""
         return Tally(examples, Confusion(self.vocabulary(model)))
 
@@ -233,7 +233,7 @@ class SeveralLabels(Classification):
         """Of each label for itself: [B, C]."""
         return logits_BC.sigmoid()
 
-    def tally(self, examples: int, model: nn.Module) -> LabelTally:
+    def tally(self, examples: int, model: nn.Module, teacher: Any = None) -> LabelTally:
         """What sums up an evaluation."""
         return LabelTally(examples, self.vocabulary(model))
 

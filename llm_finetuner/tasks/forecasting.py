@@ -15,23 +15,25 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from llm_finetuner.benchmark import forecast_figures
+from llm_finetuner.benchmark import forecast_figures, seen
 from llm_finetuner.benchmark.forecast_tally import MSE, ForecastTally
 from llm_finetuner.data import columns, windows
 from llm_finetuner.data.text import Prepared
 from llm_finetuner.data.windows import Windows
 from llm_finetuner.errors import DataError, ModelError, RecipeError
-from llm_finetuner.layer_maps import POOLED
+from llm_finetuner.layer_maps import POOLED, POOLED_NAME
 from llm_finetuner.models import build, forecasters
 from llm_finetuner.models.anatomy import Enough, capture, sort_out
 from llm_finetuner.models.forecaster import Forecaster
 from llm_finetuner.models.linear_forecaster import fit_closed_form, waits_for_rows
+from llm_finetuner.models.naive import Naive
 from llm_finetuner.models.stacks import blocks_of
 from llm_finetuner.objectives.series import output_mse
 from llm_finetuner.output import Head, Output, Want
 from llm_finetuner.recipe import Data
 from llm_finetuner.scheme import Scheme, Term
 from llm_finetuner.task import Asked, Task
+from llm_finetuner.terms import reads
 
 OF_CHOICES = (
     "reverse_kl", "adaptive_kl", "alpha_beta", "total_variation", "logit_mse", "jsd", "skew_forward_kl",
@@ -166,7 +168,8 @@ class Forecasting(Task):
         """Fit a line that is to be fitted in closed form, once; a model knows how far its training rows reached."""
         self.meet(model, rows)
         if model is not None and rows.part == "train":
-            model.config.trained_until = rows.frame.trained_until
+            until, before = rows.frame.trained_until, model.config.trained_until
+            model.config.trained_until = until and max(until, before or "")  # both as pandas writes times
 
     def meet(self, model: nn.Module | None, rows: Windows) -> None:
         """The same line as a teacher."""
@@ -216,6 +219,28 @@ class Forecasting(Task):
                 "take time_llm, patch, linear, or a run of one",
             )
 
+    def check_student(self, model: nn.Module, name: str) -> None:
+        """Raise ModelError for what is no forecaster, RecipeError for one that has nothing to learn."""
+        super().check_student(model, name)
+        if isinstance(model, Naive):
+            raise RecipeError(
+                f"{name} has nothing to learn", "a student is time_llm, patch, linear or a run of one"
+            )
+
+    def check_terms(self, scheme: Scheme, rows: Windows) -> None:
+        """Raise RecipeError for relations between the channels of series that have but one."""
+        channels = max(group.values.shape[1] for group in rows.frame.groups)
+        related = [term for term in scheme.terms if term.layers == POOLED_NAME and "examples" in reads(term)]
+        if related and channels < 2:
+            raise RecipeError(
+                f"{related[0].objective} compares the channels of a window, and every series here has one",
+                "relation_weight: 0, or a table with several channels at the same times",
+            )
+
+    def seen(self, model: nn.Module, rows: Windows, name: str) -> str | None:
+        """Rows of a part that begins before the model's training rows end."""
+        return seen.before(model, rows.frame, rows.part, name)
+
     def check_adapter(self, model: nn.Module) -> None:
         """Raise ModelError for forecasters without a language model inside."""
         if model.base_model is model:
@@ -247,9 +272,10 @@ class Forecasting(Task):
         """Look-backs of some windows [N, L]: the channels of the first alone, where latency is measured, then more."""
         return torch.from_numpy(np.concatenate([rows[i]["context"].T for i in range(min(32, len(rows)))]))
 
-    def tally(self, examples: int, model: nn.Module) -> ForecastTally:
-        """What sums up an evaluation."""
-        return ForecastTally(examples, model.config)
+    def tally(self, examples: int, model: nn.Module, teacher: Any = None) -> ForecastTally:
+        """What sums up an evaluation; a teacher may give quantiles where the model gives one number, or the reverse."""
+        heard = teacher if isinstance(teacher, nn.Module) else model
+        return ForecastTally(examples, model.config, list(heard.config.quantiles))
 
     def run(self, model: nn.Module, batch: dict[str, Tensor], want: Want) -> Output:
         """One forward pass."""

@@ -132,7 +132,7 @@ class TokenClassification(InPlace):
         """Raise DataError where rows are numbered by other labels than the model's."""
         labels.check(model, label_names.of(rows))
 
-    def tally(self, examples: int, model: nn.Module) -> Tally:
+    def tally(self, examples: int, model: nn.Module, teacher: Any = None) -> Tally:
         """What sums up an evaluation."""
         return Tally(examples, Confusion(self.vocabulary(model)))
 
