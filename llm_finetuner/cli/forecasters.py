@@ -51,7 +51,7 @@ def forecast(given: dict[str, Any], screen) -> Any:
     from llm_finetuner.data import series, windows
 
     groups, layout = series.load(data.source, plan)
-    season = plan.season or series.season_of(groups[0].frequency)
+    season = series.season_for(groups, plan)
     _load_torch()
     from llm_finetuner import forecasting_job as job
 
