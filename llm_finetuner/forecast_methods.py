@@ -1,6 +1,5 @@
 """What LLMFineTuner does with series: it forecasts the steps to come, and those behind earlier cut-offs."""
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -43,7 +42,8 @@ class Forecasting(Judging):
         history: a table or file; horizon: at most the model's. A long table gets a column called as the kind of the
         model, and with level=[80] its interval, patch-lo-80 and patch-hi-80; a wide one has such columns of each
         channel. Intervals are learned from the forecasts of the last `windows` of the history (fewer are faster) behind
-        the training rows; level=[] leaves them out. Raises OrderError, DataError, RecipeError.
+        the training rows; a series with too few of those has empty ends, which a warning tells; level=[] leaves
+        intervals out. Raises OrderError, DataError, RecipeError.
         """
         self._need_forecaster()
         plan = self.recipe.data.series
@@ -66,17 +66,10 @@ class Forecasting(Judging):
         self._need_forecaster()
         plan = self.recipe.data.series
         groups, _ = series.load(table, plan)
-        found = forecasting_job.backtest(
+        return forecasting_job.backtest(
             self.model, groups, level, cutoffs=n_windows, step=step_size, horizon=horizon, windows=windows,
             season=plan.season,
         )  # fmt: skip
-        until, known = self.model.config.trained_until, groups[0].frequency is not None
-        if until is not None and known and (found[forecasting_job.CUTOFF] < until).any():
-            warnings.warn(
-                f"some cut-offs lie before {until}, up to where the model was trained: it knows what came after them",
-                stacklevel=2,
-            )
-        return found
 
     def _load_series(self, source: Any, *of_rows: Any) -> "pd.DataFrame":
         """The table of a file, once it was seen to hold series; of_rows: options that a table does not have."""

@@ -37,7 +37,7 @@ def evaluate(given: dict[str, Any], screen) -> Any:
 
     model = _ready(name, data.series, frame.season, lambda: frame, screen)
     found = {"model": name, "data": data.source, "split": data.series.split, "season": frame.season}
-    found |= finite(forecasting_job.evaluate(model, frame, given.get("level", [])))
+    found |= finite(forecasting_job.evaluate(model, frame, given.get("level", []), screen.warn))
     screen.say(frame.layout)
     _show(found, screen)
     return found
@@ -57,11 +57,7 @@ def forecast(given: dict[str, Any], screen) -> Any:
 
     model = _ready(name, plan, season, lambda: windows.frame(groups, plan, season), screen)
     levels = given.get("level", [])
-    if levels and any(p.numel() for p in model.parameters()) and model.config.trained_until is None:
-        screen.warn(
-            f"it is not known up to when {name} was trained; on rows it has learned intervals are too narrow"
-        )
-    found = job.forecast(model, groups, levels, horizon=horizon, season=plan.season)
+    found = job.forecast(model, groups, levels, horizon=horizon, season=plan.season, warn=screen.warn)
     table = job.as_given(found, layout)
     steps = horizon or model.config.horizon
     after = groups[0].times[-1]

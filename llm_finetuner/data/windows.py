@@ -103,12 +103,19 @@ class Frame:
         return [name for group in self.groups for name in group.names]
 
     @property
-    def trained_until(self) -> str | None:
-        """The last time of the training rows; None where rows have no times."""
+    def trained_until(self) -> str | int | dict[str, str | int] | None:
+        """The last time of the training rows, of several groups by series; None where rows have no times."""
         if any(group.frequency is None for group in self.groups):
             return None
-        ends = zip(self.groups, self.borders, strict=True)
-        return str(max(group.times[borders["train"][1] - 1] for group, borders in ends))
+        lasts = [
+            group.times[borders["train"][1] - 1]
+            for group, borders in zip(self.groups, self.borders, strict=True)
+        ]
+        ends = [int(last) if isinstance(last, np.integer) else str(last) for last in lasts]
+        if len(ends) == 1:
+            return ends[0]
+        pairs = zip(self.groups, ends, strict=True)
+        return {name: end for group, end in pairs for name in group.names}
 
     def narrowed(self, most: int) -> "Frame":
         """At most so many channels, evenly spaced, with all their times."""

@@ -21,12 +21,13 @@ FLAT = 1e-5  # of the largest number of a window: a smaller spread is taken for 
 class ForecasterConfig(PretrainedConfig):
     """lookback, horizon: steps. quantiles: levels in (0, 1), ascending, with .5; empty: one number a step.
 
-    trained_until: the last time of the rows that it was trained on, whose errors are smaller than those to come.
+    trained_until: the last time of the rows that it was trained on, whose errors are smaller than those to come; of
+    several series with times of their own by their names.
     """
 
     def __init__(
         self, lookback: int = 96, horizon: int = 96, quantiles: Sequence[float] = (), dropout: float = 0.1,
-        trained_until: str | None = None, **kwargs,
+        trained_until: str | int | dict[str, str | int] | None = None, **kwargs,
     ):  # fmt: skip
         check_count("lookback", lookback, 2)
         check_count("horizon", horizon, 1)
