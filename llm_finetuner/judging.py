@@ -20,10 +20,10 @@ from llm_finetuner.export.beside import stop_early
 from llm_finetuner.export.hub import upload
 from llm_finetuner.export.merged import Merged
 from llm_finetuner.models import loading
-from llm_finetuner.models.linear_forecaster import waits_for_rows
+from llm_finetuner.models.linear_forecaster import forget, is_fitted, waits_for_rows
 from llm_finetuner.models.shrink import parse_share
 from llm_finetuner.recipe import Data, Recipe
-from llm_finetuner.registry import TASKS, resolve
+from llm_finetuner.registry import MODELS, TASKS, resolve
 from llm_finetuner.teachers.matched import live_teacher
 from llm_finetuner.teachers.provider import Context, Provider
 from llm_finetuner.trainer import OnEvent, TrainResult
@@ -80,6 +80,10 @@ class Judging:
         rows = self._prepare(dataset).dataset
         self._task.check_names(self.model, rows)
         self._task.check_inputs(rows, self.model)
+        if self._last is None and self.recipe.student.name in MODELS and is_fitted(self.model):
+            forget(
+                self.model
+            )  # nobody had it fitted to rows of their choice: it is a comparator, of each table anew
         if self._task.numbers and waits_for_rows(self.model):
             self._task.fit(self.model, rows.frame.part("train"), self.recipe.train.seed)
         model, tokenizer = self._stopped(exit_layer), self._tokenizer_if_any()

@@ -1,6 +1,8 @@
 """LLMFineTuner with series: train, evaluate, forecast beyond the end, backtest, export, and what is refused."""
 
+import re
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -193,6 +195,9 @@ def test_figures_of_intervals_leave_out_series_without_any(of_lengths, recwarn):
     assert found["coverage"] == kept["coverage"] and found["by_step"] == kept["by_step"]
     assert found["by_channel"]["b"] == kept["by_channel"]["b"]
     assert all(np.isnan(value) for value in found["by_channel"]["c"].values())
+    verdict = of_lengths.compare(lengths({"a": 600, "b": 400, "c": 60}))
+    text = Path(verdict["report"]).read_text(encoding="utf-8")
+    assert verdict["series"]["intervals"] and not re.search(r"\bnan\b", text, re.I)
 
 
 def test_a_history_within_the_training_rows_has_no_intervals(teacher):
@@ -246,6 +251,19 @@ def test_simple_models_are_asked_as_they_are(tmp_path):
     unknown = tuner(tmp_path / "none", "seasonal-naive")
     with pytest.raises(RecipeError, match="repeats a season, and none is given"):
         unknown.load_model()
+
+
+def test_a_line_as_comparator_is_fitted_to_each_table(tmp_path):
+    one, other = table(), table()
+    other[["c0", "c1", "c2"]] = np.random.default_rng(3).normal(size=(300, 3)).cumsum(0)
+    line, fresh = tuner(tmp_path / "line", "linear"), tuner(tmp_path / "fresh", "linear")
+    line.load_model()
+    fresh.load_model()
+    line.evaluate(one)
+    mse = line.evaluate(other)["mse"]
+    assert mse == fresh.evaluate(other)["mse"]
+    line.fit(one, **QUICK)
+    assert line.evaluate(other)["mse"] != mse  # it was fitted to a table of the user's choice
 
 
 # ---- folded

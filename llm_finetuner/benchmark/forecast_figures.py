@@ -176,6 +176,8 @@ def _example(
         told[name] = {"point": up(said[name][place].point[window, :, channel])}
         for level in FAN if name in made else ():
             one = made[name][level]
+            if np.isnan(one.low[place]).any():  # this series has too few windows for any
+                continue
             told[name] |= {
                 f"{end}-{level:g}": up(values[place][window, :, channel])
                 for end, values in (("lo", one.low), ("hi", one.high))

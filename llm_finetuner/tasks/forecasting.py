@@ -189,12 +189,9 @@ class Forecasting(Task):
         sizes = {"lookback": train.lookback, "horizon": train.horizon}
         line = build.linear(**sizes)
         fit_closed_form(line, train.blocks())
-        season = train.frame.season
-        seasonal = [(f"last season ({season} steps)", build.seasonal_naive(**sizes, season=season))]
-        return [
-            ("last value", build.repeat_last(**sizes)), *(seasonal if 1 < season <= train.lookback else []),
-            ("line in closed form", line),
-        ]  # fmt: skip
+        naive = forecast_figures.naive(train.frame)
+        seasonal = [(forecast_figures.naive_name(naive), naive)] if naive.config.season > 1 else []
+        return [("last value", build.repeat_last(**sizes)), *seasonal, ("line in closed form", line)]
 
     def details(self, models: dict[str, nn.Module], rows: Windows, shown: Sequence[str]) -> dict[str, Any]:
         """Errors by step and channel, skill, intervals, examples."""
