@@ -77,6 +77,17 @@ class Forecasting(Task):
         note(f"{frame.layout}; look-back {data.series.lookback}, horizon {data.series.horizon}")
         return frame.part("train"), columns.evenly(frame.part("validation"), data.eval_samples)
 
+    def halves(self, rows: Windows, seed: int) -> tuple[Windows, Windows]:
+        """The earlier windows of each series and the later ones, such that no step is forecast in both."""
+        earlier, later = [], []
+        for group in np.unique(rows.starts[:, 0]):
+            numbers = np.flatnonzero(rows.starts[:, 0] == group)
+            begins = rows.starts[numbers, 1]
+            middle = np.sort(begins)[len(begins) // 2]
+            earlier += numbers[begins + rows.horizon <= middle].tolist()
+            later += numbers[begins >= middle].tolist()
+        return rows.select(earlier), rows.select(later)
+
     def frame(self, source: Any, data: Data) -> windows.Frame:
         """The series of a source with their scales and parts. Raises DataError."""
         return windows.read(source, data.series)
