@@ -3,6 +3,7 @@
 FinetunerError
 |-- RecipeError      a setting is wrong: field, value given, what was expected
 |-- DataError        a file, row or column is wrong: where, what, what to do
+|   `-- TooShort     a series has too few rows
 |-- ModelError       a model or tokenizer cannot be loaded or does not fit the job
 |-- OrderError       a method was called before what it needs
 |-- TrainingError    a run cannot go on: NaN, out of memory, disk full
@@ -28,6 +29,10 @@ class RecipeError(FinetunerError, ValueError):
 
 class DataError(FinetunerError, ValueError):
     """The data cannot be used as they are."""
+
+
+class TooShort(DataError):
+    """A series has too few rows for what is asked; `short: drop` leaves such out."""
 
 
 class ModelError(FinetunerError, ValueError):

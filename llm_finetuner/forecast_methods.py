@@ -14,7 +14,7 @@ from llm_finetuner.data import series, signals
 from llm_finetuner.errors import OrderError, RecipeError
 from llm_finetuner.judging import Judging
 from llm_finetuner.models import loading
-from llm_finetuner.models.linear_forecaster import is_fitted, waits_for_rows
+from llm_finetuner.models.linear_forecaster import forget, is_fitted, waits_for_rows
 from llm_finetuner.models.naive import Naive
 from llm_finetuner.recipe_series import Series
 from llm_finetuner.registry import MODELS
@@ -44,7 +44,8 @@ class Forecasting(Judging):
         history: a table or file; horizon: at most the model's. A long table gets a column called as the kind of the
         model, and with level=[80] its interval, patch-lo-80 and patch-hi-80; a wide one has such columns of each
         channel. Intervals are learned from the forecasts of the last `windows` of the history (fewer are faster) behind
-        the training rows; level=[] leaves them out. Raises OrderError, DataError, RecipeError.
+        the training rows; a series with too few of those has empty ends, which a warning tells; level=[] leaves
+        intervals out. Raises OrderError, DataError, RecipeError.
         """
         self._need_forecaster()
         plan = self.recipe.data.series
@@ -67,17 +68,10 @@ class Forecasting(Judging):
         self._need_forecaster()
         plan = self.recipe.data.series
         groups, _ = series.load(table, plan)
-        found = forecasting_job.backtest(
+        return forecasting_job.backtest(
             self.model, groups, level, cutoffs=n_windows, step=step_size, horizon=horizon, windows=windows,
             season=plan.season,
         )  # fmt: skip
-        until, known = self.model.config.trained_until, groups[0].frequency is not None
-        if until is not None and known and (found[forecasting_job.CUTOFF] < until).any():
-            warnings.warn(
-                f"some cut-offs lie before {until}, up to where the model was trained: it knows what came after them",
-                stacklevel=2,
-            )
-        return found
 
     def _evaluate_series(
         self, table: Any, batch_size: int, exit_layer: int | None, level: Sequence[float]
@@ -85,6 +79,8 @@ class Forecasting(Judging):
         """The figures of the test part, with a teacher mse_to_teacher too; a line is fitted to its training rows."""
         rows = self._prepare(table).dataset
         self._task.check_inputs(rows, self.model)
+        if self._last is None and self.recipe.student.name in MODELS and is_fitted(self.model):
+            forget(self.model)  # nobody had it fitted to rows of their choice: each table has its own
         if waits_for_rows(self.model):
             self._task.fit(self.model, rows.frame.part("train"), self.recipe.train.seed)
         self._need_forecaster()

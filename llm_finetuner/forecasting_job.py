@@ -3,9 +3,13 @@
 Tables that are returned are long: unique_id, ds, then a column called as the kind of the model (patch, time_llm, ...)
 and, for each level in percent, its interval: patch-lo-80, patch-hi-80. Shapes: T rows, C channels, L look-back, H
 horizon, n origins, the rows that a forecast begins at.
+
+Ends of intervals are NaN where too few forecasts lie before; `warn` is told which series that is.
 """
 
-from collections.abc import Sequence
+import math
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +18,10 @@ import pandas as pd
 from torch import nn
 
 from llm_finetuner.benchmark import forecast_figures, forecasts
-from llm_finetuner.benchmark.conformal import LEAST, Conformal, margins, scores
+from llm_finetuner.benchmark.conformal import LEAST, Conformal, enough, margins, scores
 from llm_finetuner.benchmark.seen import after_training
-from llm_finetuner.data.series import Group, Layout, season_of
+from llm_finetuner.data.clock import season_of
+from llm_finetuner.data.series import Group, Layout
 from llm_finetuner.data.windows import Frame, Scale, Windows
 from llm_finetuner.errors import DataError, RecipeError
 from llm_finetuner.ranges import check_count
@@ -24,20 +29,28 @@ from llm_finetuner.ranges import check_count
 WINDOWS = 1000  # before a forecast, that intervals are learned from at most
 ID, TIME, CUTOFF, TRUTH = "unique_id", "ds", "cutoff", "y"
 
+Warn = Callable[[str], None]
+
+
+def _warn(said: str) -> None:
+    warnings.warn(said, stacklevel=4)  # where LLMFineTuner was called
+
 
 def forecast(
     model: nn.Module, groups: Sequence[Group], levels: Sequence[float] = (), *, horizon: int | None = None,
-    windows: int = WINDOWS, season: int | None = None,
+    windows: int = WINDOWS, season: int | None = None, warn: Warn = _warn,
 ) -> pd.DataFrame:  # fmt: skip
     """The steps after the last row of each series, up to the model's horizon.
 
     levels: of intervals, in percent, learned from the forecasts of the last windows of each history by adaptive
     conformal prediction; windows that reach into the rows that the model was trained on are left out, as its errors
     there are too small. season: steps between two renewals; None: by the frequency. Raises DataError for a history that
-    is too short, RecipeError.
+    is shorter than a look-back, RecipeError.
     """
     steps = _steps(model, horizon)
     found = []
+    for doubt in _doubts(model, groups, [len(group.values) for group in groups], levels):
+        warn(doubt)
     for group in groups:
         end = len(group.values)
         said = _Said.of(model, group, [end], levels, windows, season)
@@ -50,17 +63,27 @@ def forecast(
 def backtest(
     model: nn.Module, groups: Sequence[Group], levels: Sequence[float] = (), *, cutoffs: int = 1,
     step: int | None = None, horizon: int | None = None, windows: int = WINDOWS, season: int | None = None,
+    warn: Warn = _warn,
 ) -> pd.DataFrame:  # fmt: skip
     """Forecasts from earlier ends of the series, beside what came: also cutoff (the last time known) and y.
 
     The last of the `cutoffs` leaves one horizon of rows, each other one `step` rows more (None: a horizon). Each row is
-    what `forecast` says of the history up to its cut-off. Raises DataError, RecipeError.
+    what `forecast` says of the history up to its cut-off. The model is not trained anew: `warn` is told of cut-offs
+    within its training rows. Raises DataError, RecipeError.
     """
     steps = _steps(model, horizon)
     check_count("n_windows", cutoffs, 1)
     step = steps if step is None else step
     check_count("step_size", step, 1)
-    found = []
+    found, back = [], steps + (cutoffs - 1) * step
+    for doubt in _doubts(model, groups, [len(group.values) - back for group in groups], levels):
+        warn(doubt)
+    seen = [group for group in groups if len(group.values) - back < (after_training(group, model) or 0)]
+    if seen:
+        warn(
+            f"some cut-offs of {_names(seen)} lie within the rows that the model was trained on: it knows what came "
+            "after them"
+        )
     for group in groups:
         last = len(group.values) - steps
         ends = list(range(last - (cutoffs - 1) * step, last + 1, step))
@@ -82,9 +105,19 @@ def backtest(
     return pd.concat(found, ignore_index=True)
 
 
-def evaluate(model: nn.Module, frame: Frame, levels: Sequence[float] = ()) -> dict[str, Any]:
+def evaluate(
+    model: nn.Module, frame: Frame, levels: Sequence[float] = (), warn: Warn = _warn
+) -> dict[str, Any]:
     """What a forecaster is worth on the test part of a frame: see forecast_figures.figures."""
-    return forecast_figures.figures(model, frame, levels)
+    found = forecast_figures.figures(model, frame, levels)
+    for figures in list(found.get("intervals", {}).values())[:1]:  # of all levels the same series
+        lacking = [name for name, of in figures["by_channel"].items() if math.isnan(of["coverage"])]
+        if lacking:
+            warn(
+                f"{_listed(lacking)}: too few windows of validation for intervals, so that coverage, width and "
+                "interval score leave them out"
+            )
+    return found
 
 
 def as_given(table: pd.DataFrame, layout: Layout) -> pd.DataFrame:
@@ -127,18 +160,15 @@ class _Said:
     ) -> "_Said":  # fmt: skip
         """Raises DataError for a group that is too short."""
         config = model.config
-        forecast_figures.check_percents(levels)
         if rows[0] < config.lookback:
             raise DataError(
-                f"{_names(group)}: {max(0, rows[0])} rows before the first forecast, where the look-back is "
+                f"{_names([group])}: {max(0, rows[0])} rows before the first forecast, where the look-back is "
                 f"{config.lookback}",
                 "give a longer history, or fewer cut-offs (n_windows, step_size)",
             )
-        begins = list(rows)
-        if levels:
-            first = max(config.lookback, after_training(group, model), rows[0] - windows - config.horizon)
-            _check_enough(group, model, rows[0], first)
-            begins = list(range(first, rows[-1] + 1))
+        first = max(_first(group, model), rows[0] - windows - config.horizon)
+        learned = range(first, rows[-1]) if levels and enough(rows[-1] - first, config.horizon) else ()
+        begins = sorted({*rows, *learned})
         said, scale = _all(model, group, begins)
         place = {row: number for number, row in enumerate(begins)}
         point = {row: scale.up(said.point[place[row]].astype(np.float64)) for row in rows}
@@ -149,9 +179,10 @@ class _Said:
             scored = scores(low, high, said.truth)
             found[level] = {}
             for row in rows:
-                at = place[row]
-                had = slice(max(0, at - windows - config.horizon), at)
-                margin_HC = _margin(scored[had], level / 100, windows, every)
+                at, margin_HC = place[row], np.nan
+                if enough(row - first, config.horizon):
+                    had = slice(max(place[first], at - windows - config.horizon), at)
+                    margin_HC = _margin(scored[had], level / 100, windows, every)
                 below = scale.up(low[at] - margin_HC)
                 found[level][row] = below, np.maximum(scale.up(high[at] + margin_HC), below)
         return cls(point, found)
@@ -165,23 +196,39 @@ class _Said:
         return columns
 
 
-def _check_enough(group: Group, model: nn.Module, row: int, first: int) -> None:
-    """Raise DataError where too few forecasts lie before this row for intervals."""
-    config, needed = model.config, LEAST + model.config.horizon
-    if row - first >= needed:
-        return
-    trained = after_training(group, model)
-    whole = f"{needed + config.lookback} rows before a forecast"
-    after = f"{needed} rows behind the training rows (which end at {config.trained_until})"
-    beyond = trained > config.lookback
-    raise DataError(
-        f"{_names(group)}: intervals need {after if beyond else whole}, and there are {max(0, row - trained * beyond)}",
-        "give a longer history, or level=[] for forecasts without intervals",
-    )
+def _first(group: Group, model: nn.Module) -> int:
+    """The first row that a forecast may begin at whose errors intervals are learned from."""
+    return max(model.config.lookback, after_training(group, model) or 0)
 
 
-def _names(group: Group) -> str:
-    return ", ".join(group.names[:3]) + (", ..." if len(group.names) > 3 else "")
+def _doubts(
+    model: nn.Module, groups: Sequence[Group], rows: Sequence[int], levels: Sequence[float]
+) -> list[str]:
+    """Warnings of intervals that are too narrow, and of series without any before these rows. Raises RecipeError."""
+    forecast_figures.check_percents(levels)
+    config, found = model.config, []
+    if levels and any(after_training(group, model) is None for group in groups):
+        found.append(
+            f"it is not known up to when {config.model_type} was trained; on rows it has learned intervals are too "
+            "narrow"
+        )
+    ends = list(zip(groups, rows, strict=True))
+    lacking = [group for group, row in ends if not enough(row - _first(group, model), config.horizon)]
+    if levels and lacking:
+        found.append(
+            f"{_names(lacking)}: too few rows for intervals, whose ends are left empty: it takes "
+            f"{LEAST + config.horizon} behind the first {config.lookback} and behind the training rows; give a longer "
+            "history, or level=[]"
+        )
+    return found
+
+
+def _names(groups: Sequence[Group]) -> str:
+    return _listed([name for group in groups for name in group.names])
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _all(model: nn.Module, group: Group, rows: Sequence[int]) -> tuple[forecasts.Said, Scale]:

@@ -25,7 +25,7 @@ from llm_finetuner import checks
 from llm_finetuner.benchmark import speed
 from llm_finetuner.benchmark.measure import Measure, perplexity
 from llm_finetuner.benchmark.quality import Tally
-from llm_finetuner.data import class_weights, columns
+from llm_finetuner.data import class_weights, columns, text
 from llm_finetuner.data.examples import IGNORED
 from llm_finetuner.errors import DataError
 from llm_finetuner.models import loading
@@ -116,6 +116,10 @@ class Task:
     def own_parts(self, source: Any, data: Data, note: Callable[[str], None]) -> tuple[Any, Any] | None:
         """(training rows, those that weights are chosen on), where the task reads and cuts its source by itself."""
         return None
+
+    def halves(self, rows: Any, seed: int) -> tuple[Any, Any]:
+        """Held-out rows that choose, and others that report."""
+        return text.split(rows, 0.5, seed)
 
     def lengths(self, rows: Any) -> np.ndarray:
         """What each row weighs in a batch: its tokens."""

@@ -213,6 +213,7 @@ def test_a_line_and_a_run_are_evaluated_alike(desk, capsys):
         (["linear", "--data", "rows.csv"], "too few for split 70-10-20"),
         (["big", "--lookback", "8"], "big has lookback 16, and --lookback says 8"),
         ([".", "--data", "rows.csv"], "holds no forecaster"),
+        (["seasonal-naive", "--data", "rows.csv", *CUT], "season 24 is longer than look-back 16"),
         (["linear", "--data", "rows.csv", *CUT, "--level", "0.8"], "level is in percent"),
     ],
 )

@@ -1,6 +1,8 @@
 """LLMFineTuner with series: train, evaluate, forecast beyond the end, backtest, export, and what is refused."""
 
+import re
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -148,6 +150,87 @@ def test_a_share_that_was_chosen_is_not_told_of_the_next_run(tmp_path):
     assert not (tmp_path / "run" / SHARE).exists()
 
 
+# ---- series that end elsewhere, and tables that the model never saw
+
+
+def lengths(rows: dict[str, int], start: str = "2020-01-01") -> pd.DataFrame:
+    draw, parts = np.random.default_rng(0), []
+    for name, count in rows.items():
+        times = pd.date_range(start, periods=count, freq="D")
+        values = np.sin(np.arange(count) / 3) + 0.1 * draw.normal(size=count)
+        parts.append(pd.DataFrame({"unique_id": name, "ds": times, "y": values}))
+    return pd.concat(parts)
+
+
+@pytest.fixture(scope="module")
+def of_lengths(tmp_path_factory):
+    found = tuner(tmp_path_factory.mktemp("lengths"))
+    found.load_model()
+    found.fit(lengths({"a": 600, "b": 400, "c": 60}), **QUICK)
+    return found
+
+
+def test_intervals_are_learned_behind_the_training_rows_of_each_series(of_lengths, recwarn):
+    again = tuner(of_lengths.recipe.output, of_lengths.recipe.output)
+    again.load_model()  # as it was stored
+    until = {"a": "2021-02-23 00:00:00", "b": "2020-10-06 00:00:00", "c": "2020-02-11 00:00:00"}
+    assert again.model.config.trained_until == of_lengths.model.config.trained_until == until
+    table = lengths({"a": 600, "b": 400, "c": 60})
+    found = again.forecast(table, level=[80]).set_index("unique_id")
+    assert found["patch"].notna().all() and found.loc[["a", "b"], "patch-lo-80"].notna().all()
+    assert found.loc["c", ["patch-lo-80", "patch-hi-80"]].isna().all(axis=None)
+    (said,) = [str(one.message) for one in recwarn if "intervals" in str(one.message)]
+    assert said.startswith("c: too few rows for intervals, whose ends are left empty: it takes 24")
+    alone = again.forecast(table[table["unique_id"] == "b"], level=[80])
+    assert np.array_equal(alone["patch-lo-80"], found.loc["b", "patch-lo-80"])
+    other = again.forecast(lengths({"d": 300}, "2010-01-01"), level=[80])  # all of its rows are news
+    assert other["patch-lo-80"].notna().all()
+
+
+def test_figures_of_intervals_leave_out_series_without_any(of_lengths, recwarn):
+    found = of_lengths.evaluate(lengths({"a": 600, "b": 400, "c": 60}), level=[80, 90])["intervals"]["80"]
+    (said,) = [str(one.message) for one in recwarn if "intervals" in str(one.message)]
+    assert said.startswith("c: too few windows of validation for intervals")
+    kept = of_lengths.evaluate(lengths({"a": 600, "b": 400}), level=[80])["intervals"]["80"]
+    assert found["coverage"] == kept["coverage"] and found["by_step"] == kept["by_step"]
+    assert found["by_channel"]["b"] == kept["by_channel"]["b"]
+    assert all(np.isnan(value) for value in found["by_channel"]["c"].values())
+    verdict = of_lengths.compare(lengths({"a": 600, "b": 400, "c": 60}))
+    text = Path(verdict["report"]).read_text(encoding="utf-8")
+    assert verdict["series"]["intervals"] and not re.search(r"\bnan\b", text, re.I)
+
+
+def test_a_history_within_the_training_rows_has_no_intervals(teacher):
+    with pytest.warns(UserWarning, match="c0, c1, c2: too few rows for intervals"):
+        found = teacher.forecast(table().head(220), level=[80])
+    assert found["c1"].notna().all() and found["c1-lo-80"].isna().all()
+    with pytest.warns(UserWarning, match="too few rows for intervals"):
+        past = teacher.cross_validation(table().head(250), n_windows=20, step_size=1, level=[80])
+    told = past.groupby("cutoff")["patch-lo-80"].count()
+    assert told.iloc[0] == 0 and told.iloc[-1] == 12  # from where enough is known
+
+
+def test_times_with_and_without_a_zone_meet(teacher, recwarn):
+    history = table()
+    history["date"] = history["date"].dt.tz_localize("UTC").dt.tz_convert("Europe/Berlin")
+    found = teacher.forecast(history, level=[80])
+    assert np.array_equal(found["c1-lo-80"], teacher.forecast(table(), level=[80])["c1-lo-80"])
+    assert found["date"].iloc[0] == history["date"].iloc[-1] + pd.Timedelta("1h")
+    assert len(teacher.cross_validation(history, 3)) == 36 and not recwarn.list
+
+
+def test_whole_numbers_go_on_as_such_and_tell_where_training_ended(tmp_path, recwarn):
+    run, history = tuner(tmp_path / "run"), table().assign(date=np.arange(1, 301))
+    run.load_model()
+    run.fit(history, **QUICK)
+    recwarn.clear()  # of torch
+    found = run.forecast(history, level=[80])
+    assert run.model.config.trained_until == 210 and found["date"].tolist() == [301, 302, 303, 304]
+    assert found["c1-lo-80"].notna().all() and not recwarn.list
+    with pytest.warns(UserWarning, match="it is not known up to when patch was trained"):
+        run.forecast(table(), level=[80])
+
+
 # ---- simple models
 
 
@@ -168,6 +251,19 @@ def test_simple_models_are_asked_as_they_are(tmp_path):
     unknown = tuner(tmp_path / "none", "seasonal-naive")
     with pytest.raises(RecipeError, match="repeats a season, and none is given"):
         unknown.load_model()
+
+
+def test_a_line_as_comparator_is_fitted_to_each_table(tmp_path):
+    one, other = table(), table()
+    other[["c0", "c1", "c2"]] = np.random.default_rng(3).normal(size=(300, 3)).cumsum(0)
+    line, fresh = tuner(tmp_path / "line", "linear"), tuner(tmp_path / "fresh", "linear")
+    line.load_model()
+    fresh.load_model()
+    line.evaluate(one)
+    mse = line.evaluate(other)["mse"]
+    assert mse == fresh.evaluate(other)["mse"]
+    line.fit(one, **QUICK)
+    assert line.evaluate(other)["mse"] != mse  # it was fitted to a table of the user's choice
 
 
 # ---- folded
@@ -220,7 +316,6 @@ def test_what_cannot_be_says_what_to_do(teacher, tmp_path):
         (lambda: teacher.forecast(history, level=[0.8]), RecipeError, "in percent"),
         (lambda: teacher.forecast(history, level=[100]), RecipeError, "below 100"),
         (lambda: teacher.forecast(history.head(15), level=[]), DataError, "15 rows before the first forecast"),
-        (lambda: teacher.forecast(history.head(220)), DataError, "intervals need 24 rows behind the training"),
         (lambda: teacher.cross_validation(history, n_windows=90), DataError, "fewer cut-offs"),
         (lambda: teacher.predict(["a"]), RecipeError, "predict is for texts"),
         (lambda: teacher.prepare_dataset(history), RecipeError, "prepare_dataset is for texts"),

@@ -160,6 +160,12 @@ def test_naive_forecasts_repeat():
 # ---- the prompt
 
 
+def test_a_season_that_the_look_back_does_not_hold_is_refused():
+    with pytest.raises(RecipeError, match="season 52 is longer than look-back 36") as caught:
+        build.seasonal_naive(lookback=36, horizon=24, season=52)
+    assert "--lookback 52" in caught.value.hint
+
+
 def test_lags_are_periods_and_never_lag_0():
     steps = torch.arange(96.0)
     wave = torch.sin(2 * torch.pi * steps / 24)[None]

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from conftest import SHARED
 
-from llm_finetuner.data import series
+from llm_finetuner.data import series, windows
 from llm_finetuner.data.windows import frame
 from llm_finetuner.errors import DataError, RecipeError
 from llm_finetuner.recipe_series import Series
@@ -22,6 +22,11 @@ def wide(rows: int = 400, channels: int = 2) -> pd.DataFrame:
 def long(table: pd.DataFrame, names=("unique_id", "ds", "y")) -> pd.DataFrame:
     melted = table.melt("date", var_name=names[0], value_name=names[2]).rename(columns={"date": names[1]})
     return melted.sample(frac=1, random_state=0)  # rows in any order
+
+
+def of_days(rows: int, name: str, every: str = "D") -> pd.DataFrame:
+    times = pd.date_range("2020-01-01", periods=rows, freq=every)
+    return pd.DataFrame({"unique_id": name, "ds": times, "y": np.sin(np.arange(rows) / 3)})
 
 
 def read(table, **settings) -> series.Group:
@@ -121,10 +126,45 @@ def test_months_are_a_regular_clock():
 
 @pytest.mark.parametrize(
     ("frequency", "season"),
-    [("h", 24), ("15min", 96), ("D", 7), ("W-SUN", 52), ("MS", 12), ("QE-DEC", 4), ("YE", 1), (None, 1)],
-)
+    [("h", 24), ("15min", 96), ("D", 7), ("W-SUN", 52), ("MS", 12), ("QE-DEC", 4), ("YE", 1), (None, 1), (2, 1),
+     ("BME", 12), ("BMS", 12), ("BQE-DEC", 4), ("BQS-OCT", 4), ("WOM-3FRI", 12), ("YS-JAN", 1), ("2W-MON", 26),
+     ("B", 5), ("30min", 48), ("5h", 4), ("s", 60), ("ms", 1), ("us", 1), ("ns", 1)],
+)  # fmt: skip
 def test_seasons_by_frequency(frequency, season):
     assert series.season_of(frequency) == season
+
+
+def test_whole_numbers_stay_whole_numbers():
+    table = pd.DataFrame({"unique_id": "a", "ds": range(1, 301), "y": np.arange(300.0)})
+    group = read(table.sample(frac=1, random_state=0))
+    assert (group.frequency, group.times[0], group.times[-1]) == (1, 1, 300)
+    assert group.later(2).tolist() == [301, 302] and np.array_equal(group.values[:, 0], np.arange(300))
+    years = read(pd.DataFrame({"ds": np.arange(1900.0, 2020, 2), "y": np.sin(np.arange(60))}))
+    assert years.later(1).tolist() == [2020] and years.times.dtype == np.int64
+    assert windows.read(table, Series(lookback=16, horizon=4)).season == 1
+    assert "1 times of series 'a' are left out (frequency 1), the first is 51" in refused(table.drop(50)).what
+    filled = read(table.drop(50), irregular="fill", missing="forward")
+    assert len(filled.values) == 300 and filled.values[50, 0] == 49
+    table["ds"] = table["ds"] + 0.5
+    assert "line 2, column 'ds': " in refused(table).what and "nor a whole number" in refused(table).what
+
+
+def test_hours_across_a_clock_change(tmp_path):
+    table = wide(200)
+    table["date"] = pd.date_range("2024-03-29", periods=200, freq="h", tz="Europe/Berlin")
+    table.to_csv(tmp_path / "rows.csv", index=False)
+    group = read(tmp_path / "rows.csv")
+    assert group.frequency == "h" and group.times.equals(pd.DatetimeIndex(table["date"]).tz_convert("UTC"))
+    assert group.later(1)[0] == table["date"].iloc[-1] + pd.Timedelta("1h")
+    assert read(table).frequency == "h"
+
+
+def test_one_season_of_all_series_or_one_that_is_named():
+    table = pd.concat([of_days(60, "a", "MS"), of_days(400, "b", "h")])
+    with pytest.raises(DataError, match="'a' every MS, 'b' every h") as caught:
+        windows.read(table, Series(lookback=16, horizon=4))
+    assert "--season" in caught.value.hint
+    assert windows.read(table, Series(lookback=16, horizon=4, season=12)).season == 12
 
 
 # ---- windows
@@ -195,6 +235,25 @@ def test_short_series_may_be_left_out():
     with pytest.raises(DataError, match="c1: 30 rows are too few.*"):
         frame(groups, Series(**plan), 24)
     assert frame(groups, Series(short="drop", **plan), 24).names == ["c0"]
+
+
+def test_series_without_a_clock_or_a_split_are_left_out_too():
+    table = pd.concat([of_days(300, "a"), of_days(2, "b")])
+    error = refused(table)
+    assert (
+        "2 rows of series 'b' are too few to tell the frequency" in error.what
+        and "--short drop" in error.hint
+    )
+    assert windows.read(table, Series(lookback=16, horizon=4, short="drop")).names == ["a"]
+    with pytest.raises(DataError, match="all series are too short"):
+        series.load(of_days(2, "b"), Series(short="drop"))
+    table = pd.concat([of_days(15_000, "a", "h"), of_days(14_000, "b", "h")])
+    with pytest.raises(
+        DataError, match="14000 rows are too few for split ett-hour, which takes 14400"
+    ) as caught:
+        windows.read(table, Series(split="ett-hour"))
+    assert "--short drop" in caught.value.hint
+    assert windows.read(table, Series(split="ett-hour", short="drop")).names == ["a"]
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,8 @@ import pytest
 from classifiers import build_bert, prepared
 from conftest import build_gpt2, build_llama
 from sweep_runs import RATE, Heard, counting, losses, parts_of, recipe_in
+from test_forecasters import SMALL
+from test_forecasting import SIZES, table
 
 from llm_finetuner import recipe_file
 from llm_finetuner.assembly import Parts
@@ -229,3 +231,34 @@ def test_a_live_student_is_left_as_it_was(tmp_path):
     assert parts.student is student and parts.tuned is None and parts.teacher is teacher
     fresh = build_gpt2(64).state_dict()
     assert all(value.equal(fresh[name]) for name, value in student.state_dict().items())
+
+
+# ---- of forecasters
+
+
+def test_forecasters_are_searched_on_earlier_windows_and_reported_on_later_ones(tmp_path):
+    table(600).to_csv(tmp_path / "rows.csv", index=False)
+    recipe = recipe_file.from_dict(
+        {
+            "task": "forecasting", "method": "forecast_distillation", "teacher": {"name": "linear"},
+            "student": {"name": "patch", "shape": {**SMALL, "num_layers": 1}}, "tuning": {"kind": "full"},
+            "data": {"source": str(tmp_path / "rows.csv"), "series": {**SIZES, "split": "60-30-10"}},
+            "train": {"steps": 3, "batch_size": 8, "eval_every": 0}, "output": str(tmp_path / "out"),
+        }
+    )  # fmt: skip
+    heard = Heard()
+    result = sweep(recipe, {RATE: [1e-3, 1e-2]}, on_event=heard)
+    assert len(result["trials"]) == 3 and all(line["state"] == "finished" for line in result["trials"])
+    assert not result["report"]["optimistic"] and result["report"]["winner"]["mse"] > 0
+    assert "| MSE |" in Path(result["table"]).read_text(encoding="utf-8")
+    assert (
+        sweep(recipe, {RATE: [1e-3, 1e-2]}, on_event=Heard())["best"] == result["best"]
+    )  # nothing is run again
+    scores = np.load(Path(result["best"]["folder"]) / "scores.npz")
+    assert (
+        scores["choose_block"] == 4 and len(scores["choose_nll"]) + len(scores["report_nll"]) == 180 - 3 - 3
+    )
+    other = table(600, seed=5)
+    other.to_csv(tmp_path / "rows.csv", index=False)
+    with pytest.raises(RecipeError, match="training rows was"):
+        sweep(recipe, {RATE: [1e-3]})

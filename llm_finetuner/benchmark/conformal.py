@@ -64,11 +64,8 @@ class Conformal:
     def margin(self) -> np.ndarray:
         """To be added to a forecast that is made right after the last window seen: [H, C]. Raises DataError."""
         had = 0 if self.scores is None else len(self.scores)
-        if not had or had < LEAST + self.scores.shape[1]:
-            raise DataError(
-                f"{had} earlier windows are too few for intervals: {LEAST} and one for each step of the horizon",
-                "give a longer history, or a longer validation part (--split)",
-            )
+        if not had or not enough(had, self.scores.shape[1]):
+            raise too_few(had)
         found_HC = np.empty(self.scores.shape[1:])
         for step in range(len(found_HC)):  # step h of a window is known h steps after the window began
             known_WC = np.sort(self.scores[: had - step - 1][-self.window :, step], axis=0)
@@ -76,6 +73,19 @@ class Conformal:
             rank_C = np.ceil((1 - self.missed[step]) * (size + 1)).astype(int) - 1
             found_HC[step] = known_WC[rank_C.clip(0, size - 1), np.arange(known_WC.shape[1])]
         return found_HC
+
+
+def enough(windows: int, horizon: int) -> bool:
+    """Whether an interval may rest on so many windows."""
+    return windows >= LEAST + horizon
+
+
+def too_few(windows: int) -> DataError:
+    """What is raised where it may not."""
+    return DataError(
+        f"{windows} earlier windows are too few for intervals: {LEAST} and one for each step of the horizon",
+        "give a longer history, or a longer validation part (--split)",
+    )
 
 
 def margins(scores_nHC: np.ndarray, conformal: Conformal, every: int) -> np.ndarray:

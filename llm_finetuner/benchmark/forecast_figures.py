@@ -198,8 +198,9 @@ def _example(
     told: dict[str, dict[str, list[float]]] = {}
     for name in shown:
         told[name] = {"point": up(said[name][place].point[window, :, channel])}
-        if name in made:
-            told[name] |= {end: up(values_H) for end, values_H in made[name].ends[number].items()}
+        if name in made:  # a series with too few windows has no ends
+            ends = made[name].ends[number].items()
+            told[name] |= {end: up(values_H) for end, values_H in ends if not np.isnan(values_H).any()}
     return {
         "channel": group.names[channel], "begins": str(group.times[begins]),
         "context": group.values[begins - before : begins, channel].tolist(),

@@ -5,7 +5,7 @@ Shapes: n windows, H steps, C channels, Q quantiles, N windows of one channel ea
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +13,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from llm_finetuner.benchmark.conformal import Conformal, interval_score, margins, scores
+from llm_finetuner.benchmark.conformal import Conformal, enough, interval_score, margins, scores, too_few
 from llm_finetuner.benchmark.quality import eval_mode, of_runs
 from llm_finetuner.data.windows import Frame, Windows
-from llm_finetuner.errors import DataError
 from llm_finetuner.models.forecaster import point
 
 BATCH = 1024  # windows of one channel at a time
@@ -143,7 +142,10 @@ def _crps(one: Said) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Intervals:
-    """Of one level, on the scaled data: low and high [n, H, C] of each group, and what they were worth."""
+    """Of one level, on the scaled data: low and high [n, H, C] of each group, and what they were worth.
+
+    Ends are NaN in groups with too few windows before; no figure counts those.
+    """
 
     level: float
     low: list[np.ndarray]
@@ -152,47 +154,55 @@ class Intervals:
 
     @functools.cached_property
     def parts(self) -> dict[str, list[np.ndarray]]:
-        """What the figures are means of: [n, H, C] of each group."""
+        """What the figures are made of: [n, H, C] of each group."""
         ends = list(zip(self.low, self.high, self.truth, strict=True))
         return {
-            "coverage": [(y >= low) & (y <= high) for low, high, y in ends],
+            "coverage": [
+                (y >= low) & (y <= high) if _made(low) else np.full_like(low, np.nan) for low, high, y in ends
+            ],
             "width": [high - low for low, high, _ in ends],
             "interval_score": [interval_score(*one, self.level) for one in ends],
         }
 
     def figures(self) -> Figures:
         """coverage, width and interval score over every window, step and channel."""
-        return {name: float(mean(found)) for name, found in self.parts.items()}
+        return {name: float(mean(self._told(name))) for name in self.parts}
 
     def by_channel(self, figure: str = "coverage") -> list[float]:
-        """One of the figures of each channel, group by group."""
+        """One of the figures of each channel, group by group; NaN where there are no intervals."""
         return [float(value) for part in self.parts[figure] for value in part.mean((0, 1), dtype=np.float64)]
 
     def by_step(self, figure: str = "coverage") -> np.ndarray:
         """One of the figures of each step: [H]."""
-        return mean(self.parts[figure], (0, 2))
+        return mean(self._told(figure), (0, 2))
+
+    def _told(self, figure: str) -> list[np.ndarray]:
+        return [part for part, low in zip(self.parts[figure], self.low, strict=True) if _made(low)]
 
 
-def intervals(
-    before: Sequence[Said], said: Sequence[Said], level: float, *, every: int = 24,
-    conformal: Callable[[float], Conformal] = Conformal,
-) -> Intervals:  # fmt: skip
+def _made(low_nHC: np.ndarray) -> bool:
+    return not np.isnan(low_nHC.flat[0])
+
+
+def intervals(before: Sequence[Said], said: Sequence[Said], level: float, *, every: int = 24) -> Intervals:
     """Conformal intervals of forecasts, learned from those before (of validation) and, as time goes by, from these.
 
-    every: windows between two renewals; 24 hours of an hourly series is once a day. Raises DataError for few windows.
+    every: windows between two renewals; 24 hours of an hourly series is once a day. A group with few windows before
+    gets none. Raises DataError where no group has enough of them.
     """
     earlier = {one.group: one for one in before}
+    had = {one.group: len(earlier[one.group].truth) if one.group in earlier else 0 for one in said}
+    if not any(enough(had[one.group], one.truth.shape[1]) for one in said):
+        raise too_few(max(had.values()))
     lows, highs, truths = [], [], []
     for one in said:
-        if one.group not in earlier:
-            raise DataError(
-                "a series has no window before those to be judged, and intervals learn from such",
-                "give a longer validation part (--split)",
-            )
-        learned, past = conformal(level), earlier[one.group]
-        learned.see(scores(*past.between(level), past.truth))
         low, high = one.between(level)
-        added = margins(scores(low, high, one.truth), learned, every)
+        if enough(had[one.group], one.truth.shape[1]):
+            learned, past = Conformal(level), earlier[one.group]
+            learned.see(scores(*past.between(level), past.truth))
+            added = margins(scores(low, high, one.truth), learned, every)
+        else:
+            added = np.full_like(low, np.nan)
         lows.append(low - added)
         highs.append(np.maximum(high + added, low - added))  # a margin below 0 may not turn an interval over
         truths.append(one.truth)

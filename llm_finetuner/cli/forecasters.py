@@ -39,7 +39,7 @@ def evaluate(given: dict[str, Any], screen) -> Any:
     if said := resolve(TASKS, FORECASTING)().seen(model, frame.part("test"), name):
         screen.warn(said)
     found = {"model": name, "data": data.source, "split": data.series.split, "season": frame.season}
-    found |= finite(forecasting_job.evaluate(model, frame, given.get("level", [])))
+    found |= finite(forecasting_job.evaluate(model, frame, given.get("level", []), screen.warn))
     screen.say(frame.layout)
     _show(found, screen)
     return found
@@ -53,17 +53,13 @@ def forecast(given: dict[str, Any], screen) -> Any:
     from llm_finetuner.data import series, windows
 
     groups, layout = series.load(data.source, plan)
-    season = plan.season or series.season_of(groups[0].frequency)
+    season = series.season_for(groups, plan)
     _load_torch()
     from llm_finetuner import forecasting_job as job
 
     model = _ready(name, plan, season, lambda: windows.frame(groups, plan, season), screen)
     levels = given.get("level", [])
-    if levels and any(p.numel() for p in model.parameters()) and model.config.trained_until is None:
-        screen.warn(
-            f"it is not known up to when {name} was trained; on rows it has learned intervals are too narrow"
-        )
-    found = job.forecast(model, groups, levels, horizon=horizon, season=plan.season)
+    found = job.forecast(model, groups, levels, horizon=horizon, season=plan.season, warn=screen.warn)
     table = job.as_given(found, layout)
     steps = horizon or model.config.horizon
     after = groups[0].times[-1]

@@ -7,14 +7,16 @@ Series that share their times are channels of one group; others are groups of on
 Shapes: T times, C channels.
 """
 
-import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llm_finetuner.errors import DataError
+from llm_finetuner.data import clock
+from llm_finetuner.data.clock import Frequency, season_of
+from llm_finetuner.errors import DataError, TooShort
 from llm_finetuner.recipe_series import Series
 
 if TYPE_CHECKING:
@@ -28,16 +30,6 @@ EXPECTED = (
     "wide: a column of times (date, ds, timestamp, time, datetime) and columns of numbers; long: unique_id, ds, y or "
     "item_id, timestamp, target; or name them: --time-column, --id-column, --targets"
 )
-SEASONS = {
-    "h": 24,
-    "min": 60,
-    "s": 60,
-    "D": 7,
-    "B": 5,
-    "W": 52,
-    "M": 12,
-    "Q": 4,
-}  # steps, by the unit of the frequency
 
 
 @dataclass(frozen=True)
@@ -47,7 +39,7 @@ class Group:
     values: np.ndarray
     times: "pd.Index"
     names: list[str]
-    frequency: str | None  # of pandas; None where rows only follow in order
+    frequency: Frequency | None  # None where rows only follow in order
 
     def later(self, count: int) -> "pd.Index":
         """The next times after the last one."""
@@ -55,7 +47,13 @@ class Group:
 
         if self.frequency is None:
             return pd.RangeIndex(len(self.times), len(self.times) + count)
-        return pd.date_range(self.times[-1], periods=count + 1, freq=self.frequency)[1:]
+        return clock.later(self.times[-1], count, self.frequency)
+
+    def count_until(self, until: str | int | None) -> int | None:
+        """How many rows are up to a time; None where one of the two has no times, or times of another kind."""
+        if until is None or self.frequency is None:
+            return None
+        return clock.count_until(self.times, until, self.frequency)
 
 
 @dataclass(frozen=True)
@@ -166,7 +164,7 @@ def _groups(table: "pd.DataFrame", layout: Layout, plan: Series) -> list[Group]:
 
     if not len(table):
         raise DataError("the table has no rows", EXPECTED)
-    times = _times(table, layout)
+    times = clock.read_times(table[layout.time]) if layout.time else pd.RangeIndex(len(table))
     if layout.series is None:
         wide = table[layout.targets].set_axis(times)
         return [_regular(wide.astype(float), "", plan)]
@@ -178,7 +176,15 @@ def _groups(table: "pd.DataFrame", layout: Layout, plan: Series) -> list[Group]:
             )
         values = table.loc[rows, layout.targets].astype(float).set_axis([str(name)], axis=1)
         own = times[rows] if layout.time else pd.RangeIndex(len(rows))
-        parts[str(name)] = _regular(values.set_axis(own), f" of series {name!r}", plan)
+        try:
+            parts[str(name)] = _regular(values.set_axis(own), f" of series {name!r}", plan)
+        except TooShort as error:
+            if plan.short != "drop":
+                raise TooShort(
+                    error.what, f"{error.hint}, or --short drop (series.short) leaves it out"
+                ) from error
+    if not parts:
+        raise TooShort("all series are too short to tell their frequency", "give longer series")
     groups = list(parts.values())
     if all(group.times.equals(groups[0].times) for group in groups):
         values = np.concatenate([group.values for group in groups], 1)
@@ -186,94 +192,18 @@ def _groups(table: "pd.DataFrame", layout: Layout, plan: Series) -> list[Group]:
     return groups
 
 
-def _times(table: "pd.DataFrame", layout: Layout) -> "pd.Index":
-    import pandas as pd
-
-    if layout.time is None:
-        return pd.RangeIndex(len(table))
-    column = table[layout.time]
-    parsed = pd.to_datetime(column, errors="coerce")
-    if parsed.isna().any():
-        row = int(np.flatnonzero(parsed.isna())[0])
-        raise DataError(
-            f"line {row + 2}, column {layout.time!r}: {column.iloc[row]!r} is not a time",
-            "write times as 2016-07-01 00:00:00",
-        )
-    return pd.DatetimeIndex(parsed)
-
-
 def _regular(values: "pd.DataFrame", whose: str, plan: Series) -> Group:
     """Sort by time, and see to times that come twice, are left out, and to numbers that are."""
-    import pandas as pd
-
     frequency = None
-    if isinstance(values.index, pd.DatetimeIndex):
-        values = values.sort_index(kind="stable")
-        values = _once(values, whose, plan)
-        frequency, values = _clock(values, whose, plan)
+    if plan.time_column != NO_TIMES:
+        values = clock.once(values.sort_index(kind="stable"), whose, plan)
+        frequency, values = clock.regular(values, whose, plan)
     return Group(
         _filled(values, whose, plan).to_numpy(float),
         values.index,
         [str(c) for c in values.columns],
         frequency,
     )
-
-
-def _once(values: "pd.DataFrame", whose: str, plan: Series) -> "pd.DataFrame":
-    twice = values.index[values.index.duplicated()]
-    if not len(twice):
-        return values
-    if plan.duplicates == "error":
-        raise DataError(
-            f"{len(twice)} times{whose} come more than once, the first is {twice[0]}",
-            "--duplicates first, last or mean (series.duplicates) takes one; or is it a long table? --id-column NAME",
-        )
-    if plan.duplicates == "mean":
-        return values.groupby(level=0).mean()
-    return values[~values.index.duplicated(keep=plan.duplicates)]
-
-
-def _clock(values: "pd.DataFrame", whose: str, plan: Series) -> tuple[str, "pd.DataFrame"]:
-    """(frequency, rows at all of its times). Raises DataError for gaps, unless they are to be filled."""
-    import pandas as pd
-    from pandas.tseries.frequencies import to_offset
-
-    times = values.index
-    if len(times) < 3:
-        raise DataError(f"{len(times)} rows{whose} are too few to tell the frequency", "give a longer series")
-    frequency = _frequency(times)
-    if frequency is not None:
-        return frequency, values
-    # months differ in length, so it is looked for in runs of rows before the most common gap is taken
-    starts = range(0, len(times) - 8, max(1, len(times) // 64))
-    runs = (_frequency(times[start : start + 8]) for start in starts)
-    gap = times.to_series().diff().mode()[0]
-    frequency = next((found for found in runs if found), None) or to_offset(gap).freqstr
-    whole = pd.date_range(times[0], times[-1], freq=frequency)
-    odd = times.difference(whole)
-    if len(odd):
-        raise DataError(
-            f"times{whose} are irregular: {odd[0]} is not on the clock of {frequency} that begins at {times[0]}",
-            "bring the rows to a regular clock, or say --time-column none to take them in their order",
-        )
-    if plan.irregular == "error":
-        lost = whole.difference(times)
-        raise DataError(
-            f"{len(lost)} times{whose} are left out (frequency {frequency}), the first is {lost[0]}",
-            "--irregular fill (series.irregular) makes missing numbers of them; --missing says what becomes of those",
-        )
-    return frequency, values.reindex(whole)
-
-
-def _frequency(times: "pd.DatetimeIndex") -> str | None:
-    """As pandas tells it; None where the times follow no clock."""
-    import pandas as pd
-    from pandas.tseries.frequencies import to_offset
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # a later pandas gives an offset, not its name
-        found = pd.infer_freq(times)
-    return None if found is None else to_offset(found).freqstr
 
 
 def _filled(values: "pd.DataFrame", whose: str, plan: Series) -> "pd.DataFrame":
@@ -298,17 +228,15 @@ def _filled(values: "pd.DataFrame", whose: str, plan: Series) -> "pd.DataFrame":
     return values
 
 
-def season_of(frequency: str | None) -> int:
-    """Steps of the season that a frequency is known for; 1 for others."""
-    from pandas.tseries.frequencies import to_offset
-
-    if frequency is None:
-        return 1
-    offset = to_offset(frequency)
-    unit = offset.rule_code.split("-")[0]
-    if unit == "min":  # a day of them, as forecasters count it
-        return max(1, 24 * 60 // offset.n)
-    for name, steps in SEASONS.items():
-        if unit.startswith(name) or unit.endswith(name):
-            return max(1, steps // offset.n)
-    return 1
+def season_for(groups: Sequence[Group], plan: Series) -> int:
+    """Steps of a season of all groups. Raises DataError where their frequencies have different ones."""
+    if plan.season:
+        return plan.season
+    known = {season_of(group.frequency): group for group in groups}
+    if len(known) > 1:
+        told = ", ".join(f"{group.names[0]!r} every {group.frequency}" for group in list(known.values())[:3])
+        raise DataError(
+            f"series have different frequencies, and so different seasons: {told}",
+            "name the steps of a season (--season, series.season), or give series of one frequency",
+        )
+    return next(iter(known))

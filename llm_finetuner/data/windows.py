@@ -14,7 +14,7 @@ import numpy as np
 
 from llm_finetuner.data import series
 from llm_finetuner.data.series import Group
-from llm_finetuner.errors import DataError
+from llm_finetuner.errors import DataError, TooShort
 from llm_finetuner.recipe_series import ETT_SPLITS, Series, shares_of
 
 MONTH, TRAIN, OTHER = 30, 12, 4  # days, and months of the parts of the splits of ETT
@@ -103,12 +103,19 @@ class Frame:
         return [name for group in self.groups for name in group.names]
 
     @property
-    def trained_until(self) -> str | None:
-        """The last time of the training rows; None where rows have no times."""
+    def trained_until(self) -> str | int | dict[str, str | int] | None:
+        """The last time of the training rows, of several groups by series; None where rows have no times."""
         if any(group.frequency is None for group in self.groups):
             return None
-        ends = zip(self.groups, self.borders, strict=True)
-        return str(max(group.times[borders["train"][1] - 1] for group, borders in ends))
+        lasts = [
+            group.times[borders["train"][1] - 1]
+            for group, borders in zip(self.groups, self.borders, strict=True)
+        ]
+        ends = [int(last) if isinstance(last, np.integer) else str(last) for last in lasts]
+        if len(ends) == 1:
+            return ends[0]
+        pairs = zip(self.groups, ends, strict=True)
+        return {name: end for group, end in pairs for name in group.names}
 
     def narrowed(self, most: int) -> "Frame":
         """At most so many channels, evenly spaced, with all their times."""
@@ -150,18 +157,15 @@ class Frame:
 def read(source: Any, plan: Series) -> Frame:
     """The series of a file, a DataFrame or a Dataset with their scales and parts. Raises DataError."""
     groups, layout = series.load(source, plan)
-    season = plan.season or series.season_of(groups[0].frequency)
-    return frame(groups, plan, season, layout.describe())
+    return frame(groups, plan, series.season_for(groups, plan), layout.describe())
 
 
 def frame(groups: Sequence[Group], plan: Series, season: int, layout: str = "") -> Frame:
     """Cut the parts and fit the scales. Raises DataError for series that are too short or never change."""
     kept, borders, short = [], [], []
     for group in groups:
-        cut = parts(len(group.values), plan)
-        low, high = cut["train"]
-        lacks = high - low < plan.lookback + plan.horizon or cut["test"][1] - cut["test"][0] < plan.horizon
-        if lacks:
+        cut = _parts_if_long(group, plan)
+        if cut is None:
             short.append(group)
         else:
             kept.append(group)
@@ -169,7 +173,7 @@ def frame(groups: Sequence[Group], plan: Series, season: int, layout: str = "") 
     if short and (plan.short == "error" or not kept):
         group, wanted = short[0], plan.lookback + plan.horizon
         cut = parts(len(group.values), plan)
-        raise DataError(
+        raise TooShort(
             f"{', '.join(group.names[:3])}: {len(group.values)} rows are too few for split {plan.split}: "
             f"{cut['train'][1]} to train and {cut['test'][1] - cut['test'][0]} to test, where a window takes {wanted}",
             "shorten --lookback or --horizon, choose another --split"
@@ -179,16 +183,28 @@ def frame(groups: Sequence[Group], plan: Series, season: int, layout: str = "") 
     return Frame(kept, scales, plan, borders, season, layout)
 
 
+def _parts_if_long(group: Group, plan: Series) -> dict[str, tuple[int, int]] | None:
+    """The parts of a series; None where those to train and to test hold no window."""
+    try:
+        cut = parts(len(group.values), plan)
+    except TooShort:
+        return None
+    low, high = cut["train"]
+    enough = high - low >= plan.lookback + plan.horizon and cut["test"][1] - cut["test"][0] >= plan.horizon
+    return cut if enough else None
+
+
 def parts(rows: int, plan: Series) -> dict[str, tuple[int, int]]:
-    """(first row, behind the last) of each part, and of the rows that the scale is fitted to."""
+    """(first row, behind the last) of each part, and of the rows that the scale is fitted to. Raises TooShort."""
     shares = shares_of(plan.split)
     if shares is None:
         month = MONTH * ETT_SPLITS[plan.split]
         train, validation, end = TRAIN * month, (TRAIN + OTHER) * month, (TRAIN + 2 * OTHER) * month
         if rows < end:
-            raise DataError(
+            raise TooShort(
                 f"{rows} rows are too few for split {plan.split}, which takes {end}",
-                "--split 70-10-20 takes shares of whatever there is",
+                "--split 70-10-20 takes shares of whatever there is; of a long table --short drop (series.short) "
+                "leaves such series out",
             )
     else:
         train, end = int(rows * shares[0]), rows

@@ -18,15 +18,19 @@ from llm_finetuner.ranges import check_count, check_levels, check_number
 FLAT = 1e-5  # of the largest number of a window: a smaller spread is taken for rounding
 
 
+Until = str | int | dict[str, str | int] | None  # times as pandas writes them, or whole numbers
+
+
 class ForecasterConfig(PretrainedConfig):
     """lookback, horizon: steps. quantiles: levels in (0, 1), ascending, with .5; empty: one number a step.
 
-    trained_until: the last time of the rows that it was trained on, whose errors are smaller than those to come.
+    trained_until: the last time of the rows that it was trained on, whose errors are smaller than those to come; of
+    several series with times of their own by their names.
     """
 
     def __init__(
         self, lookback: int = 96, horizon: int = 96, quantiles: Sequence[float] = (), dropout: float = 0.1,
-        trained_until: str | None = None, **kwargs,
+        trained_until: Until = None, **kwargs,
     ):  # fmt: skip
         check_count("lookback", lookback, 2)
         check_count("horizon", horizon, 1)
@@ -75,6 +79,17 @@ class Forecaster(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         """torch's own initial weights; a backbone has drawn its own."""
+
+
+def later(one: Until, other: Until) -> Until:
+    """Until when a model was trained that learned from both; of times that cannot be compared the second."""
+    if one is None or other is None:
+        return other if one is None else one
+    if type(one) is not type(other):
+        return other
+    if isinstance(one, dict):
+        return {name: later(one.get(name), other.get(name)) for name in {**one, **other}}
+    return max(one, other)
 
 
 def units(context_NL: Tensor) -> tuple[Tensor, Tensor]:

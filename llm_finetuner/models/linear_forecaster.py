@@ -49,6 +49,12 @@ def waits_for_rows(model: nn.Module | None) -> bool:
     return _closed(model) and not model.linear.weight.any()
 
 
+@torch.no_grad()
+def forget(model: LinearForecaster) -> None:
+    """Have it fitted anew, to other rows."""
+    model.linear.weight.zero_()
+
+
 def is_fitted(model: nn.Module) -> bool:
     """Whether a line was fitted in closed form."""
     return _closed(model) and bool(model.linear.weight.any())

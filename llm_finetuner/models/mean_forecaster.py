@@ -1,10 +1,11 @@
 """Several forecasters as one, whose forecast is the mean of theirs. Shapes: N windows, L look-back."""
 
+import functools
 from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from llm_finetuner.models.forecaster import Forecast, Forecaster, ForecasterConfig
+from llm_finetuner.models.forecaster import Forecast, Forecaster, ForecasterConfig, later
 
 
 class MeanForecaster(Forecaster):
@@ -15,7 +16,7 @@ class MeanForecaster(Forecaster):
         super().__init__(
             ForecasterConfig(
                 lookback=first.lookback, horizon=first.horizon, quantiles=first.quantiles,
-                trained_until=max((time for time in times if time), default=None),
+                trained_until=functools.reduce(later, times),
             )
         )  # fmt: skip
         self.members, self.weights = nn.ModuleList(members), list(weights)

@@ -3,12 +3,13 @@
 import torch
 from torch import Tensor, nn
 
+from llm_finetuner.errors import RecipeError
 from llm_finetuner.models.forecaster import Forecast, Forecaster, ForecasterConfig
 from llm_finetuner.ranges import check_count
 
 
 class NaiveConfig(ForecasterConfig):
-    """season: steps of what is repeated; 1 repeats the last value."""
+    """season: steps of what is repeated; 1 repeats the last value. Raises RecipeError for more than the look-back."""
 
     model_type = "naive"
 
@@ -16,6 +17,11 @@ class NaiveConfig(ForecasterConfig):
         check_count("season", season, 1)
         self.season = season
         super().__init__(**kwargs)
+        if season > self.lookback:
+            raise RecipeError(
+                f"season {season} is longer than look-back {self.lookback}",
+                f"--lookback {season} holds a whole one; or another --season (data.series.season), or repeat-last",
+            )
 
 
 class Naive(Forecaster):
@@ -32,6 +38,6 @@ class Naive(Forecaster):
         return self.nothing
 
     def forward(self, context: Tensor) -> Forecast:
-        season = min(self.config.season, self.config.lookback)
+        season = self.config.season
         places_H = torch.arange(self.config.horizon, device=context.device) % season
         return Forecast(context[:, context.shape[1] - season + places_H], None)

@@ -40,7 +40,7 @@ def intervals(verdict: dict[str, Any]) -> tuple[list[str], Lines]:
     lines = []
     for name, levels in verdict["series"]["intervals"].items():
         for level, told in levels.items():
-            shares = [of["coverage"] for of in told["by_channel"].values()]
+            shares = [of["coverage"] for of in told["by_channel"].values() if of["coverage"] is not None]
             ends = f"channels {percent(min(shares))} to {percent(max(shares))}"
             cells = [
                 Cell(show(told[key]), below=ends if key == "coverage" else "")

@@ -7,7 +7,7 @@ from llm_finetuner.benchmark.judge import ENOUGH, change
 from llm_finetuner.report.table import DASH, duration, headline
 from llm_finetuner.report.write import markdown
 
-HEAD = "| | trial | {settings}loss, nats {unit} | minus the best, 95 % interval | told apart | steps | time | state |"
+HEAD = "| | trial | {settings}{loss} | minus the best, 95 % interval | told apart | steps | time | state |"
 BELOW = """
 Every loss in the table is on the rows that choose; of a trial that did not finish it is the last there was. +- is the
 standard deviation over seeds. Told apart: a paired bootstrap over 30 examples or more leaves out 0 and, with several
@@ -45,7 +45,9 @@ def undecided(result: dict[str, Any]) -> str:
 def _table(result: dict[str, Any]) -> list[str]:
     names = list(dict.fromkeys(name for line in result["trials"] for name in line["values"]))
     settings = "".join(f"{markdown(name)} | " for name in names)
-    head = HEAD.format(settings=settings, unit=result["measure"]["unit"])
+    measure = result["measure"]
+    loss = measure["name"] if "loss" in measure["without"] else f"loss, nats {measure['unit']}"
+    head = HEAD.format(settings=settings, loss=loss)
     lines = [head, "|---" * (head.count("|") - 1) + "|"]
     for place, line in enumerate(result["trials"], 1):
         values = line["values"]

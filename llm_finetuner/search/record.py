@@ -16,6 +16,7 @@ from torch import nn
 
 from llm_finetuner.benchmark.quality import Quality
 from llm_finetuner.data import columns
+from llm_finetuner.data.windows import Windows
 from llm_finetuner.errors import RecipeError
 from llm_finetuner.recipe import Recipe
 from llm_finetuner.run import writing
@@ -115,13 +116,17 @@ class Record:
         for rows, quality in qualities.items():
             kept = {"nll": quality.nll, "tokens": quality.tokens, "right": quality.right}
             arrays |= {f"{rows}_{name}": array for name, array in kept.items() if array is not None}
+            arrays[f"{rows}_block"] = np.asarray(quality.block)
         with writing(self.folder / folder):
             np.savez(self.folder / folder / "scores.npz", **arrays)
 
     def scores(self, run: Run, rows: str) -> Quality:
         """What a run scored, by example; the figures that are no sums of examples are not kept."""
         with np.load(self.folder / run.folder / "scores.npz") as arrays:
-            return Quality(arrays[f"{rows}_nll"], arrays[f"{rows}_tokens"], right=arrays.get(f"{rows}_right"))
+            return Quality(
+                arrays[f"{rows}_nll"], arrays[f"{rows}_tokens"], right=arrays.get(f"{rows}_right"),
+                block=int(arrays.get(f"{rows}_block", 1)),
+            )  # fmt: skip
 
 
 def mean_quality(qualities: list[Quality]) -> Quality:
@@ -154,8 +159,12 @@ def digest(content: Any) -> str:
 
 
 def digest_of_rows(rows: Any) -> str:
-    """Of the tokens and of what counts."""
+    """Of the tokens and of what counts; of windows the numbers and where each begins."""
     found = hashlib.sha256()
+    if isinstance(rows, Windows):
+        for values in (*rows.scaled, rows.starts, np.array([rows.lookback, rows.horizon])):
+            found.update(np.ascontiguousarray(values).tobytes())
+        return found.hexdigest()[:16]
     for name in ("input_ids", "labels"):
         for values in columns.flat(rows, name):
             found.update(values.astype(np.int64).tobytes())

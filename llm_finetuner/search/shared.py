@@ -13,7 +13,6 @@ from torch import nn
 
 from llm_finetuner.assembly import Parts, fit_length, load_rows
 from llm_finetuner.benchmark.judge import ENOUGH
-from llm_finetuner.data import text
 from llm_finetuner.engine import default_device
 from llm_finetuner.errors import DataError, OrderError, RecipeError
 from llm_finetuner.models import loading
@@ -22,6 +21,7 @@ from llm_finetuner.recipe import Recipe
 from llm_finetuner.registry import TASKS, resolve
 from llm_finetuner.search.ranking import CHOOSE, REPORT
 from llm_finetuner.search.record import content_of, digest_of_model, digest_of_rows
+from llm_finetuner.task import Task
 
 
 @dataclass
@@ -56,41 +56,40 @@ def share(recipe: Recipe, parts: Parts, names: Iterable[str], note: Callable[[st
             f"the student {recipe.student.name!r} is cut from the teacher, so a sweep cannot vary the teacher",
             "sweep once for each teacher",
         )
-    parts = replace(parts)
+    parts, task = replace(parts), resolve(TASKS, recipe.task, "task")()
     if parts.tokenizer is None and parts.train is None:
-        parts.tokenizer = loading.load_tokenizer(student_source(recipe))
+        parts.tokenizer = task.tokenizer(student_source(recipe))
     about = {"recipe": content_of(recipe)}
     for name, model in (("student", parts.student), ("teacher", parts.teacher)):
         if isinstance(model, nn.Module):
             about[f"weights of the {name}"] = digest_of_model(model)
     if parts.train is None:
-        parts.train, parts.held_out = _rows(recipe, parts, note)
+        parts.train, parts.held_out = _rows(recipe, parts, task, note)
     if parts.held_out is None:
         raise DataError("a sweep chooses by held-out rows, and there are none", "set data.eval_fraction=0.1")
     about |= {"training rows": digest_of_rows(parts.train), "held-out rows": digest_of_rows(parts.held_out)}
     rows = {CHOOSE: parts.held_out}
     if len(parts.held_out) >= 2 * ENOUGH:
-        rows[CHOOSE], rows[REPORT] = text.split(parts.held_out, 0.5, recipe.train.seed)
-        parts.held_out = rows[CHOOSE]
+        halves = task.halves(parts.held_out, recipe.train.seed)
+        if min(map(len, halves)) >= ENOUGH:
+            rows[CHOOSE], rows[REPORT] = halves
+            parts.held_out = rows[CHOOSE]
     spec = recipe.teacher
     plain = spec is not None and spec.kind == "live" and spec.device is None
     if plain and parts.teacher is None and not varied and recipe.scheme.teacher == "given":
-        parts.teacher = load_teacher(spec, default_device(parts.device), resolve(TASKS, recipe.task).auto)
-        parts.teacher_tokenizer = loading.load_tokenizer(spec.name)
+        parts.teacher = load_teacher(spec, default_device(parts.device), task.auto)
+        parts.teacher_tokenizer = task.tokenizer(spec.name)
     tokens = max(parts.tokenizer.get_vocab().values()) + 1 if parts.tokenizer is not None else None
     return Shared(parts, rows, about, tokens)
 
 
-def _rows(recipe: Recipe, parts: Parts, note: Callable[[str], None]) -> tuple[Any, Any]:
-    outline = parts.student
-    if outline is None:  # only its configuration is asked for, so no weights are read
+def _rows(recipe: Recipe, parts: Parts, task: Task, note: Callable[[str], None]) -> tuple[Any, Any]:
+    outline, data = parts.student, recipe.data
+    if outline is None and not task.numbers:  # only its configuration is asked for, so no weights are read
         with torch.device("meta"):
             outline = loading.load_pretrained(
-                student_source(recipe),
-                auto=resolve(TASKS, recipe.task).auto,
-                device="meta",
-                from_scratch=True,
+                student_source(recipe), auto=task.auto, device="meta", from_scratch=True
             )
-    data = fit_length(recipe.data, outline, note)
-    task = resolve(TASKS, recipe.task, "task")()
+    if outline is not None:
+        data = fit_length(data, outline, note)
     return load_rows(data, task, outline, parts.tokenizer, recipe.train.seed, recipe.output, note)

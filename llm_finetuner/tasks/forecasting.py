@@ -24,7 +24,7 @@ from llm_finetuner.errors import DataError, ModelError, RecipeError
 from llm_finetuner.layer_maps import POOLED, POOLED_NAME
 from llm_finetuner.models import build, forecasters
 from llm_finetuner.models.anatomy import Enough, capture, sort_out
-from llm_finetuner.models.forecaster import Forecaster, ForecasterConfig
+from llm_finetuner.models.forecaster import Forecaster, ForecasterConfig, later
 from llm_finetuner.models.linear_forecaster import fit_closed_form, waits_for_rows
 from llm_finetuner.models.naive import Naive
 from llm_finetuner.models.stacks import blocks_of
@@ -67,6 +67,17 @@ class Forecasting(Task):
         frame = self.frame(source, data)
         note(f"{frame.layout}; look-back {data.series.lookback}, horizon {data.series.horizon}")
         return frame.part("train"), columns.evenly(frame.part("validation"), data.eval_samples)
+
+    def halves(self, rows: Windows, seed: int) -> tuple[Windows, Windows]:
+        """The earlier windows of each series and the later ones, such that no step is forecast in both."""
+        earlier, later = [], []
+        for group in np.unique(rows.starts[:, 0]):
+            numbers = np.flatnonzero(rows.starts[:, 0] == group)
+            begins = rows.starts[numbers, 1]
+            middle = np.sort(begins)[len(begins) // 2]
+            earlier += numbers[begins + rows.horizon <= middle].tolist()
+            later += numbers[begins >= middle].tolist()
+        return rows.select(earlier), rows.select(later)
 
     def frame(self, source: Any, data: Data) -> windows.Frame:
         """The series of a source with their scales and parts. Raises DataError."""
@@ -157,8 +168,7 @@ class Forecasting(Task):
         """Fit a line that is to be fitted in closed form, once; a model knows how far its training rows reached."""
         self.meet(model, rows)
         if model is not None and rows.part == "train":
-            until, before = rows.frame.trained_until, model.config.trained_until
-            model.config.trained_until = until and max(until, before or "")  # both as pandas writes times
+            model.config.trained_until = later(model.config.trained_until, rows.frame.trained_until)
 
     def meet(self, model: nn.Module | None, rows: Windows) -> None:
         """The same line as a teacher."""
@@ -181,12 +191,9 @@ class Forecasting(Task):
         sizes = {"lookback": train.lookback, "horizon": train.horizon}
         line = build.linear(**sizes)
         fit_closed_form(line, train.blocks())
-        season = train.frame.season
-        seasonal = [(f"last season ({season} steps)", build.seasonal_naive(**sizes, season=season))]
-        return [
-            ("last value", build.repeat_last(**sizes)), *(seasonal if 1 < season <= train.lookback else []),
-            ("line in closed form", line),
-        ]  # fmt: skip
+        naive = forecast_figures.naive(train.frame)
+        seasonal = [(forecast_figures.naive_name(naive), naive)] if naive.config.season > 1 else []
+        return [("last value", build.repeat_last(**sizes)), *seasonal, ("line in closed form", line)]
 
     def details(self, models: dict[str, nn.Module], rows: Windows, shown: Sequence[str]) -> dict[str, Any]:
         """Errors by step and channel, skill, intervals, examples."""
