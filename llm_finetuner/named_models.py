@@ -56,7 +56,7 @@ def student_source(recipe: Recipe) -> str:
     named = [member.name for member in (members_of(recipe.teacher) if recipe.teacher else ()) if member.name]
     if not named:
         raise RecipeError(
-            f"student {recipe.student.name!r} is made of the teacher, and no teacher is named",
+            f"student {recipe.student.name!r} is cut from the teacher, and no teacher is named",
             "give teacher.name, or name a student",
         )
     return named[0]

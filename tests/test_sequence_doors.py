@@ -66,7 +66,7 @@ def test_the_facade_trains_scores_answers_and_compares(tmp_path, data, teacher):
     )
     verdict = tuner.compare(data)
     roles = [line["role"] for line in verdict["models"]]
-    assert roles == ["teacher", "baseline_steps", "distilled"]
+    assert roles == ["teacher", "simple", "baseline_steps", "distilled"]
     assert verdict["measure"]["key"] == "nmse_db" and (folder / "report.html").exists()
     again = LLMFineTuner(str(folder), tmp_path / "again", task="sequence_regression")
     again.load_model()
@@ -236,3 +236,28 @@ def test_only_a_student_that_is_built_begins_so(tmp_path, data, teacher):
             {"task": "sequence_regression", "student": {"name": "s4d", "init": "teacher"}}
         )
         load_student(recipe, "cpu")
+
+
+def test_what_learns_nothing_stands_beside_the_models(tmp_path):
+    """Zeros have 0 dB and retain nothing; filters are those of the simulator."""
+    from llm_finetuner.benchmark.focus import focused
+    from llm_finetuner.benchmark.quality import evaluate_all
+    from llm_finetuner.data import sar, sar_files
+    from llm_finetuner.data.sar_processors import PROCESSORS
+    from llm_finetuner.data.sar_scenes import Scene
+    from llm_finetuner.tasks.sequence_regression import SequenceRegression
+
+    sar_files.write(tmp_path, sar.AIRBORNE, Scene(), {"train": 16, "validation": 2, "test": 12}, 0)
+    task, found = SequenceRegression(), signals.read(tmp_path, 0.1)
+    models = dict(task.simple_models(found.part("train")))
+    scores = evaluate_all(task, models, found.part("test"))
+    value = {name: task.measure.value(quality) for name, quality in scores.items()}
+    assert value["zeros"] == 0 and task.measure.retained(value["zeros"], -10.0) == 0
+    radar, test = sar_files.read_columns(tmp_path, "test")
+    for name in ("matched filter", "matched filter, pulses blanked"):
+        want = focused(PROCESSORS[name](radar, test)[:, test.rows], test.truth[:, test.rows, 0])
+        assert value[name] == pytest.approx(want.nmse_db, abs=1e-3)
+        assert scores[name].figures["psnr"] == pytest.approx(want.psnr, abs=1e-3)
+        assert scores[name].figures["coherence"] == pytest.approx(want.coherence, abs=1e-4)
+    assert -1 < value["unfocused"] < 0.1
+    assert list(dict(task.simple_models(signals.read(arrays(), 0.1).part("train")))) == ["zeros"]

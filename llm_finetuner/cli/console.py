@@ -199,7 +199,7 @@ def figure(model: dict[str, Any], key: str, spell) -> str:
     value = model.get(key)
     if value is None:
         return "-"
-    interval = model.get(f"{key}_low") is not None
-    return spell(value) + (
-        f" ({spell(model[key + '_low'])}-{spell(model[key + '_high'])})" if interval else ""
-    )
+    low, high = model.get(f"{key}_low"), model.get(f"{key}_high")
+    if low is None:
+        return spell(value)
+    return f"{spell(value)} ({spell(low)}{' to ' if low < 0 else '-'}{spell(high)})"

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from llm_finetuner.benchmark import focusers
 from llm_finetuner.benchmark.signal_tally import NMSE, SignalTally
 from llm_finetuner.data import columns, signals
 from llm_finetuner.data.signals import Signals
@@ -235,8 +236,9 @@ class SequenceRegression(Task):
         batch = torch.from_numpy(np.stack(rows[: min(SOME, len(rows))]["inputs"]))
         return _read_by(models[0], batch)
 
-    def details(self, models: dict[str, nn.Module], rows: Signals, shown: Sequence[str]) -> None:
-        """Nothing yet beside the figures."""
+    def simple_models(self, train: Signals) -> list[tuple[str, nn.Module]]:
+        """Zeros, and of simulated radar columns what focuses without learning."""
+        return focusers.simple_models(train)
 
     def run(self, model: nn.Module, batch: dict[str, Tensor], want: Want) -> Output:
         """One forward pass. Zeros behind the end let a delayed model answer the last positions."""
@@ -249,7 +251,9 @@ class SequenceRegression(Task):
             answers_BLD = _pairs(x_BLD)[:, delay : delay + length]
             return answers_BLD[counted_BL[:, : answers_BLD.shape[1]]]
 
-        kept, hooks = capture(model, want)
+        kept, hooks = (
+            ({}, []) if want == Want() else capture(model, want)
+        )  # those that learn nothing have no blocks
         try:
             said = model(nn.functional.pad(read_BLI, (0, 0, 0, behind)) if behind else read_BLI)
         except Enough:
@@ -288,7 +292,7 @@ def _pairs(x: Tensor) -> Tensor:
 
 def _read_by(model: nn.Module, inputs_BLI: Tensor) -> Tensor:
     """In the numbers of the model: a real one reads complex channels as pairs of channels."""
-    dtype = model.read_in.weight.dtype
+    dtype = model.dtype
     if model.config.complex_valued:
         return inputs_BLI.to(model.device, dtype.to_complex())
     return _pairs(inputs_BLI).to(model.device, dtype)
