@@ -136,12 +136,12 @@ def keep(out: Path, name: str, figures: dict[str, Any]) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Every arm that is not there yet; the one of equal compute last, for the others say how long it is."""
+    """Every run that is not there yet; those of equal compute last, for the others say how long they are."""
     args.out.mkdir(parents=True, exist_ok=True)
     bench = Bench(args.out)
     for student in args.students:
-        for seed in args.seeds:
-            for arm in ARMS:
+        for arm in ARMS:
+            for seed in args.seeds:
                 found, name = results(args.out), f"{student}/{arm}/{seed}"
                 if name in found:
                     continue
@@ -162,17 +162,25 @@ def table(found: dict[str, Any]) -> str:
     for student, (said, *_) in STUDENTS.items():
         for seed in sorted({name.split("/")[2] for name in found if name.startswith(f"{student}/")}):
             cells = {arm: found.get(f"{student}/{arm}/{seed}") for arm in ARMS}
-            if None in cells.values():
-                continue
-            ppl = {arm: cell["perplexity"] for arm, cell in cells.items()}
-            taught = max(ppl["kl"], ppl["hidden"])  # both have to be
-            numbers = [f"{ppl[arm]:.1f}" for arm in ARMS]
-            numbers[-1] += f" ({cells['compute']['steps']} steps)"
-            signs = ["yes" if taught < ppl[arm] else "no" for arm in ("alone", "compute")]
+            numbers = [told(cells[arm]) for arm in ARMS]
+            signs = [better(cells, than) for than in ("alone", "compute")]
             lines.append(f"| {said} | {seed} | " + " | ".join(numbers + signs) + " |")
-    first = next(figures for name, figures in found.items() if "/alone/" in name)
-    about = f"Perplexity on 100 held-out rows after {first['steps']} steps of 8 x 128 tokens; {first['on']}."
+    *_, last = found.values()
+    about = f"Perplexity on 100 held-out rows (steps of 8 x 128 tokens, CPU seconds of them); {last['on']}."
     return "\n".join([*lines, "", about])
+
+
+def told(cell: dict[str, Any] | None) -> str:
+    return "-" if cell is None else f"{cell['perplexity']:.1f} ({cell['steps']}, {cell['cpu_seconds']:.0f} s)"
+
+
+def better(cells: dict[str, dict[str, Any] | None], than: str) -> str:
+    """Whether both of the taught ones are better than one that learned alone."""
+    needed = [cells[arm] for arm in ("kl", "hidden", than)]
+    if None in needed:
+        return "-"
+    *taught, alone = (cell["perplexity"] for cell in needed)
+    return "yes" if max(taught) < alone else "no"
 
 
 def put(page: Path, text: str) -> None:

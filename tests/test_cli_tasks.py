@@ -281,7 +281,7 @@ def test_questions_that_make_no_sense_are_not_asked():
     text, labels = given, {**given, "task": "classification"}
     assert "tuning.kind" in asked_of(**text) and "tuning.kind" in asked_of(**labels)
     of_text, of_labels = ({s.path for s in further(answers)} for answers in (text, labels))
-    assert of_text - of_labels == {"train.packing", "data.loss_on"}
+    assert of_text - of_labels == {"train.packing", "data.loss_on", "student.mixer"}
     assert of_labels - of_text == {"data.label_names", "data.class_weights"}
     (kind,) = [question for question, _ in questions(labels) if question.key == "teacher.kind"]
     assert [value for value, *_ in kind.make(labels).choices] == list(OF_ANY_TASK)
