@@ -77,7 +77,7 @@ def measured_teacher(
 ) -> nn.Module | None:
     """The teacher as one model that can be measured; None where it is none, or not at hand.
 
-    Of forecasters also what stands behind a cache that a run filled, and the mean of several. rows: to be learned from.
+    Of numbers also what stands behind a cache that a run filled, and of forecasters the mean of several. rows: to be learned from.
     """
     if isinstance(given, nn.Module):
         return given
@@ -94,6 +94,8 @@ def measured_teacher(
         task.meet(model, rows)
     if len(models) == 1:
         return models[0]
+    if not task.series:  # models of other numbers have no mean that could be measured
+        return None
     weights = spec.options.get("weights") or [1.0] * len(models)
     return MeanForecaster(models, [weight / sum(weights) for weight in weights])
 
