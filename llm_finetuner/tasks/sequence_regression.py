@@ -227,7 +227,7 @@ class SequenceRegression(Task):
             (torch.view_as_complex(said.contiguous()) if _parts(model) == 2 else said[..., 0]).numpy()
         )
 
-    def tally(self, examples: int, model: nn.Module) -> SignalTally:
+    def tally(self, examples: int, model: nn.Module, teacher: Any = None) -> SignalTally:
         """What sums up an evaluation."""
         return SignalTally(examples, model.config.complex_valued)
 
