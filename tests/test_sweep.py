@@ -255,9 +255,7 @@ def test_forecasters_are_searched_on_earlier_windows_and_reported_on_later_ones(
         sweep(recipe, {RATE: [1e-3, 1e-2]}, on_event=Heard())["best"] == result["best"]
     )  # nothing is run again
     scores = np.load(Path(result["best"]["folder"]) / "scores.npz")
-    assert (
-        scores["choose_block"] == 4 and len(scores["choose_nll"]) + len(scores["report_nll"]) == 180 - 3 - 3
-    )
+    assert scores["choose_span"] == 4 and len(scores["choose_nll"]) + len(scores["report_nll"]) == 180 - 3 - 3
     other = table(600, seed=5)
     other.to_csv(tmp_path / "rows.csv", index=False)
     with pytest.raises(RecipeError, match="training rows was"):

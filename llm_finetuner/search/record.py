@@ -116,7 +116,7 @@ class Record:
         for rows, quality in qualities.items():
             kept = {"nll": quality.nll, "tokens": quality.tokens, "right": quality.right}
             arrays |= {f"{rows}_{name}": array for name, array in kept.items() if array is not None}
-            arrays[f"{rows}_block"] = np.asarray(quality.block)
+            arrays[f"{rows}_span"] = np.asarray(quality.span)
         with writing(self.folder / folder):
             np.savez(self.folder / folder / "scores.npz", **arrays)
 
@@ -125,7 +125,7 @@ class Record:
         with np.load(self.folder / run.folder / "scores.npz") as arrays:
             return Quality(
                 arrays[f"{rows}_nll"], arrays[f"{rows}_tokens"], right=arrays.get(f"{rows}_right"),
-                block=int(arrays.get(f"{rows}_block", 1)),
+                span=int(arrays.get(f"{rows}_span", 0)),
             )  # fmt: skip
 
 
