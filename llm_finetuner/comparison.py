@@ -168,7 +168,7 @@ def _train_baseline(
     )
     parts = replace(
         subject.parts,
-        student=subject.untouched(recipe),
+        student=subject.untouched(subject.recipe),  # a part of the teacher needs to know it
         tuned=None,
         teacher=None,
         peers=[],
