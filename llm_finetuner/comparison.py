@@ -53,7 +53,7 @@ class Subject:
         """The student before training; alone, one that was begun with its teacher's weights has others of its shape."""
         if self.recipe.student.init != recipe.student.init:
             return redrawn(self.parts.tuned.model, recipe.train.seed)
-        return self.untouched(recipe)
+        return self.untouched(self.recipe)  # a part of the teacher needs to know it
 
 
 def compare(

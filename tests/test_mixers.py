@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from llm_finetuner.chain import stages_of
+from llm_finetuner.comparison import compare_run
 from llm_finetuner.errors import ModelError, RecipeError
 from llm_finetuner.finetuner import LLMFineTuner
 from llm_finetuner.models import mixers
@@ -154,6 +155,16 @@ def test_a_run_writes_a_folder_that_transformers_reads_alone(llama_folder, data_
         found.generate(ids_BT, max_new_tokens=5, do_sample=False),
         trained.generate(ids_BT, max_new_tokens=5, do_sample=False),
     )
+
+
+def test_the_verdict_holds_it_against_the_same_student_alone(llama_folder, data_file, tmp_path):
+    recipe = recipe_of(llama_folder, data_file, tmp_path / "run")
+    fit(recipe)
+    verdict = compare_run(tmp_path / "run", baseline=True)
+    alone = next(model for model in verdict["models"] if model["role"] == "baseline_steps")
+    untouched = next(model for model in verdict["models"] if model["role"] == "untouched")
+    assert alone["parameters"] == untouched["parameters"] and alone["latency_ms"] > 0
+    assert alone["perplexity"] != untouched["perplexity"]
 
 
 def test_a_student_from_scratch_has_the_shape_only(llama_folder, data_file, tmp_path):
