@@ -77,7 +77,8 @@ def measured_teacher(
 ) -> nn.Module | None:
     """The teacher as one model that can be measured; None where it is none, or not at hand.
 
-    Of numbers also what stands behind a cache that a run filled, and of forecasters the mean of several. rows: to be learned from.
+    Of numbers also what stands behind a cache that a run filled, and of forecasters the mean of several. rows: to be
+    learned from.
     """
     if isinstance(given, nn.Module):
         return given
