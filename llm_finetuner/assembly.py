@@ -219,12 +219,9 @@ def assemble(recipe: Recipe, parts: Parts, device: torch.device, note: Note, ran
         teacher.prepare(learner.teacher_want, scheme.terms)
         teacher.check(train)  # nobody asks it about the held-out rows
         teacher.meet(train)
-        if (
-            said := held_out is not None
-            and teacher.model
-            and task.seen(teacher.model, held_out, "the teacher")
-        ):
-            note(said)
+        if held_out is not None and teacher.model is not None:
+            if said := task.seen(teacher.model, held_out, "the teacher"):
+                note(said)
     redraw, rollout = task.redraw(data, tokenizer, recipe.train.seed), None
     if redraw is not None and teacher is not None and teacher.stored:
         raise RecipeError(

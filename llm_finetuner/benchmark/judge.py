@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llm_finetuner.benchmark.measure import Measure
-from llm_finetuner.benchmark.quality import CRITICAL, RUN
+from llm_finetuner.benchmark.quality import SEPARATE
 
 ENOUGH = 30  # examples; a bootstrap interval over fewer is too narrow
 MUCH = 0.05  # a rise of the calibration error that is worth a warning
@@ -43,7 +43,7 @@ class Case:
     @property
     def few(self) -> bool:
         """Whether there are too few to tell anything from."""
-        return self.examples < max(ENOUGH, min(CRITICAL) * RUN * self.span)
+        return self.examples < max(ENOUGH, SEPARATE * self.span)
 
     def line(self, name: str) -> dict:
         return next(line for line in self.lines if line["name"] == name)
@@ -223,7 +223,7 @@ def _few(case: Case) -> list[str]:
     if case.few:
         return [
             f"The test part holds too few separate windows: {case.examples} that overlap are as much as "
-            f"{case.examples // case.span} that do not, and {min(CRITICAL) * RUN} are needed."
+            f"{case.examples // case.span} that do not, and {SEPARATE} are needed."
         ]
     return []
 

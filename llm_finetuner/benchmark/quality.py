@@ -24,14 +24,15 @@ POSITIONS = 256  # logits of this many positions exist at a time
 BINS = 15  # of equal width, Guo et al. 2017 (arXiv 1706.04599)
 RESAMPLES = 2000
 DRAWS_AT_ONCE = 2**22  # resampled example numbers in memory
-RUN = 3  # spans: the least length of a run of examples that depend on their neighbours
 CRITICAL = {
     4: 3.182,
     5: 2.776,
     6: 2.571,
     7: 2.447,
     8: 2.365,
-}  # runs -> 97.5 % point of Student's t, one fewer degrees
+}  # runs -> 97.5 % of Student's t, one fewer degrees
+RUN = 3  # spans: the least length of a run of examples that depend on their neighbours
+SEPARATE = RUN * min(CRITICAL)  # spans: fewer examples that overlap tell nothing
 
 
 @dataclass(frozen=True)
@@ -274,9 +275,9 @@ def of_runs(sums: np.ndarray, tokens: np.ndarray, span: int) -> tuple[float, flo
     number (Ibragimov and Mueller 2010, doi 10.1198/jbes.2009.08046). A bootstrap of blocks of a span calls noise a
     difference in a fifth of all cases: such a block holds two thirds of the variance. (None, None) for fewer runs.
     """
-    runs = min(max(CRITICAL), len(sums) // (RUN * span))
-    if runs < min(CRITICAL):
+    if len(sums) < SEPARATE * span:
         return None, None
+    runs = min(max(CRITICAL), len(sums) // (RUN * span))
     ratio = sums.sum() / tokens.sum()
     means = [run.mean() for run in np.array_split((sums - ratio * tokens) / tokens.mean(), runs)]
     margin = CRITICAL[runs] * np.std(means, ddof=1) / math.sqrt(runs)
