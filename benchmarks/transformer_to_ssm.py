@@ -95,7 +95,7 @@ class Bench:
         return stages_of(from_dict(settings))
 
     def cost(self, student: str) -> dict[str, Any]:
-        """CPU time of a step with KL over that of one alone, in turn, each the least of several: the machine is busy."""
+        """CPU time of a step with KL over that of one alone, in turn, each the least of several."""
         took: dict[str, list[float]] = {"alone": [], "kl": []}
         for _ in range(TURNS):
             for arm, seconds in took.items():
