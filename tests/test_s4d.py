@@ -109,6 +109,24 @@ def test_steps_go_on_behind_any_state_and_leave_it(kind):
 
 
 @both
+def test_chunks_of_any_length_as_they_come(kind):
+    model = model_of(kind)
+    x = signal(model, 2, 60)
+    for run in (torch.enable_grad, torch.no_grad):
+        with run():
+            state, said = model.initial_state(2), []
+            for part in x.split([1, 17, 30, 5, 7], 1):
+                kept = [one.clone() for one in state]
+                y, after = model.advance(part, state)
+                assert all(map(torch.equal, kept, state))
+                said, state = [*said, y], after
+            assert apart(torch.cat(said, 1), model(x)) < 1e-10
+            y_t, _ = model.step(x[:, 0], state)  # a state is a state
+            y, _ = model.advance(x[:, :1], state)
+            assert apart(y[:, 0], y_t) < 1e-10
+
+
+@both
 def test_a_sequence_is_the_same_alone_and_in_any_batch(kind):
     model = model_of(kind)
     x = signal(model, 5, 50)

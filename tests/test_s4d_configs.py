@@ -1,5 +1,8 @@
 """S4D by the names of the guide, by presets, and by the settings of a recipe."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from s4d_models import apart, signal
@@ -10,6 +13,7 @@ from llm_finetuner.models.build_s4d import s4d
 from llm_finetuner.models.s4d import S4DConfig, S4DModel, parameter_count
 from llm_finetuner.models.s4d_configs import PRESETS, get_model_from_configs
 
+PAGE = (Path(__file__).resolve().parents[1] / "docs" / "state_space.md").read_text(encoding="utf-8")
 SMALL = {"name": "s4_ssm", "input_dim": 2, "model_dim": 6, "state_dim": 8, "output_dim": 1, "num_layers": 2}
 
 
@@ -82,3 +86,25 @@ def test_weights_are_drawn_from_the_seed():
     assert isinstance(one, S4DModel)
     assert torch.equal(one.read_in.weight, same.read_in.weight)
     assert not torch.equal(one.read_in.weight, other.read_in.weight)
+
+
+# ---- what the page says
+
+
+@pytest.mark.parametrize(
+    "block", re.findall(r"```py\n(.*?)```", PAGE, re.DOTALL), ids=["ways", "names", "transfer"]
+)
+def test_snippets_of_the_page_run(block):
+    exec(block, {})
+
+
+def test_the_page_counts_parameters_right():
+    most = parameter_count(S4DConfig(**PRESETS["teacher"]))
+    for name, settings in PRESETS.items():
+        count = parameter_count(S4DConfig(**settings))
+        fewer = f"{100 * (1 - count / most):.1f} % " if name != "teacher" else ""
+        assert f"| `{settings['gate']}` | {count:,} | {fewer}|" in PAGE
+    for gate, share in (("shared", "2.6 %"), ("layer", "13.8 %"), ("channel", "17.5 %")):
+        count = parameter_count(S4DConfig(gate=gate))
+        off = parameter_count(S4DConfig(gate="off"))
+        assert f"{100 * (1 - off / count):.1f} %" == share and f"`{gate}`" in PAGE and share in PAGE

@@ -4,9 +4,11 @@ import warnings
 
 import pytest
 import torch
+import yaml
 from s4d_models import apart, both, model_of, reference, signal
 
 from llm_finetuner.errors import DataError, ModelError, RecipeError
+from llm_finetuner.models.build_s4d import s4d
 from llm_finetuner.models.s4d import S4DConfig, S4DModel
 
 
@@ -57,14 +59,19 @@ def test_states_that_do_not_fit_are_told_of():
         model.initial_state(2)[:1],
         [s.to(torch.complex64) for s in model.initial_state(2)],
     ):
-        with pytest.raises(DataError, match="the state must be 2 tensors of"):
-            model.step(x, state)
+        for run in (model.step, lambda x, state: model.advance(x[:, None], state)):
+            with pytest.raises(DataError, match="the state must be 2 tensors of"):
+                run(x, state)
 
 
 def test_half_precision_and_chunks_of_both_directions_are_refused():
     model = model_of(bidirectional=True)
     x = signal(model, 1, 8)
-    for run in (lambda: model(x, chunk=4), lambda: model.initial_state(1)):
+    state = model_of().initial_state(1)
+    for run in (
+        lambda: model(x, chunk=4), lambda: model.initial_state(1), lambda: model.advance(x, state),
+        lambda: model.step(x[:, 0], state),
+    ):  # fmt: skip
         with pytest.raises(ModelError, match="needs the whole sequence"):
             run()
     with pytest.raises(ModelError, match="its weights are torch.bfloat16"):
@@ -77,6 +84,7 @@ def test_half_precision_and_chunks_of_both_directions_are_refused():
         {"state_dim": 7}, {"state_dim": 0}, {"gate": "some"}, {"frequencies": "legs"}, {"discretization": "euler"},
         {"activation": "glu?"}, {"num_layers": 0}, {"delay": -1}, {"bidirectional": True, "delay": 2},
         {"dt_min": 0.0}, {"dt_max": 0.1, "dt_min": 0.2}, {"model_dim": 2.5},
+        {"complex_valued": "no"}, {"bidirectional": None},
     ],
     ids=str,
 )  # fmt: skip
@@ -107,3 +115,9 @@ def test_time_steps_that_alias_are_warned_of():
         S4DConfig(), S4DConfig(dt_min=1e-3, dt_max=2 / 540), S4DConfig(frequencies="inv", dt_max=0.1)
     with pytest.warns(UserWarning, match=r"dt_max=0.1 is above 2 / state_dim = 0.0037.*half a circle"):
         S4DConfig(dt_min=1e-3, dt_max=0.1)
+
+
+def test_gates_are_off_in_yaml_too():
+    found = yaml.safe_load("{gate: off}")
+    assert S4DConfig(**found).gate == "off"
+    assert s4d(preset="teacher", model_dim=4, state_dim=6, num_layers=1, **found).layers[0].gate is None

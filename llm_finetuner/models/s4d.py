@@ -1,7 +1,7 @@
 """S4D: a stack of diagonal state-space models with selectivity gates, complex in and complex out, or real.
 
-Three equal ways to run it: a whole sequence, the same in chunks (`chunk=`), a sample at a time (`step`). The last two
-carry the state, and need memory for a chunk however long the sequence is.
+Three equal ways to run it: a whole sequence; the same in chunks (`chunk=`, and `advance` as they come); a sample at a
+time (`step`). The last two carry the state, and need memory for a chunk however long the sequence is.
 
 The residual stream h of each layer becomes h + gate(h) * mix(activation(S4D(h))). A gate is a small network of |h| and
 the angle of h, which enters as its cosine and sine. Widths, kernels and layers as in Gu et al. 2022 (arXiv 2206.11893)
@@ -18,12 +18,12 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedMode
 from transformers.activations import ACT2FN
 
 from llm_finetuner.errors import DataError, ModelError, RecipeError
+from llm_finetuner.models.s4d_layers import ComplexLinear, Gate, parts, whole
 from llm_finetuner.models.s4d_mixer import FREQUENCIES, S4DMixer, System
 from llm_finetuner.ranges import check_count, check_number
 
 GATES = ("channel", "layer", "shared", "off")
 DISCRETIZATIONS = ("zoh", "bilinear")
-FLOOR = 1e-6  # added to |h|^2, so that the angle of nothing has a gradient
 
 State = list[Tensor]  # of each layer [B, H, M]
 
@@ -60,12 +60,14 @@ class S4DConfig(PretrainedConfig):
             check_count(name, value, 1)
         check_count("state_dim", state_dim, 2)
         check_count("delay", delay, 0)
+        gate = "off" if gate is False else gate  # as YAML reads it
         for name, value, known in (
+            ("complex_valued", complex_valued, (True, False)), ("bidirectional", bidirectional, (True, False)),
             ("gate", gate, GATES), ("frequencies", frequencies, FREQUENCIES),
             ("discretization", discretization, DISCRETIZATIONS), ("activation", activation, ACT2FN),
         ):  # fmt: skip
             if value not in known:
-                raise RecipeError(f"{name} must be one of {', '.join(known)}; got {value!r}")
+                raise RecipeError(f"{name} must be one of {', '.join(map(str, known))}; got {value!r}")
         if state_dim % 2:
             raise RecipeError(
                 f"state_dim must be even, got {state_dim}", "a mode is a complex number, which counts as two"
@@ -120,7 +122,7 @@ class S4DModel(PreTrainedModel):
         super().__init__(config)
         linear = ComplexLinear if config.complex_valued else nn.Linear
         self.read_in = linear(config.input_dim, config.model_dim)
-        self.gate = Gate(config, 1) if config.gate == "shared" else None
+        self.gate = Gate(config.model_dim, 1, config.complex_valued) if config.gate == "shared" else None
         self.layers = nn.ModuleList(S4DLayer(config) for _ in range(config.num_layers))
         self.read_out = linear(config.model_dim, config.output_dim)
         self.post_init()
@@ -140,24 +142,29 @@ class S4DModel(PreTrainedModel):
                 return self.read_out(h_BLH)
             check_count("chunk", chunk, 1)
             state, answers = self.initial_state(len(x)), []
-            systems = [layer.mixer.system(min(chunk, x.shape[1]), len(x)) for layer in self.layers]
+            systems = self._systems(min(chunk, x.shape[1]), len(x))
             for number, part_BLI in enumerate(x.split(chunk, 1)):
                 _check_finite(part_BLI, number * chunk)
-                h_BLH, gate = self._begin(part_BLI)
-                for i, layer in enumerate(self.layers):
-                    h_BLH, state[i] = layer.advance(h_BLH, gate, state[i], systems[i])
-                answers.append(self.read_out(h_BLH))
+                y, state = self._advance(part_BLI, state, systems)
+                answers.append(y)
             return torch.cat(answers, 1)
 
     def initial_state(self, batch: int) -> State:
         """What `step` begins with. Raises ModelError for a bidirectional model."""
-        if self.config.bidirectional:
-            raise ModelError(
-                "a bidirectional model needs the whole sequence: it has no state to carry from chunk to chunk",
-                "run model(x), or train a model with delay=d, whose output t answers position t - d",
-            )
+        self._check_carries()
         check_count("batch", batch, 1)
         return [layer.mixer.initial_state(batch) for layer in self.layers]
+
+    def advance(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """The next samples [B, L, I] behind `state`: (y [B, L, O], the next state). As many steps, and far faster.
+
+        The state given stays as it is. Raises DataError, ModelError.
+        """
+        self._check(x, 3)
+        _check_finite(x)
+        self._check_state(state, len(x))
+        with torch.autocast(x.device.type, enabled=False):
+            return self._advance(x, state, self._systems(x.shape[1], len(x)))
 
     def step(self, x_t: Tensor, state: State) -> tuple[Tensor, State]:
         """The next sample [B, I] behind `state`: (y [B, O], the next state). The state given stays as it is.
@@ -177,6 +184,17 @@ class S4DModel(PreTrainedModel):
 
     def get_input_embeddings(self) -> nn.Module:
         return self.read_in
+
+    def _systems(self, length: int, batch: int) -> list[System]:
+        return [layer.mixer.system(length, batch) for layer in self.layers]
+
+    def _advance(self, x_BLI: Tensor, state: State, systems: list[System]) -> tuple[Tensor, State]:
+        h_BLH, gate = self._begin(x_BLI)
+        behind = []
+        for layer, before, system in zip(self.layers, state, systems, strict=True):
+            h_BLH, after = layer.advance(h_BLH, gate, before, system)
+            behind.append(after)
+        return self.read_out(h_BLH), behind
 
     def _begin(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         h = self.read_in(x)
@@ -202,7 +220,15 @@ class S4DModel(PreTrainedModel):
                 f"the input is empty: {list(x.shape)}", "give at least one sequence of one sample"
             )
 
+    def _check_carries(self) -> None:
+        if self.config.bidirectional:
+            raise ModelError(
+                "a bidirectional model needs the whole sequence: it has no state to carry from chunk to chunk",
+                "run model(x), or train a model with delay=d, whose output t answers position t - d",
+            )
+
     def _check_state(self, state: State, batch: int) -> None:
+        self._check_carries()
         dtype = self.read_in.weight.dtype.to_complex()
         wanted = [dtype, batch, self.config.model_dim, self.config.state_dim // 2]
         found = [[part.dtype, *part.shape] for part in state]
@@ -244,7 +270,7 @@ class S4DLayer(nn.Module):
         self.activation = ACT2FN[config.activation]
         self.linear = linear(width, width)
         outputs = {"channel": width, "layer": 1}.get(config.gate)
-        self.gate = Gate(config, outputs) if outputs else None
+        self.gate = Gate(width, outputs, config.complex_valued) if outputs else None
 
     def forward(self, h: Tensor, gate: Tensor | None = None) -> Tensor:
         return self._add(h, self.mixer(h), gate)
@@ -264,52 +290,6 @@ class S4DLayer(nn.Module):
         if self.gate is not None:
             gate = self.gate(h)
         return h + (y if gate is None else whole(parts(y) * gate[..., None], y.is_complex()))
-
-
-class Gate(nn.Module):
-    """A factor in (0, 1) for each channel, or one for all: [..., H] -> [..., H] or [..., 1]."""
-
-    def __init__(self, config: S4DConfig, outputs: int):
-        super().__init__()
-        width = config.model_dim
-        self.inside = nn.Linear((2 + config.complex_valued) * width, width)
-        self.out = nn.Linear(width, outputs)
-
-    def forward(self, h: Tensor) -> Tensor:
-        pairs = parts(h)
-        size = (pairs.square().sum(-1) + FLOOR).sqrt()
-        angle = (pairs / size[..., None]).flatten(-2)  # cosine and sine, which know no jump at half a turn
-        return torch.sigmoid(self.out(nn.functional.gelu(self.inside(torch.cat([size, angle], -1)))))
-
-
-class ComplexLinear(nn.Module):
-    """A complex matrix and bias, held as pairs of real numbers, as one real product: twice as fast as a complex one."""
-
-    def __init__(self, inputs: int, outputs: int):
-        super().__init__()
-        scale = (2 * inputs) ** -0.5
-        self.weight = nn.Parameter(scale * torch.randn(outputs, inputs, 2))
-        self.bias = nn.Parameter(torch.zeros(outputs, 2))
-
-    def forward(self, z: Tensor) -> Tensor:
-        real, imaginary = self.weight.unbind(-1)
-        rows = torch.stack(
-            [self.weight * self.weight.new_tensor([1, -1]), torch.stack([imaginary, real], -1)], 1
-        )
-        product = nn.functional.linear(
-            parts(z).flatten(-2), rows.flatten(2).flatten(0, 1), self.bias.flatten()
-        )
-        return torch.view_as_complex(product.unflatten(-1, (-1, 2)))
-
-
-def parts(h: Tensor) -> Tensor:
-    """Real and imaginary part, or the number itself, along one more axis: [..., 2] or [..., 1]."""
-    return torch.view_as_real(h) if h.is_complex() else h[..., None]
-
-
-def whole(pairs: Tensor, complex_valued: bool) -> Tensor:
-    """What `parts` took apart."""
-    return torch.view_as_complex(pairs) if complex_valued else pairs[..., 0]
 
 
 AutoConfig.register(S4DConfig.model_type, S4DConfig, exist_ok=True)

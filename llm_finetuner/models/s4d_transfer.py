@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from llm_finetuner.errors import ModelError, RecipeError
 from llm_finetuner.models.narrow import best, spread
-from llm_finetuner.models.s4d import Gate, S4DLayer, S4DModel
+from llm_finetuner.models.s4d import S4DLayer, S4DModel
+from llm_finetuner.models.s4d_layers import Gate
 from llm_finetuner.models.s4d_mixer import S4DMixer
 from llm_finetuner.models.shrink import choose_blocks
 
