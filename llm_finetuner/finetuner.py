@@ -276,6 +276,7 @@ class LLMFineTuner(Teaching, Forecasting, Judging):
         data = replace(recipe.data, eval_fraction=eval_fraction, class_weights=class_weights)
         recipe = replace(recipe, data=data)
         self._parts.train, self._parts.held_out = self._rows(dataset, eval_dataset, eval_fraction)
+        recipe = replace(recipe, data=replace(data, source=self.recipe.data.source))  # a file that was named
         self._keep_untouched()
         self._warn_of_another_run(overwrite or resume)
         recipe, self._last = share.train(recipe, self._parts, resume=resume, on_event=on_event)

@@ -245,9 +245,9 @@ class Task:
         """Models that learn little or nothing, which a trained one has to beat: (what they are called, themselves)."""
         return []
 
-    def details(self, models: dict[str, nn.Module], rows: Any, shown: Sequence[str]) -> dict[str, Any] | None:
-        """What else a report tells of models on these rows; shown: those whose answers are looked at more closely."""
-        return None
+    def details(self, models: dict[str, nn.Module], rows: Any, shown: Sequence[str]) -> dict[str, Any]:
+        """Keys of a verdict that only some tasks have; shown: those whose answers are looked at more closely."""
+        return {}
 
     def stated(self, rows: Any) -> str:
         """What has to stand beside every score, as a sentence."""

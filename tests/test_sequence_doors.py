@@ -68,6 +68,7 @@ def test_the_facade_trains_scores_answers_and_compares(tmp_path, data, teacher):
     roles = [line["role"] for line in verdict["models"]]
     assert roles == ["teacher", "simple", "baseline_steps", "distilled"]
     assert verdict["measure"]["key"] == "nmse_db" and (folder / "report.html").exists()
+    assert recipe_file.load(folder / "recipe.yaml").data.source == data
     again = LLMFineTuner(str(folder), tmp_path / "again", task="sequence_regression")
     again.load_model()
     assert again.evaluate(data)["nmse_db"] == pytest.approx(told["nmse_db"], abs=1e-5)

@@ -30,6 +30,13 @@ series                  of forecasters, else None; on the test part:
   reliability           {teacher, student: {percent wanted: share covered}}
   without_intervals     why there are none, else None
   examples              channel, begins, context, truth, forecasts {model: point, lo-80, hi-80, lo-90, hi-90}
+signals                 of models of sequences, else None; on the rows of the test part that have a truth:
+  rows, channels, peak (of the truth), first (sample that is drawn)
+  ssim {model}          None for few samples
+  images                of complex numbers, else None: rows, samples, floor (dB), grey {"truth", teacher, student: a
+                        byte a sample from the floor to 0 dB, in base64}
+  examples              row, truth, answers {teacher, student}: of complex numbers in dB of the peak
+  points                of simulated radar columns, else None: count, ideal, of {model}, profiles (signal_figures.py)
 seeds                   of several pairs of runs: seeds, distilled, alone, every_seed, answer, change, change_low,
                         change_high, sentence (seeds.py); added by comparison.compare
 share                   where beta was chosen: candidates [{share, value}], chosen, measure (share.py); added by it too
@@ -56,6 +63,7 @@ from llm_finetuner.teachers.provider import Provider
 
 SAMPLES = 2
 MOST_LABELS = 20
+OF_SOME = ("series", "signals")  # keys that a task gives (Task.details)
 FORMULAS = {  # and those of the measure; {unit} is what it scores
     "loss": "mean negative log-likelihood of {unit}, in nats: the sum over all {units} by their number",
     "uncertainty": "intervals tell how the result would vary with other test examples; how it would vary with "
@@ -149,7 +157,8 @@ def verdict(
         "cost": {"ratio": cost},
         **said,
         **_labels(entries, qualities, task, rows, heard),
-        "series": task.details(models, rows, shown),
+        **dict.fromkeys(OF_SOME),
+        **task.details(models, rows, shown),
         "examples": examples,
         "tokens": lines[0]["tokens"],
         "seed": seed,

@@ -167,7 +167,8 @@ def tradeoff_charts(verdict: dict[str, Any], colour: dict[str, str]) -> list[Cha
     """What is judged by, of each model, against its parameters and against its speed."""
     shown, note = near(verdict)
     size = _tradeoff(shown, "parameters", "parameters", colour, verdict["measure"])
-    speed = _tradeoff(shown, "tokens_per_second", "tokens a second", colour, verdict["measure"])
+    read = f"{verdict['measure']['read']} a second"
+    speed = _tradeoff(shown, "tokens_per_second", read, colour, verdict["measure"])
     found = [("quality against size", size), ("quality against speed", speed)]
     return [Chart(title, drawn, note) for title, drawn in found if drawn]
 

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from llm_finetuner.benchmark.judge import JUDGED
 from llm_finetuner.benchmark.verdict import finite
 from llm_finetuner.recipe import Recipe
-from llm_finetuner.report import charts, series_charts, series_tables, table
+from llm_finetuner.report import charts, series_charts, series_tables, signal_charts, signal_tables, table
 
 TEMPLATES = Path(__file__).parent / "templates"
 BESIDE = ("baseline_steps", "baseline_compute", "untouched")  # the first there is stands beside the student
@@ -67,6 +67,7 @@ def _content(
         "dash": table.DASH,
         "differences": table.differences(verdict),
         "forecasts": _forecasts(verdict, colour) if verdict["series"] else None,
+        "signals": _signals(verdict, colour) if verdict["signals"] else None,
         "labelled": labelled,
         "labels": labels,
         "colour": colour,
@@ -95,6 +96,19 @@ def _forecasts(verdict: dict[str, Any], colour: dict[str, str]) -> dict[str, Any
         "units": series_tables.in_units(verdict),
         "seeds": series_tables.by_seed(verdict.get("seeds")),
         "shares": series_tables.by_share(verdict.get("share")),
+    }
+
+
+def _signals(verdict: dict[str, Any], colour: dict[str, str]) -> dict[str, Any]:
+    """What the pages show of sequences alone."""
+    examples = verdict["signals"]["examples"]
+    return {
+        "shown": list(examples[0]["answers"]),
+        "images": _drawn(signal_charts.image_charts(verdict)),
+        "profiles": _drawn(signal_charts.profile_charts(verdict, colour)),
+        "responses": _drawn(signal_charts.response_charts(verdict, colour)),
+        "likeness": signal_tables.likeness(verdict),
+        "ideal": signal_charts.IDEAL,
     }
 
 

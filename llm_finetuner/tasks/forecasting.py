@@ -197,7 +197,7 @@ class Forecasting(Task):
 
     def details(self, models: dict[str, nn.Module], rows: Windows, shown: Sequence[str]) -> dict[str, Any]:
         """Errors by step and channel, skill, intervals, examples."""
-        return forecast_figures.details(models, rows.frame, shown)
+        return {"series": forecast_figures.details(models, rows.frame, shown)}
 
     def stated(self, rows: Windows) -> str:
         """Errors of other look-backs are not to be compared."""

@@ -9,13 +9,14 @@ Shapes: B sequences, L samples, I inputs, O outputs, N samples that count, H wid
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from llm_finetuner.benchmark import focusers
+from llm_finetuner.benchmark import focusers, signal_figures
 from llm_finetuner.benchmark.signal_tally import NMSE, SignalTally
 from llm_finetuner.data import columns, signals
 from llm_finetuner.data.signals import Signals
@@ -239,6 +240,17 @@ class SequenceRegression(Task):
     def simple_models(self, train: Signals) -> list[tuple[str, nn.Module]]:
         """Zeros, and of simulated radar columns what focuses without learning."""
         return focusers.simple_models(train)
+
+    def details(self, models: dict[str, nn.Module], rows: Signals, shown: Sequence[str]) -> dict[str, Any]:
+        """Images, profiles, SSIM, responses to single points."""
+        turned = np.iscomplexobj(rows.targets)
+
+        def answer(model: nn.Module, inputs_NLI: np.ndarray) -> np.ndarray:
+            said = np.stack(self.predict(model, None, list(inputs_NLI), Data()))
+            return said[..., ::2] + 1j * said[..., 1::2] if turned and not np.iscomplexobj(said) else said
+
+        of = {name: (model, partial(answer, model)) for name, model in models.items()}
+        return {"signals": signal_figures.details(of, rows, shown)}
 
     def run(self, model: nn.Module, batch: dict[str, Tensor], want: Want) -> Output:
         """One forward pass. Zeros behind the end let a delayed model answer the last positions."""
