@@ -9,7 +9,7 @@ warnings                sentences
 measure                 what is judged by, of the task: key, name, unit, units, lower, change_unit, beside (measure.py)
 models                  one dict a model: name, role, steps, seconds, the measure's figure, <key>_low and <key>_high,
                         all of Quality.summary(), rouge1, rouge2, rougeL, parameters, bytes, tokens_per_second,
-                        latency_ms, peak_memory_mb, retained (%)
+                        flops (of what `read` of the measure counts, one), latency_ms, peak_memory_mb, retained (%)
 differences             the measure of `name` against that of `other`, whose role is `role`: difference (of perplexity:
                         of the loss, in nats; else of the figure), low, high, significant, better; change, change_low,
                         change_high in change_unit; of accuracy also p
@@ -75,6 +75,10 @@ FORMULAS = {  # and those of the measure; {unit} is what it scores
     "bytes": "weight files on disk",
     "speed": "medians of runs in which the models take turns; {read}/s reads a fixed batch in one forward pass; "
     "models that differ in their values alone share one measurement",
+    "flops": "floating point operations of the forward pass that speeds are of, by the number of {read}: products of "
+    "matrices, convolutions and attention (torch's counter), Fourier transforms of length n as 5 n log2 n (half where "
+    "one side is real), products and sums of elements (of complex numbers 6 and 2); no functions such as exp or GELU, "
+    "and nothing that is made of the weights once and kept. A dash: torch computes nothing, or weights of 4 or 8 bits",
     "cost": "compute of one distillation step = 1 + forward(teacher) / (3 x forward(student)) steps of plain training, "
     "forward = 2 x parameters that multiply",
 }

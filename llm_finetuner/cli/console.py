@@ -31,6 +31,7 @@ METRICS = (  # key of a model's figures, label, how it is spelled; those that a 
     ("calibration_error", "calibration error", "{:.3f}".format),
     ("parameters", "parameters", count),
     ("bytes", "on disk", size),
+    ("flops", "FLOPs/token", count),
     ("tokens_per_second", "tokens/s", "{:,.0f}".format),
     ("latency_ms", "latency, ms", "{:.1f}".format),
     ("peak_memory_mb", "peak memory, MB", "{:,.0f}".format),
@@ -135,7 +136,11 @@ class Screen:
         if models:
             measure = verdict.get("measure", {})
             names = {measure.get("key"): measure.get("name")}
-            names |= {"tokens_per_second": f"{measure['read']}/s"} if "read" in measure else {}
+            if "read" in measure:
+                names |= {
+                    "tokens_per_second": f"{measure['read']}/s",
+                    "flops": f"FLOPs/{measure['read'][:-1]}",
+                }
             self.console.print(models_table(models, self.console.width, names))
         if not self.quiet:
             self.samples((verdict.get("samples") or verdict.get("answers") or [])[:2])
