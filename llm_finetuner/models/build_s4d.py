@@ -30,6 +30,8 @@ def from_teacher(teacher: nn.Module, shape: dict[str, Any], calibration: Tensor 
     shape: options of `s4d`; what neither it nor its preset says is as the teacher has it. calibration: inputs [B, L, I]
     that gates are measured on. The student is trainable, on the teacher's device. Raises RecipeError, ModelError.
     """
+    import torch
+
     from llm_finetuner.models.s4d import S4DConfig, S4DModel
     from llm_finetuner.models.s4d_transfer import transfer
 
@@ -39,7 +41,8 @@ def from_teacher(teacher: nn.Module, shape: dict[str, Any], calibration: Tensor 
             "init: seed, or a teacher that is an S4D",
         )
     config = S4DConfig.from_dict({**teacher.config.to_dict(), **_given(shape)})
-    student = S4DModel(config).to(teacher.device, teacher.dtype)
+    with torch.random.fork_rng(devices=[]):  # the weights that it draws are overwritten
+        student = S4DModel(config).to(teacher.device, teacher.dtype)
     transfer(teacher, student, calibration=calibration)
     return student
 

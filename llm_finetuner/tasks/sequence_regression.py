@@ -176,9 +176,9 @@ class SequenceRegression(Task):
         """A model that learns for the first time does so in numbers of RMS 1, and remembers of what in the data."""
         if model is not None and rows.part == "train" and model.config.input_scale is None:
             config, (read_I, told_O) = model.config, rows.recording.scales
-            config.input_scale = np.repeat(read_I, config.input_dim // len(read_I)).tolist()
-            if len(told_O):
-                config.output_scale = np.repeat(told_O, config.output_dim // len(told_O)).tolist()
+            inputs = np.repeat(read_I, config.input_dim // len(read_I)).tolist()
+            outputs = np.repeat(told_O, config.output_dim // len(told_O)).tolist() if len(told_O) else None
+            model.set_scales(inputs, outputs)
 
     def tokenizer(self, name: str) -> None:
         """These models read numbers."""
