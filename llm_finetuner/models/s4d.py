@@ -66,13 +66,15 @@ class S4DConfig(PretrainedConfig):
         check_count("state_dim", state_dim, 2)
         check_count("delay", delay, 0)
         gate = "off" if gate is False else gate  # as YAML reads it
+        for name, value in (("complex_valued", complex_valued), ("bidirectional", bidirectional)):
+            if not isinstance(value, bool):
+                raise RecipeError(f"{name} must be true or false, got {value!r}")
         for name, value, known in (
-            ("complex_valued", complex_valued, (True, False)), ("bidirectional", bidirectional, (True, False)),
             ("gate", gate, GATES), ("frequencies", frequencies, FREQUENCIES),
             ("discretization", discretization, DISCRETIZATIONS), ("activation", activation, ACT2FN),
         ):  # fmt: skip
-            if value not in known:
-                raise RecipeError(f"{name} must be one of {', '.join(map(str, known))}; got {value!r}")
+            if not isinstance(value, str) or value not in known:
+                raise RecipeError(f"{name} must be one of {', '.join(known)}; got {value!r}")
         if state_dim % 2:
             raise RecipeError(
                 f"state_dim must be even, got {state_dim}", "a mode is a complex number, which counts as two"

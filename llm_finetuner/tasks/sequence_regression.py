@@ -219,9 +219,10 @@ class SequenceRegression(Task):
         read = [np.asarray(row["inputs"] if isinstance(row, dict) else row) for row in rows]
         if len({sequence.shape for sequence in read}) > 1:
             raise DataError("the sequences are of unequal lengths", "predict those of one length together")
-        counted = np.ones(read[0].shape[:1], bool)
+        read_NLI = signals.shaped(np.stack(read), "the sequences")
+        counted = np.ones(read_NLI.shape[1], bool)
         rest = {"targets": np.empty((*counted.shape, 0)), "counted": counted, "scale": np.empty(0)}
-        batch = self.collate([{"inputs": sequence, **rest} for sequence in read])
+        batch = self.collate([{"inputs": sequence, **rest} for sequence in read_NLI])
         rows_NV = self.run(model, batch, Want()).rows
         said = rows_NV.unflatten(0, (len(read), -1)).unflatten(-1, (-1, _parts(model))).cpu()
         return list(
