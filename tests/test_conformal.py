@@ -124,11 +124,11 @@ def test_a_long_horizon_of_a_walk_is_covered():
     assert np.abs(covered - 0.8).max() < 0.03
 
 
-@pytest.mark.parametrize("size", [1, 5, 24])
+@pytest.mark.parametrize("size", [1, 2, 4])
 def test_the_share_aimed_at_moves_alike_however_the_windows_come(size):
     conformal = Conformal(0.8)
     conformal.see(walk(100, lambda t: 1.0))
-    for _ in range(120 // size):  # none is ever covered
+    for _ in range(16 // size):  # none is ever covered
         conformal.see(np.full((size, 4, 2), 9.0), np.zeros((4, 2)))
     moved = 0.2 - conformal.missed
-    assert moved == pytest.approx(0.05 * 0.8 * (120 - 4) / RENEWED, rel=1e-6)
+    assert moved == pytest.approx(0.05 * 0.8 * (16 - 4) / RENEWED, rel=1e-6)

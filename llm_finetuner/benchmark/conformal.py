@@ -17,7 +17,7 @@ from llm_finetuner.errors import DataError
 from llm_finetuner.ranges import check_count, check_number
 
 LEAST = 20  # scores of a step that an interval may rest on
-RENEWED = 24  # windows between two renewals, or a quarter of the horizon where that is more
+RENEWED = 6  # windows between two renewals, or a quarter of the horizon where that is more
 
 
 @dataclass
