@@ -21,9 +21,9 @@ def least(span: int) -> int:
 
 
 def counted(examples: int, span: int, which: str = "") -> str:
-    """170 examples | 170 windows, as much as 7 that do not overlap. which: words before what is counted."""
+    """170 examples | 170 windows (as much as 7 that do not overlap). which: words before what is counted."""
     what = f"{examples:,} {which}{'windows' if span else 'examples'}"
-    return f"{what}, as much as {examples // span:,} that do not overlap" if span else what
+    return f"{what} (as much as {examples // span:,} that do not overlap)" if span else what
 
 
 def told_apart(span: int) -> str:
