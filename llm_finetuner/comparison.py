@@ -137,8 +137,10 @@ def compare(
 def _of_untaught(said: dict[str, Any], truth: str, seeds: int) -> dict[str, Any]:
     """What is to be said first of a run that was to be distilled, and whose loss has no term of the teacher's."""
     if "share" in said:
-        paid, why = "no", "beta: auto chose the plain run"
-        first = f"Distilling did not pay: on validation the teacher did not help, and {why}, without it."
+        paid, why = "no", "auto chose the plain run"
+        first = (
+            f"Distilling did not pay: on validation the teacher did not help, and beta: {why}, without it."
+        )
     else:
         paid, why = "unknown", "the teacher is not used"
         first = f"Whether distilling paid is not known: all weight is on {truth}, so {why}."

@@ -100,7 +100,7 @@ def test_a_student_that_is_clearly_worse_is_called_worse():
         ("yes", [], {}, "It paid"),
         ("yes", ["line"], {}, "It paid, but line is better"),
         ("no", ["line", "season"], {}, "It did not pay, and line and season are better"),
-        ("no", [], {"untaught": "beta: auto chose the plain run"}, "It did not pay: beta: auto chose the plain run"),
+        ("no", [], {"untaught": "auto chose the plain run"}, "It did not pay: auto chose the plain run"),
     ],
 )  # fmt: skip
 def test_a_title_names_the_simple_models_that_are_better(paid, simpler, more, said):
