@@ -198,7 +198,7 @@ def _differences(
             else:
                 wanted = entry.role == "teacher" and other.role not in ("teacher", *judge.JUDGED)
                 errors = qualities[entry.name].nll, qualities[other.name].nll
-                wanted = wanted and not (other.role == "simple" and np.allclose(*errors))
+                wanted = wanted and not (other.role == "simple" and np.allclose(*errors))  # the same model
             if wanted:
                 pair = measure.compare(qualities[entry.name], qualities[other.name], seed=seed)
                 found.append({"name": entry.name, "other": other.name, "role": other.role, **pair})
