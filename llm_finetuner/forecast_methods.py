@@ -51,9 +51,7 @@ class Forecasting(Judging):
         self._need_forecaster()
         plan = self.recipe.data.series
         groups, layout = series.load(history, plan)
-        found = forecasting_job.forecast(
-            self.model, groups, level, horizon=horizon, windows=windows, season=plan.season
-        )
+        found = forecasting_job.forecast(self.model, groups, level, horizon=horizon, windows=windows)
         return forecasting_job.as_given(found, layout)
 
     def cross_validation(
@@ -71,7 +69,6 @@ class Forecasting(Judging):
         groups, _ = series.load(table, plan)
         return forecasting_job.backtest(
             self.model, groups, level, cutoffs=n_windows, step=step_size, horizon=horizon, windows=windows,
-            season=plan.season,
         )  # fmt: skip
 
     def _evaluate_series(

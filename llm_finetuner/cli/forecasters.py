@@ -57,7 +57,7 @@ def forecast(given: dict[str, Any], screen) -> Any:
 
     model = _ready(name, plan, season, lambda: windows.frame(groups, plan, season), screen)
     levels = given.get("level", [])
-    found = job.forecast(model, groups, levels, horizon=horizon, season=plan.season, warn=screen.warn)
+    found = job.forecast(model, groups, levels, horizon=horizon, warn=screen.warn)
     table = job.as_given(found, layout)
     steps = horizon or model.config.horizon
     after = groups[0].times[-1]
