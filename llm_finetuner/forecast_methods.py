@@ -1,5 +1,6 @@
 """What LLMFineTuner does with series: it forecasts the steps to come, and those behind earlier cut-offs."""
 
+import functools
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -81,10 +82,9 @@ class Forecasting(Judging):
         if waits_for_rows(self.model):
             self._task.fit(self.model, rows.frame.part("train"), self.recipe.train.seed)
         self._need_forecaster()
-        if said := self._task.seen(self.model, rows, "the model"):
-            warnings.warn(said, stacklevel=3)
         model, teacher = self._stopped(exit_layer), self._heard(rows)
-        found = forecasting_job.evaluate(model, rows.frame, level)
+        warn = functools.partial(warnings.warn, stacklevel=4)  # where `evaluate` was called
+        found = forecasting_job.evaluate(model, rows.frame, level, warn)
         if teacher is not None:
             quality = evaluate(self._task, model, rows, batch_size=batch_size, teacher=teacher)
             found["mse_to_teacher"] = quality.figures["mse_to_teacher"]

@@ -19,7 +19,7 @@ from torch import nn
 
 from llm_finetuner.benchmark import forecast_figures, forecasts
 from llm_finetuner.benchmark.conformal import LEAST, Conformal, enough, margins, scores
-from llm_finetuner.benchmark.seen import after_training
+from llm_finetuner.benchmark.seen import after_training, before
 from llm_finetuner.data.series import Group, Layout
 from llm_finetuner.data.windows import Frame, Scale, Windows
 from llm_finetuner.errors import DataError, RecipeError
@@ -103,9 +103,14 @@ def backtest(
 
 
 def evaluate(
-    model: nn.Module, frame: Frame, levels: Sequence[float] = (), warn: Warn = _warn
+    model: nn.Module, frame: Frame, levels: Sequence[float] = (), warn: Warn = _warn, name: str = "the model"
 ) -> dict[str, Any]:
-    """What a forecaster is worth on the test part of a frame: see forecast_figures.figures."""
+    """What a forecaster is worth on the test part of a frame: see forecast_figures.figures.
+
+    name: what the model is called where `warn` is told that it was trained on these rows.
+    """
+    if said := before(model, frame, "test", name):
+        warn(said)
     found = forecast_figures.figures(model, frame, levels)
     for figures in list(found.get("intervals", {}).values())[:1]:  # of all levels the same series
         lacking = [name for name, of in figures["by_channel"].items() if math.isnan(of["coverage"])]

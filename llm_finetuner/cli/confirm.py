@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from llm_finetuner.benchmark.phrases import times
 from llm_finetuner.cli import preview, series_estimate
 from llm_finetuner.cli.chains import as_planned, check_stages, named_students
 from llm_finetuner.cli.console import Screen
@@ -104,7 +105,7 @@ def model_rows(recipe: Recipe, sizes: Sized | None) -> Rows:
         whole = sum(teacher.parameters for _, teacher in sizes.others)
         if whole:
             ratio = whole / student.parameters
-            told["teacher"] = f": {count(whole)} parameters, compression {ratio:.1f} times"
+            told["teacher"] = f": {count(whole)} parameters, compression {times(ratio)} times"
     rows = [("student", held(recipe.student) + told["student"])]
     if recipe.teacher and recipe.needs_teacher:
         rows.append(("teacher", teaching(recipe.teacher) + told["teacher"]))

@@ -30,7 +30,7 @@ METRICS = (  # key of a model's figures, label, how it is spelled; those that a 
     ("bytes", "on disk", size),
     ("tokens_per_second", "tokens/s", "{:,.0f}".format),
     ("latency_ms", "latency, ms", "{:.1f}".format),
-    ("peak_memory_mb", "peak memory, MB", "{:,.0f}".format),
+    ("peak_memory_mb", "memory", lambda megabytes: size(1e6 * megabytes)),
 )
 WIDE = 200  # characters of a table in a file
 MEAN_TOKENS = ("mean_tokens", "tokens a completion", "{:.1f}".format)
@@ -134,6 +134,8 @@ class Screen:
             names = {measure.get("key"): measure.get("name")}
             names |= {"tokens_per_second": f"{measure['read']}/s"} if "read" in measure else {}
             self.console.print(models_table(models, self.console.width, names))
+        if "memory" in verdict:
+            self.say(f"memory: {verdict['memory']}", "dim")
         if not self.quiet:
             self.samples((verdict.get("samples") or verdict.get("answers") or [])[:2])
         for words in verdict.get("warnings", []):

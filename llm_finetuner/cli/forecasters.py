@@ -36,10 +36,8 @@ def evaluate(given: dict[str, Any], screen) -> Any:
     from llm_finetuner.benchmark.verdict import finite
 
     model = _ready(name, data.series, frame.season, lambda: frame, screen)
-    if said := resolve(TASKS, FORECASTING)().seen(model, frame.part("test"), name):
-        screen.warn(said)
     found = {"model": name, "data": data.source, "split": data.series.split, "season": frame.season}
-    found |= finite(forecasting_job.evaluate(model, frame, given.get("level", []), screen.warn))
+    found |= finite(forecasting_job.evaluate(model, frame, given.get("level", []), screen.warn, name))
     screen.say(frame.layout)
     _show(found, screen)
     return found

@@ -165,6 +165,14 @@ class Forecasting(Task):
             "targets": batch["target"][counts_N], "examples": window_N, "together": window_N, "numbers": True,
         }  # fmt: skip
 
+    def contents(self, rows: Windows) -> Iterator[np.ndarray]:
+        """The numbers, and where each window begins and ends."""
+        yield from (*rows.scaled, rows.starts, np.array([rows.lookback, rows.horizon]))
+
+    def span(self, rows: Windows) -> int:
+        """A window's forecast overlaps with those that begin within a horizon."""
+        return rows.horizon
+
     def together(self, parts: Sequence[Windows]) -> Windows:
         """Parts of the same series as one."""
         return functools.reduce(operator.add, parts)
