@@ -32,6 +32,7 @@ def confirm_screen(recipe: Recipe, screen: Screen) -> bool:
     tokenizers: Rows = []
     try:
         sight = preview.look(recipe)
+        warnings += sight.doubts if isinstance(sight, SeriesSight) else []
         plans = as_planned(recipe) if recipe.stages else [recipe]
         check_stages(recipe) if recipe.stages else check_fit(recipe)
         guesses = [ahead(plan, sight) for plan in plans]

@@ -214,7 +214,7 @@ def _add_forecaster(child: argparse.ArgumentParser) -> None:
 
 
 def _add_levels(child: argparse.ArgumentParser, told: str) -> None:
-    child.add_argument("--level", nargs="+", type=float, metavar="X", help=told)
+    child.add_argument("--level", nargs="+", metavar="X", help=told)
 
 
 def _export(child: argparse.ArgumentParser) -> None:

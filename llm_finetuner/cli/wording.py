@@ -1,7 +1,6 @@
 """What users read about each setting: its flag, its choices, the word for None, and one line of help."""
 
 from llm_finetuner.methods.feature import FEATURE_LOSSES
-from llm_finetuner.methods.forecasting import AUTO
 from llm_finetuner.methods.on_policy import DIVERGENCES
 from llm_finetuner.methods.relation import RELATIONS
 from llm_finetuner.registry import OPTIMIZERS, SCHEDULES, TASKS, TEACHERS, TUNINGS
@@ -62,7 +61,7 @@ NOTHING = {  # the word for None, where it is not "auto"
     "teacher.options.weights": "equal",
     "teacher.options.keep_layers": "none",
 }
-WORDS = {"options.beta": (AUTO,)}  # that stand in place of a number
+OR_A_WORD = ("options.beta",)  # a number, or a word in place of it
 HELP = {
     "task": "write text, classify texts (one label, or several), tag words, fill in hidden words, transform text, "
     "forecast series",

@@ -96,6 +96,7 @@ class Frame:
     borders: list[dict[str, tuple[int, int]]]  # of each group: part -> (first row, behind the last)
     season: int
     layout: str = ""  # how the table was read, in a sentence
+    doubts: tuple[str, ...] = ()  # what of it was read otherwise than it may be meant
 
     @property
     def names(self) -> list[str]:
@@ -157,7 +158,8 @@ class Frame:
 def read(source: Any, plan: Series) -> Frame:
     """The series of a file, a DataFrame or a Dataset with their scales and parts. Raises DataError."""
     groups, layout = series.load(source, plan)
-    return frame(groups, plan, series.season_for(groups, plan), layout.describe())
+    found = frame(groups, plan, series.season_for(groups, plan), layout.describe())
+    return replace(found, doubts=layout.doubts)
 
 
 def frame(groups: Sequence[Group], plan: Series, season: int, layout: str = "") -> Frame:

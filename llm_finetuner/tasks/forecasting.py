@@ -76,6 +76,8 @@ class Forecasting(Task):
     def own_parts(self, source: Any, data: Data, note: Callable[[str], None]) -> tuple[Windows, Windows]:
         """The windows to train on, and those of validation, of which `data.eval_samples` tell as much as all."""
         frame = self.frame(source, data)
+        for doubt in frame.doubts:
+            note(f"careful: {doubt}")
         note(f"{frame.layout}; look-back {data.series.lookback}, horizon {data.series.horizon}")
         return frame.part("train"), columns.evenly(frame.part("validation"), data.eval_samples)
 
@@ -211,8 +213,13 @@ class Forecasting(Task):
         return forecast_figures.details(models, rows.frame, shown)
 
     def stated(self, rows: Windows) -> str:
-        """Errors of other look-backs are not to be compared."""
-        return f"Look-back {rows.lookback}, horizon {rows.horizon}."
+        """Errors of other look-backs are not to be compared; why no season is repeated, where none is."""
+        season, said = rows.frame.season, f"Look-back {rows.lookback}, horizon {rows.horizon}."
+        if season > rows.lookback:
+            return f"{said} The last season is not compared: its {season} steps are more than the look-back."
+        return (
+            said if season > 1 else f"{said} The last season is not compared: none is known (series.season)."
+        )
 
     def test_rows(self, train: Windows, held_out: Windows) -> Windows:
         """The windows of the test part."""
