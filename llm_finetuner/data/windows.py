@@ -104,10 +104,13 @@ class Frame:
         return [name for group in self.groups for name in group.names]
 
     @property
-    def trained_until(self) -> str | int | dict[str, str | int] | None:
-        """The last time of the training rows, of several groups by series; None where rows have no times."""
+    def trained_until(self) -> str | int | dict[str, str | int | list]:
+        """The last time of the training rows, of several groups by series; without times (see Group.rows_until) too."""
         if any(group.frequency is None for group in self.groups):
-            return None
+            pairs = zip(self.groups, self.borders, strict=True)
+            return {
+                n: until for group, cut in pairs for n, until in group.rows_until(cut["train"][1]).items()
+            }
         lasts = [
             group.times[borders["train"][1] - 1]
             for group, borders in zip(self.groups, self.borders, strict=True)
