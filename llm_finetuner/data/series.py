@@ -92,8 +92,6 @@ def load(source: Any, plan: Series) -> tuple[list[Group], Layout]:
     """Read a CSV, TSV or parquet file, a DataFrame or a Dataset. Raises DataError with the place of what is wrong."""
     table, name, doubts = tables.read(source)
     try:
-        if not len(table):
-            raise DataError("the table has no rows", EXPECTED)
         layout = recognise(table, plan)
         layout = replace(layout, doubts=(*doubts, *layout.doubts))
         return _groups(table.reset_index(drop=True), layout, plan), layout

@@ -28,10 +28,19 @@ def read(source: Any) -> tuple["pd.DataFrame", str, tuple[str, ...]]:
     import pandas as pd
 
     if isinstance(source, pd.DataFrame):
-        return source, "the DataFrame given", ()
-    if type(source).__name__ == "Dataset":
-        return source.to_pandas(), "the Dataset given", ()
-    path = Path(str(source)).expanduser()
+        table, name, doubts = source, "the DataFrame given", ()
+    elif type(source).__name__ == "Dataset":
+        table, name, doubts = source.to_pandas(), "the Dataset given", ()
+    else:
+        table, name, doubts = _of_file(Path(str(source)).expanduser(), source)
+    if not len(table):
+        raise DataError(f"{name}: the table has no rows", EXPECTED)
+    return table, name, doubts
+
+
+def _of_file(path: Path, source: Any) -> tuple["pd.DataFrame", str, tuple[str, ...]]:
+    import pandas as pd
+
     if not path.is_file():
         raise DataError(f"{source} is not a file", "give a .csv, .tsv or .parquet file of numbers over time")
     if not path.stat().st_size:
