@@ -1,11 +1,15 @@
-"""Rows without times: where training ended is told by their number, as long as they are the same rows."""
+"""Rows without times: where training ended is told by their number; tables without a season to repeat."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from test_forecast_facade import QUICK, tuner
 from test_forecasting import table
 
 from llm_finetuner.cli.app import main
+from llm_finetuner.data import windows
+from llm_finetuner.recipe_series import Series
+from llm_finetuner.tasks.forecasting import Forecasting
 
 
 def test_rows_without_times_tell_where_training_ended(tmp_path, recwarn, capsys):
@@ -48,3 +52,22 @@ def test_rows_without_times_tell_where_training_ended(tmp_path, recwarn, capsys)
         given = words if model == "linear" else words[:4]
         assert main(["forecast", "--model", model, *given, "--level", "80,90"]) == 0
         assert "not known up to when" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "frequency, series, said",
+    [
+        ("h", {"lookback": 24}, "Look-back 24, horizon 4."),
+        ("h", {"lookback": 16}, "The last season is not compared: its 24 steps are more than the look-back."),
+        ("W", {"lookback": 16}, "The last season is not compared: its 52 steps are more than the look-back."),
+        ("YS", {"lookback": 16}, "The last season is not compared: none is known (series.season)."),
+        ("h", {"lookback": 16, "time_column": "none", "targets": ["c0"]}, "none is known (series.season)."),
+    ],
+)
+def test_a_season_that_is_not_compared_is_told(frequency, series, said):
+    history = table().assign(date=pd.date_range("1900", periods=300, freq=frequency))
+    train = windows.read(history, Series(horizon=4, **series)).part("train")
+    task = Forecasting()
+    names = [name for name, _ in task.simple_models(train)]
+    told = task.stated(train)
+    assert told.endswith(said) and ("not compared" in told) == (len(names) == 2)

@@ -85,7 +85,8 @@ def once(values: "pd.DataFrame", whose: str, plan: Series) -> "pd.DataFrame":
     if plan.duplicates == "error":
         raise DataError(
             f"{len(twice)} times{whose} come more than once, the first is {twice[0]}",
-            "--duplicates first, last or mean (series.duplicates) takes one; or is it a long table? --id-column NAME",
+            "--duplicates first, last or mean (series.duplicates) takes one; or is it a long table? --id-column NAME "
+            "(series.id_column)",
         )
     if plan.duplicates == "mean":
         return values.groupby(level=0).mean()
@@ -106,7 +107,7 @@ def regular(values: "pd.DataFrame", whose: str, plan: Series) -> tuple[Frequency
     if len(odd):
         raise DataError(
             f"times{whose} are irregular: {odd[0]} is not on the clock of {frequency} that begins at {times[0]}",
-            "bring the rows to a regular clock, or say --time-column none to take them in their order",
+            "bring the rows to a regular clock, or take them in their order: --time-column none (series.time_column)",
         )
     if plan.irregular == "error":
         lost = whole.difference(times)

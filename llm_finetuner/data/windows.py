@@ -149,7 +149,7 @@ class Frame:
         if not len(found):
             raise DataError(
                 f"the {name} part holds no window of {plan.lookback} + {plan.horizon} steps",
-                "shorten --lookback or --horizon, or give that part more rows: --split",
+                "shorten --lookback or --horizon, or give that part more rows: --split (series.lookback, ...)",
             )
         scaled = [
             scale.down(group.values).astype(np.float32)
@@ -181,7 +181,7 @@ def frame(groups: Sequence[Group], plan: Series, season: int, layout: str = "") 
         raise TooShort(
             f"{', '.join(group.names[:3])}: {len(group.values)} rows are too few for split {plan.split}: "
             f"{cut['train'][1]} to train and {cut['test'][1] - cut['test'][0]} to test, where a window takes {wanted}",
-            "shorten --lookback or --horizon, choose another --split"
+            "shorten --lookback or --horizon, choose another --split (series.lookback, ...)"
             + (", or --short drop (series.short) leaves such series out" if len(groups) > 1 else ""),
         )
     scales = [_scale(group, cut["scale"], plan) for group, cut in zip(kept, borders, strict=True)]
@@ -208,8 +208,8 @@ def parts(rows: int, plan: Series) -> dict[str, tuple[int, int]]:
         if rows < end:
             raise TooShort(
                 f"{rows} rows are too few for split {plan.split}, which takes {end}",
-                "--split 70-10-20 takes shares of whatever there is; of a long table --short drop (series.short) "
-                "leaves such series out",
+                "--split 70-10-20 (series.split) takes shares of whatever there is; of a long table --short drop "
+                "(series.short) leaves such series out",
             )
     else:
         train, end = int(rows * shares[0]), rows
@@ -234,7 +234,7 @@ def _scale(group: Group, rows: tuple[int, int], plan: Series) -> Scale:
         if plan.constant == "error":
             raise DataError(
                 f"{group.names[int(np.flatnonzero(flat)[0])]!r} never changes in the {len(train_TC)} training rows",
-                "leave it out (--targets), or --constant keep (series.constant) takes it as it is",
+                "leave it out (--targets, series.targets), or --constant keep (series.constant) takes it as it is",
             )
         spread = np.where(flat, 1.0, spread)
     return Scale(mean, spread)
