@@ -108,7 +108,8 @@ def _distill(child: argparse.ArgumentParser) -> None:
 
 def _run(child: argparse.ArgumentParser) -> None:
     child.add_argument("recipe", help="a recipe.yaml; one with stages is a chain")
-    child.add_argument("assignments", nargs="*", metavar="key=value", help="settings that replace the file's")
+    told = "settings that replace the file's; of a chain's first stage stages.0.train.steps=10"
+    child.add_argument("assignments", nargs="*", metavar="key=value", help=told)
     add_running(child)
     add_comparing(child)
 

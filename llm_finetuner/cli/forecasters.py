@@ -4,6 +4,7 @@ Heavy imports stand inside the functions; what is wrong with a table is told bef
 """
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -234,11 +235,15 @@ def _show_ahead(found: Any, levels: list[float], screen) -> None:
     for name, rows in found.groupby(series, sort=False):
         more = max(more, len(rows) - STEPS)
         for _, row in rows.head(STEPS).iterrows():
-            ends = (f"{row[f'{model}-lo-{x:g}']:.5g} to {row[f'{model}-hi-{x:g}']:.5g}" for x in levels)
+            ends = (_between(row[f"{model}-lo-{x:g}"], row[f"{model}-hi-{x:g}"]) for x in levels)
             lines.append([str(name), str(row[time]), f"{row[model]:.5g}", *ends])
     screen.table(["series", "time", "forecast", *(f"{level:g} %" for level in levels)], lines)
     if more > 0:
         screen.show(f"and {more} more steps of each: --output FILE.csv or --json has all")
+
+
+def _between(low: float, high: float) -> str:
+    return "-" if math.isnan(low) else f"{low:.5g} to {high:.5g}"
 
 
 def _free_file(given: dict[str, Any], history: str) -> Path | None:

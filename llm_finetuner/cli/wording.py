@@ -133,7 +133,8 @@ HELP = {
     "data.series.season": "steps of a season; auto: by the frequency, such as 24 of hourly rows",
     "data.series.time_column": "column of times; auto: date, ds, timestamp, time, datetime; none: rows follow in order",
     "data.series.id_column": "column that says which series a row is of; auto: unique_id or item_id, if there is one",
-    "data.series.targets": "columns to forecast; auto: all of a wide table, y or target of a long one",
+    "data.series.targets": "columns to forecast; auto: all of a wide table, y or target of a long one; quotes keep a "
+    """comma in a name: '"a, b"'""",
     "data.series.missing": "what becomes of missing numbers: the last one again, or a line to the next",
     "data.series.duplicates": "which of several rows of one time is taken",
     "data.series.irregular": "fill: times that are left out become missing numbers",
