@@ -64,9 +64,8 @@ class Group:
         return {name: self._rows(count, channel) for channel, name in enumerate(self.names)}
 
     def _rows(self, count: int, channel: int) -> list:
-        first_T = self.values[:count, channel].astype(
-            np.float32
-        )  # whose last bits no reader of files changes
+        # of float32, for readers of files differ in the last bits of float64
+        first_T = self.values[:count, channel].astype(np.float32)
         return [count, hashlib.sha256(first_T.tobytes()).hexdigest()[:16]]
 
 

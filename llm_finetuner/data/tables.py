@@ -17,9 +17,8 @@ EXPECTED = (
     "item_id, timestamp, target; or name them: --time-column, --id-column, --targets (series.time_column, ...)"
 )
 TARGETS = "--targets A B (series.targets)"
-NAMELESS = re.compile(
-    r"Unnamed: \d+|__index_level_\d+__|\s*"
-)  # pandas for an empty name, and for an index in parquet
+# what pandas makes of an empty name, and of an index in parquet
+NAMELESS = re.compile(r"Unnamed: \d+|__index_level_\d+__|\s*")
 DECIMAL = r"^(\s*[-+]?\d+),(\d+(?:[eE][-+]?\d+)?\s*)$"  # 1,5
 
 
