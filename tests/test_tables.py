@@ -3,7 +3,8 @@
 import numpy as np
 import pandas as pd
 import pytest
-from test_cli_series import CUT, ROWS, table
+from test_cli_series import CUT, ROWS, SHAPE, table
+from test_forecast_facade import tuner
 
 from llm_finetuner.cli.app import main
 from llm_finetuner.cli.settings import settings
@@ -51,14 +52,24 @@ def test_every_door_tells_of_a_column_that_is_left_out(tmp_path, monkeypatch, ca
     monkeypatch.chdir(tmp_path)
     table().to_csv("rows.csv")
     said = "warning: column 'Unnamed: 0' numbers the rows"
+    train = ["finetune", "--task", "forecasting", "--student", "patch", "--steps", "1", "--quiet"]
     for words in (
         ["preview", "--task", "forecasting"],
+        [*train, *SHAPE, "--output", "out"],
         ["evaluate", "--model", "repeat-last", "--json"],
         ["forecast", "--model", "repeat-last", "--json", "--quiet"],
     ):
         assert main([*words, "--data", "rows.csv", *CUT]) == 0
         told = capsys.readouterr()
         assert said in " ".join((told.out + told.err).split()), words
+    run = tuner(tmp_path / "run")
+    run.load_model()
+    with pytest.warns(UserWarning, match="column 'Unnamed: 0' numbers the rows"):
+        run.fit("rows.csv", epochs=1, batch_size=64)
+    with pytest.warns(UserWarning, match="column 'Unnamed: 0' numbers the rows"):
+        run.forecast("rows.csv", level=[])
+    with pytest.warns(UserWarning, match="column 'Unnamed: 0' numbers the rows"):
+        run.evaluate("rows.csv")
 
 
 def test_times_in_the_index_are_told():

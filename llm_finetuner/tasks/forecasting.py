@@ -76,8 +76,6 @@ class Forecasting(Task):
     def own_parts(self, source: Any, data: Data, note: Callable[[str], None]) -> tuple[Windows, Windows]:
         """The windows to train on, and those of validation, of which `data.eval_samples` tell as much as all."""
         frame = self.frame(source, data)
-        for doubt in frame.doubts:
-            note(f"careful: {doubt}")
         note(f"{frame.layout}; look-back {data.series.lookback}, horizon {data.series.horizon}")
         return frame.part("train"), columns.evenly(frame.part("validation"), data.eval_samples)
 
@@ -211,6 +209,10 @@ class Forecasting(Task):
     def details(self, models: dict[str, nn.Module], rows: Windows, shown: Sequence[str]) -> dict[str, Any]:
         """Errors by step and channel, skill, intervals, examples."""
         return forecast_figures.details(models, rows.frame, shown)
+
+    def doubts(self, rows: Windows) -> Sequence[str]:
+        """What of the table was read otherwise than it may be meant."""
+        return rows.frame.doubts
 
     def stated(self, rows: Windows) -> str:
         """Errors of other look-backs are not to be compared; why no season is repeated, where none is."""
