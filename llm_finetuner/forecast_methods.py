@@ -11,7 +11,7 @@ from torch import nn
 
 from llm_finetuner import forecasting_job, recipe_file
 from llm_finetuner.benchmark.quality import evaluate
-from llm_finetuner.data import series
+from llm_finetuner.data import series, tables
 from llm_finetuner.data.windows import Windows
 from llm_finetuner.errors import OrderError, RecipeError
 from llm_finetuner.judging import Judging
@@ -51,6 +51,7 @@ class Forecasting(Judging):
         self._need_forecaster()
         plan = self.recipe.data.series
         groups, layout = series.load(history, plan)
+        _warn(layout.doubts)
         found = forecasting_job.forecast(self.model, groups, level, horizon=horizon, windows=windows)
         return forecasting_job.as_given(found, layout)
 
@@ -66,7 +67,8 @@ class Forecasting(Judging):
         """
         self._need_forecaster()
         plan = self.recipe.data.series
-        groups, _ = series.load(table, plan)
+        groups, layout = series.load(table, plan)
+        _warn(layout.doubts)
         return forecasting_job.backtest(
             self.model, groups, level, cutoffs=n_windows, step=step_size, horizon=horizon, windows=windows,
         )  # fmt: skip
@@ -76,6 +78,7 @@ class Forecasting(Judging):
     ) -> dict[str, Any]:
         """The figures of the test part, with a teacher mse_to_teacher too; a line is fitted to its training rows."""
         rows = self._prepare(table).dataset
+        _warn(rows.frame.doubts, 4)
         self._task.check_inputs(rows, self.model)
         if self._last is None and self.recipe.student.name in MODELS and is_fitted(self.model):
             forget(self.model)  # nobody had it fitted to rows of their choice: each table has its own
@@ -98,16 +101,18 @@ class Forecasting(Judging):
                 "rows of text",
                 "series={...} of LLMFineTuner names columns and how much is used (targets, train_percent)",
             )
-        series.load(source, self.recipe.data.series)
+        _, layout = series.load(source, self.recipe.data.series)
+        _warn(layout.doubts, 4)
         if isinstance(source, str | Path):
             self._set_data(source=str(source))
-        return series.read_table(source)[0]
+        return tables.read(source)[0]
 
     def _parts_of_series(self, table: Any) -> tuple[Windows, Windows]:
         """The windows to train on, and those that weights are chosen on; a file that is named is noted."""
         if isinstance(table, str | Path):
             self._set_data(source=str(table))
         train, validation = self._task.own_parts(table, self._data(), lambda note: None)
+        _warn(train.frame.doubts, 4)
         self._task.check_inputs(train, self.model)
         self._task.fit(self.model, train, self.recipe.train.seed)
         return train, validation
@@ -123,6 +128,12 @@ class Forecasting(Judging):
             raise OrderError(
                 f"{name or 'the line'} has not learned from any rows yet", "call fit(table) first"
             )
+
+
+def _warn(doubts: Sequence[str], level: int = 3) -> None:
+    """Python's own warnings, where LLMFineTuner was called."""
+    for doubt in doubts:
+        warnings.warn(doubt, stacklevel=level)
 
 
 def plan_of(model: str | nn.Module, task: str, given: dict[str, Any] | Series | None) -> Series:

@@ -165,7 +165,7 @@ class _Said:
             raise DataError(
                 f"{_names([group])}: {max(0, rows[0])} rows before the first forecast, where the look-back is "
                 f"{config.lookback}",
-                "give a longer history, or fewer cut-offs (n_windows, step_size)",
+                "give a longer history" + ", or fewer cut-offs (n_windows, step_size)" * (len(rows) > 1),
             )
         first = max(_first(group, model), rows[0] - windows - config.horizon)
         learned = range(first, rows[-1]) if levels and enough(rows[-1] - first, config.horizon) else ()
@@ -218,7 +218,7 @@ def _doubts(
         found.append(
             f"{_names(lacking)}: too few rows for intervals, whose ends are left empty: it takes "
             f"{LEAST + config.horizon} behind the first {config.lookback} and behind the training rows; give a longer "
-            "history, or level=[]"
+            "history, or no level (--level left out; level=[] in Python)"
         )
     return found
 

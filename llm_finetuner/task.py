@@ -242,6 +242,10 @@ class Task:
         """What else a report tells of models on these rows; shown: those whose answers are looked at more closely."""
         return None
 
+    def doubts(self, rows: Any) -> Sequence[str]:
+        """Warnings of how the rows were read."""
+        return ()
+
     def stated(self, rows: Any) -> str:
         """What has to stand beside every score, as a sentence."""
         return ""

@@ -18,7 +18,7 @@ from llm_finetuner.cli.typed import spell_objectives
 from llm_finetuner.cli.words import shape_given
 from llm_finetuner.errors import FinetunerError
 from llm_finetuner.layer_maps import POOLED_NAME
-from llm_finetuner.recipe import Recipe, Teacher, Train, members_of
+from llm_finetuner.recipe import Data, Recipe, Teacher, Train, members_of
 from llm_finetuner.recipe_series import FORECASTING
 from llm_finetuner.registry import TASKS, resolve
 
@@ -33,6 +33,7 @@ def confirm_screen(recipe: Recipe, screen: Screen) -> bool:
     tokenizers: Rows = []
     try:
         sight = preview.look(recipe)
+        warnings += sight.doubts if isinstance(sight, SeriesSight) else []
         plans = as_planned(recipe) if recipe.stages else [recipe]
         check_stages(recipe) if recipe.stages else check_fit(recipe)
         guesses = [ahead(plan, sight) for plan in plans]
@@ -143,11 +144,22 @@ def data_rows(recipe: Recipe, sight: preview.Sight | SeriesSight | None) -> Rows
     if isinstance(sight, SeriesSight):
         return [
             ("data", f"{data.source}: {sight.sentence}"), ("times", sight.times),
-            ("cut", f"{data.series.split}: {sight.cut}"),
+            ("cut", f"{data.series.split}: {sight.cut}"), *_also_given(data),
         ]  # fmt: skip
     first = f", first {data.samples} rows" if data.samples else ""
     rows = [("data", f"{data.source}{first}{f': {sight.sentence}' if sight else ''}")]
     return [*rows, ("class weights", listed(sight.weights))] if sight and sight.weights else rows
+
+
+def _also_given(data: Data) -> Rows:
+    """What else is said of series and is not as usual."""
+    shown = ("data.source", "data.series.split", *(f"data.series.{name}" for name in ("lookback", "horizon")))
+    told = []
+    for setting in fields_of(Data, "data"):
+        value = vars(data.series if setting.owner == FORECASTING else data)[setting.name]
+        if setting.path not in shown and value != setting.default:
+            told.append(f"{setting.name.replace('_', ' ')} {setting.spell(value)}")
+    return [("also of the data", "; ".join(told))] if told else []
 
 
 def training_rows(recipe: Recipe) -> Rows:

@@ -218,9 +218,18 @@ class Forecasting(Task):
         """Errors by step and channel, skill, intervals, examples."""
         return forecast_figures.details(models, rows.frame, shown)
 
+    def doubts(self, rows: Windows) -> Sequence[str]:
+        """What of the table was read otherwise than it may be meant."""
+        return rows.frame.doubts
+
     def stated(self, rows: Windows) -> str:
-        """Errors of other look-backs are not to be compared."""
-        return f"Look-back {rows.lookback}, horizon {rows.horizon}."
+        """Errors of other look-backs are not to be compared; why no season is repeated, where none is."""
+        season, said = rows.frame.season, f"Look-back {rows.lookback}, horizon {rows.horizon}."
+        if season > rows.lookback:
+            return f"{said} The last season is not compared: its {season} steps are more than the look-back."
+        return (
+            said if season > 1 else f"{said} The last season is not compared: none is known (series.season)."
+        )
 
     def test_rows(self, train: Windows, held_out: Windows) -> Windows:
         """The windows of the test part."""
