@@ -13,10 +13,11 @@ models                  one dict a model: name, role, steps, seconds, the measur
 differences             the measure of `name` against that of `other`, whose role is `role`: difference (of perplexity:
                         of the loss, in nats; else of the figure), low, high, significant, better; change, change_low,
                         change_high in change_unit; of accuracy also p
+simpler                 names of the models that learn little or nothing and are measurably better than the judged one
 findings                one dict a distilled or tuned model: name, sentence, paid, paid_at_equal_steps,
-                        paid_at_equal_compute
+                        paid_at_equal_compute, simpler
 compression             how many times the first of them is smaller or faster than the teacher: parameters, bytes, speed
-cost                    compute of a distillation step in steps of plain training: ratio
+cost                    compute of a distillation step in steps of plain training: ratio; None of other runs
 samples                 prompt, reference, completions {name: text}
 labels                  names of the labels, and scores {model: precision, recall, f1, count of each}; None where the
                         answers are tokens, or there are more than MOST_LABELS
@@ -40,6 +41,7 @@ signals                 of models of sequences, else None; on the rows of the te
 seeds                   of several pairs of runs: seeds, distilled, alone, every_seed, answer, change, change_low,
                         change_high, sentence (seeds.py); added by comparison.compare
 share                   where beta was chosen: candidates [{share, value}], chosen, measure (share.py); added by it too
+untaught                of a run that was to be distilled and hears no teacher, why; added by it too
 examples, tokens, seed  what was scored, and the seed of the resampling
 references, memory, latency, measured, formulas
                         in words: what completions were held against, what memory and latency mean, on what machine and
@@ -52,6 +54,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from torch import nn
 
 from llm_finetuner.benchmark import answers, judge, speed, text
@@ -149,7 +152,8 @@ def verdict(
         finding["sentence"] = f"{finding['sentence']} {task.stated(rows)}".strip()
     shown = [entry.name for entry in entries if entry.role in ("teacher", *judge.JUDGED)]
     first = next(entry for entry in entries if entry.role in judge.JUDGED)
-    cost = speed.cost_ratio(first.model, teacher.model) if teacher else None
+    distils = teacher and first.role == "distilled"
+    cost = speed.cost_ratio(first.model, teacher.model) if distils else None
     result = {
         **{key: value for key, value in findings[0].items() if key != "name"},
         "warnings": judge.warnings(case),
@@ -195,7 +199,10 @@ def _judged(lines: list[dict]) -> list[dict]:
 def _differences(
     entries: Sequence[Entry], qualities: dict[str, Quality], measure: Measure, seed: int
 ) -> list[dict]:
-    """Every judged model against every other model, and the teacher against every student that it did not teach."""
+    """Every judged model against every other model, and the teacher against every model that it did not teach.
+
+    A teacher that is one of the simple models itself, such as a line in closed form, is not held against that one.
+    """
     found = []
     for at, entry in enumerate(entries):
         for other_at, other in enumerate(entries):
@@ -203,6 +210,8 @@ def _differences(
                 wanted = other_at > at or other.role not in judge.JUDGED  # two judged models: once is enough
             else:
                 wanted = entry.role == "teacher" and other.role not in ("teacher", *judge.JUDGED)
+                errors = qualities[entry.name].nll, qualities[other.name].nll
+                wanted = wanted and not (other.role == "simple" and np.allclose(*errors))  # the same model
             if wanted:
                 pair = measure.compare(qualities[entry.name], qualities[other.name], seed=seed)
                 found.append({"name": entry.name, "other": other.name, "role": other.role, **pair})

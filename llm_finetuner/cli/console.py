@@ -34,7 +34,7 @@ METRICS = (  # key of a model's figures, label, how it is spelled; those that a 
     ("flops", "FLOPs/token", count),
     ("tokens_per_second", "tokens/s", "{:,.0f}".format),
     ("latency_ms", "latency, ms", "{:.1f}".format),
-    ("peak_memory_mb", "peak memory, MB", "{:,.0f}".format),
+    ("peak_memory_mb", "memory", lambda megabytes: size(1e6 * megabytes)),
 )
 WIDE = 200  # characters of a table in a file
 MEAN_TOKENS = ("mean_tokens", "tokens a completion", "{:.1f}".format)
@@ -142,6 +142,8 @@ class Screen:
                     "flops": f"FLOPs/{measure['read'][:-1]}",
                 }
             self.console.print(models_table(models, self.console.width, names))
+        if "memory" in verdict:
+            self.say(f"memory: {verdict['memory']}", "dim")
         if not self.quiet:
             self.samples((verdict.get("samples") or verdict.get("answers") or [])[:2])
         for words in verdict.get("warnings", []):

@@ -114,7 +114,6 @@ WHY_SERIES = {  # of forecasters
     "train.steps": "Updates of the weights. Windows overlap, so that a pass over all says little.",
     "train.batch_size": "Windows in one forward pass, each of all channels. Lower it when memory is short.",
 }
-PART_OF_FORECASTER = "Or teacher/2: every second block of the teacher."
 SHAPES = {  # what is asked of models that are built here
     "time_llm": ("backbone", "hidden_size", "num_layers", "num_heads"),
     "patch": ("hidden_size", "num_layers", "num_heads"),

@@ -15,11 +15,10 @@ import numpy as np
 from torch import nn
 
 from llm_finetuner.benchmark.quality import Quality
-from llm_finetuner.data import columns
-from llm_finetuner.data.windows import Windows
 from llm_finetuner.errors import RecipeError
 from llm_finetuner.recipe import Recipe
 from llm_finetuner.run import writing
+from llm_finetuner.task import Task
 
 SAMPLED = 512  # numbers of each weight that the mark of a live model is made of
 STATES = ("finished", "stopped", "unfinished", "failed")  # in the order of the table
@@ -158,17 +157,11 @@ def digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def digest_of_rows(rows: Any) -> str:
-    """Of the tokens and of what counts; of windows the numbers and where each begins."""
+def digest_of_rows(task: Task, rows: Any) -> str:
+    """Of all that a task's rows hold."""
     found = hashlib.sha256()
-    if isinstance(rows, Windows):
-        for values in (*rows.scaled, rows.starts, np.array([rows.lookback, rows.horizon])):
-            found.update(np.ascontiguousarray(values).tobytes())
-        return found.hexdigest()[:16]
-    for name in ("input_ids", "labels"):
-        for values in columns.flat(rows, name):
-            found.update(values.astype(np.int64).tobytes())
-    found.update(columns.lengths(rows).astype(np.int64).tobytes())
+    for values in task.contents(rows):
+        found.update(np.ascontiguousarray(values).tobytes())
     return found.hexdigest()[:16]
 
 
