@@ -15,21 +15,20 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 
 aten = torch.ops.aten
 
 
 def count(forward: Callable[[], Any]) -> int:
     """Operations of forward(), which has run before so that nothing is made for the first time."""
-    known, more = FlopCounterMode(display=False), Others()
-    with torch.no_grad(), known, more:
+    with torch.no_grad(), Counted() as counter:
         forward()
-    return known.get_total_flops() + more.total
+    return counter.total
 
 
-class Others(TorchDispatchMode):
-    """Adds up what torch's counter leaves out."""
+class Counted(TorchDispatchMode):
+    """Adds up by torch's formulas and ours. torch's FlopCounterMode hooks modules too, which not every output bears."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,9 +36,11 @@ class Others(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         said = func(*args, **(kwargs or {}))
-        formula = FORMULAS.get(func.overloadpacket)
-        if formula is not None:
-            self.total += round(formula(said, *args))
+        operation = func.overloadpacket
+        if operation in FORMULAS:
+            self.total += round(FORMULAS[operation](said, *args))
+        elif operation in flop_registry:
+            self.total += flop_registry[operation](*args, **(kwargs or {}), out_val=said)
         return said
 
 

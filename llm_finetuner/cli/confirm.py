@@ -3,7 +3,7 @@
 from typing import Any
 
 from llm_finetuner.benchmark.phrases import times
-from llm_finetuner.cli import preview, series_estimate
+from llm_finetuner.cli import preview, series_estimate, signal_estimate
 from llm_finetuner.cli.chains import as_planned, check_stages, named_students
 from llm_finetuner.cli.console import Screen
 from llm_finetuner.cli.doctor import memory_available
@@ -19,7 +19,7 @@ from llm_finetuner.cli.words import shape_given
 from llm_finetuner.errors import FinetunerError
 from llm_finetuner.layer_maps import POOLED_NAME
 from llm_finetuner.recipe import Data, Recipe, Teacher, Train, members_of
-from llm_finetuner.recipe_series import FORECASTING
+from llm_finetuner.recipe_series import FORECASTING, OF_NUMBERS, REGRESSION
 from llm_finetuner.registry import TASKS, resolve
 
 Rows = list[tuple[str, str]]
@@ -39,7 +39,7 @@ def confirm_screen(recipe: Recipe, screen: Screen) -> bool:
         guesses = [ahead(plan, sight) for plan in plans]
         sizes, guess = guesses[0][0], together([guess for _, guess in guesses])
         warnings += memory_warnings(guess)
-        if teachers_of(recipe) and recipe.teacher.kind != "across" and recipe.task != FORECASTING:
+        if teachers_of(recipe) and recipe.teacher.kind != "across" and recipe.task not in OF_NUMBERS:
             fits, words = vocabularies(recipe)
             tokenizers = [("tokenizers", words)]
             warnings += [] if fits else ["the run will be refused, because the tokenizers differ"]
@@ -69,6 +69,8 @@ def ahead(plan: Recipe, sight: preview.Sight | SeriesSight) -> tuple[Sized, Esti
     """Sizes of the models, and what the run will take. Raises ModelError."""
     if isinstance(sight, SeriesSight):
         return series_estimate.look_ahead(plan, sight)
+    if plan.task == REGRESSION:
+        return signal_estimate.look_ahead(plan, sight.examples, sight.length)
     return look_ahead(plan, sight.examples, sight.length)
 
 
@@ -166,12 +168,15 @@ def training_rows(recipe: Recipe) -> Rows:
     """The usual settings in one line; of the rest those that are not as usual."""
     plan = recipe.train
     length = f"{plan.steps} steps" if plan.steps else f"epochs {plan.epochs:g}"
-    series = recipe.task == FORECASTING
-    a_step = (
-        f"{plan.batch_size} x {plan.gradient_accumulation_steps} {'windows' if series else 'examples'} a step"
-    )
+    what = {FORECASTING: "windows", REGRESSION: "rows"}.get(recipe.task, "examples")
+    a_step = f"{plan.batch_size} x {plan.gradient_accumulation_steps} {what} a step"
     rate = f"learning rate {plan.learning_rate or 'auto'}"
-    told = [length, a_step, rate, *([] if series else [f"at most {recipe.data.max_length} tokens"])]
+    told = [
+        length,
+        a_step,
+        rate,
+        *([] if recipe.task in OF_NUMBERS else [f"at most {recipe.data.max_length} tokens"]),
+    ]
     shown = ("epochs", "steps", "batch_size", "gradient_accumulation_steps", "learning_rate")
     for setting in fields_of(Train, "train"):
         value = vars(plan)[setting.name]

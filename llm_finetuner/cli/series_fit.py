@@ -157,7 +157,8 @@ def _check_name(model: Model, recipe: Recipe) -> None:
     path = Path(model.name).expanduser()
     if not model.name or path.is_dir() or (path.parent != Path() and not path.parent.is_dir()):
         return
-    fit = [name for name in MODELS if name not in (NAIVE if model is recipe.student else UNTRAINED)]
+    others = (*OF_SEQUENCES, *(NAIVE if model is recipe.student else UNTRAINED))
+    fit = [name for name in MODELS if name not in others]
     raise unknown("forecaster", model.name, (*fit, "the folder of a run", "org/model of the hub"))
 
 

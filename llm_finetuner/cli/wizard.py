@@ -24,7 +24,6 @@ OTHER_JOBS = (  # key, title, what it means
     ("d", "Doctor", "What this machine has, and what is missing"),
     ("q", "Quit", ""),
 )
-NOT_ASKED = ("regression_distillation",)  # flags and recipes start it; the menu has no questions for it yet
 SHOW_CURSOR = "\x1b[?25h"
 LIGHT = ("o", "d", "q")  # jobs that no run follows
 
@@ -91,9 +90,5 @@ def menu(on_choice: Callable[[Any], None] = lambda choice: None) -> int:
 
 def first_screen(default: Any) -> Pick:
     """The methods under their numbers, then the other jobs."""
-    methods = [
-        (n, title.split(": ")[0], title.split(": ")[1], str(n))
-        for n, (name, *_, title) in MENU.items()
-        if name not in NOT_ASKED
-    ]
+    methods = [(n, title.split(": ")[0], title.split(": ")[1], str(n)) for n, (*_, title) in MENU.items()]
     return Pick([*methods, *((key, title, told, key) for key, title, told in OTHER_JOBS)], default)
