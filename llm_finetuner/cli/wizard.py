@@ -35,7 +35,7 @@ def start() -> int:
             "the menu needs a terminal, and stdin or stdout is none",
             f"use flags: {program()} distill --student S --teacher T --data D, or see {program()} --help",
         )
-    prompts.note(f"LLM Finetuner {__version__}   Enter accepts, Esc or Ctrl-B goes back, Ctrl-C leaves.\n")
+    prompts.note(f"LLM Finetuner {__version__}   Enter accepts, Esc or Ctrl-B goes back, Ctrl-C leaves.")
     with KeptTerminal():
         return menu(import_ahead)
 

@@ -61,10 +61,6 @@ class Signals:
     def select(self, numbers: Sequence[int]) -> "Signals":
         return replace(self, numbers=self.numbers[list(numbers)])
 
-    def __add__(self, other: "Signals") -> "Signals":
-        """Rows of two parts of the same arrays."""
-        return replace(self, numbers=np.concatenate([self.numbers, other.numbers]))
-
     @property
     def length(self) -> int:
         return self.inputs.shape[1]
@@ -75,6 +71,20 @@ class Signals:
         if not self.targets.shape[2]:
             return np.zeros(len(self), bool)
         return ~np.isnan(self.targets[self.numbers, 0, 0])
+
+
+class Joined(Sequence):
+    """Rows of several parts, perhaps of other lengths, one part behind the other: to go through, not to train on."""
+
+    def __init__(self, parts: Sequence[Signals]):
+        self.places = [(part, number) for part in parts for number in range(len(part))]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        part, own = self.places[number]
+        return part[own]
 
 
 @dataclass(frozen=True, eq=False)

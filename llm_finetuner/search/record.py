@@ -113,7 +113,7 @@ class Record:
         """qualities: on the rows that choose and, where rows were set apart, on those that report."""
         arrays = {}
         for rows, quality in qualities.items():
-            kept = {"nll": quality.nll, "tokens": quality.tokens, "right": quality.right}
+            kept = {name: getattr(quality, name) for name in ("nll", "tokens", "right", "energy")}
             arrays |= {f"{rows}_{name}": array for name, array in kept.items() if array is not None}
             arrays[f"{rows}_span"] = np.asarray(quality.span)
         with writing(self.folder / folder):
@@ -124,7 +124,7 @@ class Record:
         with np.load(self.folder / run.folder / "scores.npz") as arrays:
             return Quality(
                 arrays[f"{rows}_nll"], arrays[f"{rows}_tokens"], right=arrays.get(f"{rows}_right"),
-                span=int(arrays.get(f"{rows}_span", 0)),
+                energy=arrays.get(f"{rows}_energy"), span=int(arrays.get(f"{rows}_span", 0)),
             )  # fmt: skip
 
 

@@ -162,9 +162,14 @@ class SequenceRegression(Task):
         targets_NV = batch["targets"][counted_BL] / batch["scale"][rows_N]
         return {"targets": targets_NV, "examples": rows_N, "numbers": True}
 
-    def together(self, parts: Sequence[Signals]) -> Signals:
-        """Parts of the same arrays as one."""
-        return sum(parts[1:], parts[0])
+    def together(self, parts: Sequence[Signals]) -> signals.Joined:
+        """The rows of these parts one behind the other."""
+        return signals.Joined(parts)
+
+    def contents(self, rows: Signals) -> Iterator[np.ndarray]:
+        """The numbers of each row, and which samples count."""
+        for row in self.by_row(rows):
+            yield from (row["inputs"], row["targets"], row["counted"])
 
     def about(self, data: Data) -> dict[str, Any]:
         """Rows are taken as they are."""
