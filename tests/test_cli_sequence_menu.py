@@ -5,19 +5,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from menu_keys import CTRL_U, DOWN, ENTER, answers_to, keys  # noqa: F401  a fixture
+from menu_keys import CTRL_B, CTRL_U, DOWN, ENTER, answers_to, keys  # noqa: F401  a fixture
 from sequences import arrays
 from test_cli_app import recipe_of
 
 from llm_finetuner import recipe_file
-from llm_finetuner.cli import confirm, jobs, side_jobs, signal_questions
+from llm_finetuner.cli import confirm, jobs, side_jobs, signal_questions, wizard
 from llm_finetuner.cli.console import Screen
 from llm_finetuner.cli.questions import further
-from llm_finetuner.cli.settings import build
+from llm_finetuner.cli.settings import OF_ONE_TASK, build
 from llm_finetuner.cli.signal_fit import KIND
 from llm_finetuner.cli.words import words_of
 from llm_finetuner.finetuner import LLMFineTuner
 from llm_finetuner.models.s4d import S4DConfig
+from llm_finetuner.registry import MENU
 
 SIZES = {"model_dim": 4, "state_dim": 8, "num_layers": 2}
 TYPED = " ".join(f"{name}={value}" for name, value in SIZES.items())
@@ -131,6 +132,17 @@ def test_a_run_to_its_end(keys, desk, capsys):  # noqa: F811
     verdict = json.loads(Path("out/metrics.json").read_text())
     assert len(verdict["seeds"]["distilled"]) == 2 and verdict["signals"]["rows"] == 2
     assert recipe_file.load("out/recipe.yaml").student.init == "teacher"
+
+
+def test_both_distillations_of_numbers_stand_on_one_line(keys, desk, monkeypatch):  # noqa: F811
+    """Of the first screen, which has 24 lines; back from the second question is back to the first."""
+    chosen = []
+    monkeypatch.setattr(jobs, "distil_or_finetune", lambda method: chosen.append(method) or 0)
+    assert len(wizard.first_screen(1).choices) < 24
+    assert keys(wizard.menu, "13", ENTER, ENTER) == 0
+    assert keys(wizard.menu, "13", ENTER, CTRL_B, "13", ENTER, DOWN, ENTER) == 0
+    assert chosen == ["forecast_distillation", "regression_distillation"]
+    assert {MENU[number][0] for number in wizard.OF_NUMBERS} == set(OF_ONE_TASK)
 
 
 def test_answers_are_kept_from_the_menu(keys, desk, capsys):  # noqa: F811
