@@ -140,7 +140,7 @@ def details(models: dict[str, nn.Module], frame: Frame, shown: Sequence[str]) ->
         made, why = {}, f"{error.what}: {error.hint}"
     return {
         "lookback": frame.plan.lookback, "horizon": frame.plan.horizon, "windows": len(test),
-        "channels": frame.names, "of_channels": total, "naive": naive_name(reference), "season": frame.season,
+        "channels": frame.names, "of_channels": total, "naive": naive_name(reference),
         "by_step": {name: forecasts.by_step(of).tolist() for name, of in said.items()},
         "by_channel": {name: forecasts.by_channel(of, frame) for name, of in said.items()},
         "skill": {name: skill(of, against, frame) for name, of in said.items()},
