@@ -64,7 +64,7 @@ class Bench:
         return folder
 
     def recipe(self, name: str, size: str, seed: int, plan: str | None = None, **changes: Any) -> Recipe:
-        """Plain training on the truth, the whole sequence seen both ways. plan: the size whose steps and rate to take."""
+        """Plain training on the truth, the whole sequence seen both ways. plan: whose steps and rate to take."""
         plan = plan or size
         settings = {
             "task": "sequence_regression", "method": "fine_tuning",
