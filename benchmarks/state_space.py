@@ -15,10 +15,11 @@ from pathlib import Path
 import state_space_table
 import torch
 import transformers
-from state_space_runs import LABELLED, ROOT, STEPS, STUDENTS, TEACHER_STEPS, Bench, image, points
+from state_space_runs import LABELLED, ROOT, STUDENTS, Bench, image, points
 
 from llm_finetuner.data import sar, sar_files
 from llm_finetuner.data.sar_processors import PROCESSORS, blanked_filter, exact_filter
+from llm_finetuner.recipe import Recipe
 
 GUIDE = (0.3, 0.5, 0.2)
 
@@ -35,40 +36,49 @@ def processors(bench: Bench) -> None:
 
 def teacher(bench: Bench) -> None:
     """The teacher, and the same without gates for the same steps."""
-    _once(bench, "teacher", lambda: bench.trained(bench.recipe("teacher", "teacher", 0, TEACHER_STEPS)))
-    _once(
-        bench, "without gates", lambda: bench.trained(bench.recipe("ungated", "standard", 0, TEACHER_STEPS))
-    )
+    _once(bench, "teacher", lambda: bench.trained(bench.recipe("teacher", "teacher", 0)))
+    _once(bench, "without gates", lambda: bench.trained(bench.recipe("ungated", "standard", 0, "teacher")))
 
 
 def students(bench: Bench) -> None:
-    """Each size alone, from the teacher's weights with its states matched, and by the guide's loss from the seed."""
-    for seed in bench.seeds:
-        for size in reversed(STUDENTS):
-            plain = bench.recipe(f"{size}_{seed}", size, seed, STEPS)
-            arms = {
-                "alone": plain,
-                "from the teacher": bench.taught(plain, GUIDE, "teacher"),
-                "guide's loss": bench.taught(plain, GUIDE, "seed"),
-            }
-            for arm, recipe in arms.items():
-                _once(bench, f"{size}, {arm}, {seed}", lambda recipe=recipe: bench.trained(recipe))
+    """Each size alone, and from the teacher's weights with its answers and states matched."""
+    _each(
+        bench,
+        {
+            "alone": lambda plain: plain,
+            "from the teacher": lambda plain: bench.taught(plain, GUIDE, "teacher"),
+        },
+    )
+
+
+def guide(bench: Bench) -> None:
+    """Each size by the guide's loss from the seed."""
+    _each(bench, {"guide's loss": lambda plain: bench.taught(plain, GUIDE, "seed")})
 
 
 def few(bench: Bench) -> None:
     """Tiny students of 32 columns with truth: alone, and with as many others as ever that the teacher answers."""
     labelled = {"source": str(bench.columns(LABELLED))}
     for seed in bench.seeds:
-        mixed = bench.recipe(f"few_{seed}", "tiny", seed, STEPS, data=labelled)
-        alone = bench.recipe(f"few_alone_{seed}", "tiny", seed, STEPS, data={**labelled, "samples": LABELLED})
+        mixed = bench.recipe(f"few_{seed}", "tiny", seed, data=labelled)
+        alone = bench.recipe(f"few_alone_{seed}", "tiny", seed, data={**labelled, "samples": LABELLED})
         arms = {"alone": alone, "taught": bench.taught(mixed, (0.3, 0.7, 0.0), "seed")}
         for arm, recipe in arms.items():
             _once(bench, f"few, {arm}, {seed}", lambda recipe=recipe: bench.trained(recipe))
 
 
 PARTS: dict[str, Callable[[Bench], None]] = {
-    "processors": processors, "teacher": teacher, "students": students, "few": few,
+    "processors": processors, "teacher": teacher, "students": students, "few": few, "guide": guide,
 }  # fmt: skip
+
+
+def _each(bench: Bench, arms: dict[str, Callable[[Recipe], Recipe]]) -> None:
+    for seed in bench.seeds:
+        for size in reversed(STUDENTS):
+            plain = bench.recipe(f"{size}_{seed}", size, seed)
+            for arm, made in arms.items():
+                recipe = made(plain)
+                _once(bench, f"{size}, {arm}, {seed}", lambda recipe=recipe: bench.trained(recipe))
 
 
 def _once(bench: Bench, name: str, run: Callable[[], dict]) -> None:

@@ -34,7 +34,8 @@ SIZES = {  # half, or a bit less, of the presets' width; their ratios of paramet
     "tiny": {"model_dim": 12, "state_dim": 32, "num_layers": 2, "gate": "off"},
 }
 STUDENTS = ("standard", "compressed", "tiny")
-TEACHER_STEPS, STEPS, RATE = 900, 500, 5e-3  # of 16 columns
+STEPS = {"teacher": 600, "standard": 350, "compressed": 400, "tiny": 500}  # of 16 columns
+RATE = {"teacher": 1e-2, "standard": 1e-2, "compressed": 2e-2, "tiny": 2e-2}  # small ones learn at more
 LABELLED = 32
 POINTS = 16  # single points that responses are measured on
 
@@ -62,26 +63,36 @@ class Bench:
             sar_files.write(folder, sar.AIRBORNE, sar_scenes.Scene(), counts, 0, labelled)
         return folder
 
-    def recipe(self, name: str, size: str, seed: int, steps: int, **changes: Any) -> Recipe:
-        """Plain training on the truth, the whole sequence seen both ways."""
+    def recipe(self, name: str, size: str, seed: int, plan: str | None = None, **changes: Any) -> Recipe:
+        """Plain training on the truth, the whole sequence seen both ways. plan: whose steps and rate to take."""
+        plan = plan or size
         settings = {
             "task": "sequence_regression", "method": "fine_tuning",
             "student": {"name": "s4d", "shape": {"preset": "teacher", "bidirectional": True, **SIZES[size]}},
             "data": {"source": str(self.columns())},
             "train": {
-                "steps": steps, "batch_size": 16, "gradient_accumulation_steps": 1, "learning_rate": RATE, "warmup": 30,
-                "eval_every": 0, "save_every": 0, "precision": "fp32", "seed": seed,
+                "steps": STEPS[plan], "batch_size": 16, "gradient_accumulation_steps": 1, "learning_rate": RATE[plan],
+                "warmup": 30, "eval_every": 0, "save_every": 0, "precision": "fp32", "seed": seed,
             },
             "output": str(self.out / name),
         }  # fmt: skip
         return from_dict({**settings, **changes})
 
     def taught(self, recipe: Recipe, weights: tuple[float, float, float], init: str) -> Recipe:
-        """The same with the teacher: alpha, beta, gamma, and what the student begins with."""
+        """The same with the teacher: alpha, beta, gamma, and what the student begins with.
+
+        Its answers and states are kept beside the columns by the first run that asks, and read by all others.
+        """
         settings = recipe.to_dict()
+        options = dict(zip(("alpha", "beta", "gamma"), weights, strict=True))
+        kept = {
+            "path": f"{recipe.data.source}_answers",
+            "keep_layers": list(range(SIZES["teacher"]["num_layers"])),
+        }
         settings |= {
-            "method": "regression_distillation", "options": dict(zip(("alpha", "beta", "gamma"), weights, strict=True)),
-            "teacher": {"name": str(self.out / "teacher")}, "student": {**settings["student"], "init": init},
+            "method": "regression_distillation", "options": {**options, "feature_layers": "uniform"},
+            "teacher": {"name": str(self.out / "teacher"), "kind": "live_cached", "options": kept},
+            "student": {**settings["student"], "init": init},
         }  # fmt: skip
         return from_dict(settings)
 

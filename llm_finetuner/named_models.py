@@ -90,8 +90,9 @@ def cut(model: nn.Module, recipe: Recipe, rows: Any) -> nn.Module:
     """
     student, divisor = recipe.student, parse_share(recipe.student.name)
     if student.init == "teacher":
-        some = None if rows is None else resolve(TASKS, recipe.task)().speed_batch(rows, [model])
-        return from_teacher(model, student.shape, some)
+        task = resolve(TASKS, recipe.task)()
+        some, reach = (None, None) if rows is None else (task.speed_batch(rows, [model]), task.reach(rows))
+        return from_teacher(model, student.shape, some, reach)
     if divisor is None:
         return model
     seen = batches(rows, model.device) if student.keep_width < 1 and rows is not None else None

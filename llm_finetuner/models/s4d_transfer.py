@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from llm_finetuner.errors import ModelError, RecipeError
 from llm_finetuner.models.narrow import best, spread
 from llm_finetuner.models.s4d import S4DLayer, S4DModel
+from llm_finetuner.models.s4d_fit import fit_kernels
 from llm_finetuner.models.s4d_layers import Gate
 from llm_finetuner.models.s4d_mixer import S4DMixer
 from llm_finetuner.models.shrink import choose_blocks
@@ -28,14 +29,16 @@ def transfer(
     *,
     layers: Sequence[int] | None = None,
     calibration: Tensor | None = None,
+    lags: int | None = None,
 ) -> None:
     """Overwrite all weights of `student`, of at most the teacher's sizes and with no gates or gates of its kind.
 
     Layers: evenly spaced ones, the first and the last among them, or these numbers. Channels: those with the largest
     `channel_importance`, the same ones in all layers, for they are one residual stream. Modes: in each channel those
-    with the largest `mode_importance`. Gates that the student does not have: every layer's output times their mean
-    over `calibration`, inputs [B, L, I]; without it times what they are where h = 0. A student of the teacher's sizes
-    and gates is the teacher. Raises ModelError, RecipeError.
+    with the largest `mode_importance`; with `lags`, where there are fewer, modes of the student's own that come nearest
+    to the channel's filter over so many (s4d_fit.py). Gates that the student does not have: every layer's output times
+    their mean over `calibration`, inputs [B, L, I]; without it times what they are where h = 0. A student of the
+    teacher's sizes and gates is the teacher. Raises ModelError, RecipeError.
     """
     _check_fit(teacher, student)
     depth, count = len(teacher.layers), len(student.layers)
@@ -50,7 +53,7 @@ def transfer(
     _copy_linear(teacher.read_out, student.read_out, columns=kept)
     _copy_gate(teacher.gate, student.gate, kept)
     for layer, number in zip(student.layers, numbers, strict=True):
-        _copy_layer(teacher.layers[number], layer, kept, folds[number])
+        _copy_layer(teacher.layers[number], layer, kept, folds[number], lags)
 
 
 def mode_importance(mixer: S4DMixer) -> Tensor:
@@ -131,20 +134,27 @@ def _check_fit(teacher: S4DModel, student: S4DModel) -> None:
         )
 
 
-def _copy_layer(old: S4DLayer, new: S4DLayer, kept: Tensor, fold: Tensor | None) -> None:
+def _copy_layer(old: S4DLayer, new: S4DLayer, kept: Tensor, fold: Tensor | None, lags: int | None) -> None:
     source, mixer = old.mixer, new.mixer
-    modes_HM = best(mode_importance(source)[kept], mixer.decay.shape[1])
-    mixer.log_dt.copy_(source.log_dt[kept])
     mixer.D.copy_(source.D[kept])
-    for name in ("decay", "frequency"):
-        getattr(mixer, name).copy_(getattr(source, name)[kept].gather(1, modes_HM))
-    mixer.C.copy_(source.C[:, kept[:, None], modes_HM])
+    if lags is not None and mixer.decay.shape[1] < source.decay.shape[1]:
+        fit_kernels(source, mixer, kept, lags)
+    else:
+        _copy_modes(source, mixer, kept)
     _copy_linear(old.linear, new.linear, rows=kept, columns=kept)
     if fold is not None:
         factor_H = fold.expand(len(old.mixer.D))[kept]
         for weight in (new.linear.weight, new.linear.bias):
             weight.mul_(factor_H.reshape(-1, *[1] * (weight.ndim - 1)))
     _copy_gate(old.gate, new.gate, kept)
+
+
+def _copy_modes(source: S4DMixer, mixer: S4DMixer, kept: Tensor) -> None:
+    modes_HM = best(mode_importance(source)[kept], mixer.decay.shape[1])
+    mixer.log_dt.copy_(source.log_dt[kept])
+    for name in ("decay", "frequency"):
+        getattr(mixer, name).copy_(getattr(source, name)[kept].gather(1, modes_HM))
+    mixer.C.copy_(source.C[:, kept[:, None], modes_HM])
 
 
 def _copy_linear(

@@ -243,6 +243,10 @@ class SequenceRegression(Task):
         batch = torch.from_numpy(np.stack(rows[: min(SOME, len(rows))]["inputs"]))
         return _read_by(models[0], batch)
 
+    def reach(self, rows: Signals) -> int | None:
+        """How far a filter was said to look: the samples in front that do not count. None where all count."""
+        return int(rows[0]["counted"].argmax()) or None
+
     def simple_models(self, train: Signals) -> list[tuple[str, nn.Module]]:
         """Zeros, and of simulated radar columns what focuses without learning."""
         return focusers.simple_models(train)
