@@ -17,6 +17,7 @@ from llm_finetuner.finetuner import LLMFineTuner
 from llm_finetuner.models.s4d import S4DModel
 from llm_finetuner.models.s4d_transfer import transfer
 from llm_finetuner.named_models import cut, load_student
+from llm_finetuner.tasks.sequence_regression import SequenceRegression
 
 QUICK = {"epochs": 2, "batch_size": 4, "gradient_accumulation_steps": 1, "learning_rate": 1e-2}
 SHAPE = ["input_dim=2", "model_dim=4", "state_dim=8", "num_layers=2", "gate=off", "bidirectional=true"]
@@ -217,7 +218,8 @@ def test_a_student_begins_with_what_matters_of_its_teacher(tmp_path, data, teach
     whole = S4DModel.from_pretrained(teacher)
     want = model(double=False, gate="off")
     x = torch.from_numpy(np.stack([train[n]["inputs"] for n in range(16)]))
-    transfer(whole, want, calibration=x.to(torch.complex64))
+    reach = SequenceRegression().reach(train) or want.config.state_dim * 5 // 4
+    transfer(whole, want, calibration=x.to(torch.complex64), lags=reach)
     for (name, got), (_, weight) in zip(made.named_parameters(), want.named_parameters(), strict=True):
         assert torch.equal(got, weight), name
     assert made.config.input_scale == whole.config.input_scale
@@ -324,7 +326,6 @@ def test_what_learns_nothing_stands_beside_the_models(tmp_path):
     from llm_finetuner.data import sar, sar_files
     from llm_finetuner.data.sar_processors import PROCESSORS
     from llm_finetuner.data.sar_scenes import Scene
-    from llm_finetuner.tasks.sequence_regression import SequenceRegression
 
     sar_files.write(tmp_path, sar.AIRBORNE, Scene(), {"train": 16, "validation": 2, "test": 12}, 0)
     task, found = SequenceRegression(), signals.read(tmp_path, 0.1)
