@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from llm_finetuner import recipe_file, share
-from llm_finetuner.assembly import Parts, fit_length, load_rows
+from llm_finetuner import share
+from llm_finetuner.assembly import Parts, fit_length
 from llm_finetuner.benchmark import text
 from llm_finetuner.benchmark.speed import cost_ratio
 from llm_finetuner.benchmark.verdict import Entry, verdict
@@ -18,12 +18,11 @@ from llm_finetuner.checks import common_vocabulary, read_alike
 from llm_finetuner.data.columns import evenly
 from llm_finetuner.engine import default_device
 from llm_finetuner.errors import OrderError
-from llm_finetuner.models import loading
+from llm_finetuner.finished import Finished, check_comparable, named
 from llm_finetuner.named_models import begin, cut, load_student, load_teacher, made_here, redrawn
 from llm_finetuner.recipe import Recipe, with_method
 from llm_finetuner.registry import TASKS, resolve
 from llm_finetuner.report.write import write
-from llm_finetuner.run import read_log
 from llm_finetuner.seeds import by_seed
 from llm_finetuner.teachers.matched import live_teacher
 from llm_finetuner.teachers.provider import Context, Provider
@@ -64,14 +63,16 @@ def compare(
     baseline: bool = False,
     seeds: int = 1,
     on_event: OnEvent | None = None,
+    name: str | None = None,
     others: Sequence[tuple[Entry, list[dict]]] = (),
     warnings: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Judge the run and write report.html, report.md and metrics.json into its folder.
 
     baseline: also train the student without the teacher, for the same steps and for the same compute; of forecasters
-    that is always done, for the same steps. seeds: as many pairs of runs with and without the teacher. others: further
-    entries of the table with their histories. Returns the verdict (see benchmark/verdict.py).
+    that is always done, for the same steps. seeds: as many pairs of runs with and without the teacher. name: of the run
+    in the table; by default that of its method. others: further entries of the table with their histories. Returns the
+    verdict (see benchmark/verdict.py).
     """
     recipe, parts = subject.recipe, subject.parts
     task = resolve(TASKS, recipe.task)()
@@ -80,7 +81,7 @@ def compare(
     seconds = sum(record["seconds"] for record in subject.history)
     distils = recipe.distils and not untaught(recipe.scheme)
     role = "distilled" if distils else "tuned"
-    name = "the plain run" if recipe.distils and not distils else recipe.method.replace("_", " ")
+    name = name or ("the plain run" if recipe.distils and not distils else recipe.method.replace("_", " "))
     histories = {name: subject.history}
     entries = []
     device, warnings = parts.tuned.model.device, list(warnings)
@@ -271,38 +272,28 @@ def _pair(row: dict, tokenizer: Any) -> tuple[str, str]:
 def compare_run(
     run: str | Path,
     *,
+    others: Sequence[str | Path] = (),
     baseline: bool = False,
     seeds: int = 1,
     prompts: Sequence[str] | None = None,
     device: str | None = None,
     on_event: OnEvent | None = None,
 ) -> dict[str, Any]:
-    """Compare a run from its folder alone. Raises FinetunerError."""
-    run = Path(run)
-    if not (run / "training.json").exists():
-        raise OrderError(f"{run} holds no finished run", f"train it to its end first: resume {run}")
-    recipe = replace(recipe_file.load(run / "recipe.yaml"), output=str(run))
-    say = on_event or (lambda kind, record: None)
-    task, where = resolve(TASKS, recipe.task)(), default_device(device)
-    tokenizer = task.tokenizer(str(run))
-    bits = {"load_in_4bit": recipe.student.load_in_4bit, "load_in_8bit": recipe.student.load_in_8bit}
-    model = loading.load_trained(run, where, auto=task.auto, **bits)
-    train, held_out = load_rows(
-        recipe.data,
-        task,
-        model,
-        tokenizer,
-        recipe.train.seed,
-        str(run),
-        lambda said: say("note", {"text": said}),
+    """Compare a run from its folder alone; others: runs on the same rows, as further lines. Raises FinetunerError."""
+    say, where = on_event or (lambda kind, record: None), default_device(device)
+    first, *rest = (
+        Finished.load(folder, where, lambda said: say("note", {"text": said})) for folder in (run, *others)
     )
+    for other in rest:
+        check_comparable(first, other)
+    recipe, task, tokenizer, model = first.recipe, first.task, first.tokenizer, first.model
     live = recipe.teacher and recipe.teacher.kind == "live" and recipe.scheme.teacher != "peers"
     theirs = task.tokenizer(recipe.teacher.name) if live else None
     alike = read_alike(task, tokenizer, theirs)[0]
     live = live and (alike or task.keeps_texts)
     teacher = load_teacher(recipe.teacher, where, task.auto) if live else None
     if teacher is not None:
-        task.meet(teacher, train)
+        task.meet(teacher, first.train)
     if teacher is not None and alike:
         common_vocabulary(task, model, teacher, tokenizer, theirs)
     subject = Subject(
@@ -311,24 +302,29 @@ def compare_run(
             tuned=Tuned(model),
             teacher=teacher,
             teacher_tokenizer=theirs,
-            train=train,
-            held_out=held_out,
+            train=first.train,
+            held_out=first.held_out,
             device=device,
         ),
         tokenizer=tokenizer,
-        untouched=lambda other: load_untouched(other, where, train),
-        rows=task.test_rows(train, held_out),
-        history=read_log(run),
+        untouched=lambda other: load_untouched(other, where, first.train),
+        rows=first.rows,
+        history=first.history,
     )
     warnings = (
-        [] if held_out is not None else ["nothing was held out: these are rows the student was trained on"]
+        []
+        if first.held_out is not None
+        else ["nothing was held out: these are rows the student was trained on"]
     )
+    names = named([first, *rest])
     return compare(
         subject,
         *pairs_of(subject, prompts),
         baseline=baseline,
         seeds=seeds,
         on_event=on_event,
+        name=names[0] if rest else None,
+        others=[(run.entry(name), run.history) for name, run in zip(names[1:], rest, strict=True)],
         warnings=warnings,
     )
 

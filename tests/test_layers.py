@@ -67,6 +67,7 @@ LAYERS = [  # bottom first; a name is a folder, or a file without .py
         "setup_methods",
         "teacher_methods",
         "comparison",
+        "finished",
         "seeds",
         "share",
         "chain",

@@ -179,6 +179,9 @@ def _sweep(child: argparse.ArgumentParser) -> None:
 
 def _compare(child: argparse.ArgumentParser) -> None:
     child.add_argument("run", help="folder of a run")
+    child.add_argument(
+        "others", nargs="*", metavar="run", help="further runs on the same rows, in the same table"
+    )
     child.add_argument("--prompts", metavar="FILE", help="complete these: one prompt a line, or .jsonl")
     add_baseline(child)
 

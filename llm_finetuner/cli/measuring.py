@@ -16,10 +16,12 @@ from llm_finetuner.registry import TASKS, resolve
 
 
 def compare(given: dict[str, Any], screen) -> Any:
-    """compare RUN."""
-    check_finished(given["run"])
+    """compare RUN [RUN ...]."""
+    others = given.get("others", [])
+    for folder in (given["run"], *others):
+        check_finished(folder)
     prompts = read_lines(given["prompts"], "prompt") if "prompts" in given else None
-    return comparison(given["run"], screen, judged(given), prompts)
+    return comparison(given["run"], screen, judged(given), prompts, others)
 
 
 def benchmark(given: dict[str, Any], screen) -> Any:

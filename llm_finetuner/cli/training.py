@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,8 +126,10 @@ def check_finished(folder: str) -> None:
         )
 
 
-def comparison(folder: str, screen, how: Judged, prompts: list[str] | None = None) -> Any:
-    """Compare, show the verdict and where the report is."""
+def comparison(
+    folder: str, screen, how: Judged, prompts: list[str] | None = None, others: Sequence[str] = ()
+) -> Any:
+    """Compare, show the verdict and where the report is. others: runs that stand in the same table."""
     from llm_finetuner.cli.progress import View
 
     screen.heading("Comparing")
@@ -135,10 +138,10 @@ def comparison(folder: str, screen, how: Judged, prompts: list[str] | None = Non
         with View(screen) as view:
             from llm_finetuner.comparison import compare_run
 
-            options = {"baseline": how.baseline, "seeds": how.seeds, "prompts": prompts}
+            options = {"baseline": how.baseline, "seeds": how.seeds, "prompts": prompts, "others": others}
             verdict = compare_run(folder, **options, on_event=view)
     except KeyboardInterrupt as stop:
-        again = f"{program()} {' '.join(['compare', folder, *how.words])}"
+        again = f"{program()} {' '.join(['compare', folder, *others, *how.words])}"
         raise KeyboardInterrupt(f"The trained model is in {folder}. Compare later: {again}") from stop
     screen.verdict(verdict)
     screen.show(f"report: {os.path.join(folder, 'report.html')}")
