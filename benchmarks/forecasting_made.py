@@ -93,7 +93,7 @@ def intervals(bench: Bench, level: float = 0.8) -> dict[str, Any]:
     groups, _ = series.load(table, recipe.data.series)
     frame = windows.frame(groups, recipe.data.series, 24)
     before, said = (forecasts.forecast(model, frame.part(name)) for name in ("validation", "test"))
-    found = forecasts.intervals(before, said, level, every=frame.season)
+    found = forecasts.intervals(before, said, level)
     starts = frame.part("test").starts[:, 1] + LOOKBACK
     known_nH = spread[starts[:, None] + np.arange(24)]
     best = (

@@ -190,7 +190,7 @@ def intervals(bench: Bench) -> Figures:
 
 def _of_level(frame: Any, model: torch.nn.Module, level: float = 0.8) -> Figures:
     before, said = (forecasts.forecast(model, frame.part(name)) for name in ("validation", "test"))
-    covered = forecasts.intervals(before, said, level, every=frame.season)
+    covered = forecasts.intervals(before, said, level)
     by_step = covered.by_step()
     return {
         **covered.figures(), "by_channel": covered.by_channel(), "steps": [float(by_step.min()), float(by_step.max())]

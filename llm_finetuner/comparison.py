@@ -27,7 +27,7 @@ from llm_finetuner.run import read_log
 from llm_finetuner.seeds import by_seed
 from llm_finetuner.teachers.matched import live_teacher
 from llm_finetuner.teachers.provider import Context, Provider
-from llm_finetuner.teaching import measured_teacher
+from llm_finetuner.teaching import measured_teacher, untaught
 from llm_finetuner.trainer import OnEvent, fit
 from llm_finetuner.tuning.tuned import Tuned
 
@@ -78,13 +78,14 @@ def compare(
     baseline = baseline or task.numbers or seeds > 1
     folder, steps = Path(recipe.output), subject.history[-1]["step"]
     seconds = sum(record["seconds"] for record in subject.history)
-    role = "distilled" if recipe.distils else "tuned"
-    name = recipe.method.replace("_", " ")
+    distils = recipe.distils and not untaught(recipe.scheme)
+    role = "distilled" if distils else "tuned"
+    name = "the plain run" if recipe.distils and not distils else recipe.method.replace("_", " ")
     histories = {name: subject.history}
     entries = []
     device, warnings = parts.tuned.model.device, list(warnings)
     teacher = measured_teacher(recipe, parts.teacher, task, parts.train, device)
-    if baseline and not task.numbers and not _counted(recipe, teacher):
+    if baseline and distils and not task.numbers and not _counted(recipe, teacher):
         warnings.append(
             "compute is compared by the seconds of the steps: writing texts or a cache beforehand is not in them"
         )
@@ -101,7 +102,7 @@ def compare(
     entries += [Entry(said, "simple", model, None) for said, model in task.simple_models(parts.train)]
     if not (task.numbers and made_here(recipe)):  # weights that were drawn forecast nothing
         entries.append(Entry("untouched student", "untouched", subject.untouched(recipe), subject.tokenizer))
-    if baseline and recipe.distils:
+    if baseline and distils:
         how_long = steps
         for kind in ("baseline_steps",) if task.numbers else ("baseline_steps", "baseline_compute"):
             entry, history = _train_baseline(subject, kind, how_long, task.measure.alone, on_event)
@@ -117,7 +118,7 @@ def compare(
     seen = [task.seen(entry.model, subject.rows, entry.name) for entry in judged]
     warnings += [sentence for sentence in seen if sentence]
     said = verdict(entries, task, subject.rows, prompts, references, seed=recipe.train.seed)
-    if seeds > 1 and recipe.distils:
+    if seeds > 1 and distils:
         alone = next(entry.model for entry in entries if entry.role == "baseline_steps")
         plan = replace(recipe, train=replace(recipe.train, steps=steps))
         said["seeds"] = found = by_seed(
@@ -132,9 +133,26 @@ def compare(
         said["paid"] = next((one for one in ("no", "unclear") if one in answers), "yes")
     if recipe.distils and (chosen := share.found_in(folder)):
         said["share"] = {name: chosen[name] for name in ("measure", "candidates", "chosen")}
+    if recipe.distils and not distils:
+        said |= _of_untaught(said, task.measure.alone, seeds)
     said["warnings"] = [*warnings, *said["warnings"]]
     said["report"] = str(write(said, histories, folder, recipe=recipe))
     return said
+
+
+def _of_untaught(said: dict[str, Any], truth: str, seeds: int) -> dict[str, Any]:
+    """What is to be said first of a run that was to be distilled, and whose loss has no term of the teacher's."""
+    if "share" in said:
+        paid, why = "no", "auto chose the plain run"
+        first = (
+            f"Distilling did not pay: on validation the teacher did not help, and beta: {why}, without it."
+        )
+    else:
+        paid, why = "unknown", "the teacher is not used"
+        first = f"Whether distilling paid is not known: all weight is on {truth}, so {why}."
+    if seeds > 1:
+        first += " There are no pairs of seeds to compare: both sides would be the same run."
+    return {"paid": paid, "untaught": why, "sentence": f"{first} {said['sentence']}"}
 
 
 def writer(teacher: nn.Module | Provider | None) -> nn.Module | None:

@@ -38,8 +38,9 @@ class LLMFineTuner(Teaching, Forecasting, Judging):
     model_name: a folder, a hub name, or a transformers model (then give its tokenizer too); of forecasters also
     time_llm, patch or linear. task: causal_lm, classification, forecasting, or another of docs/tasks.md.
     output_dir: the run's folder; train() writes a plain Hugging Face folder there. series: of forecasting, the fields
-    of `data.series` (lookback, horizon, split, ...). shape: sizes of a forecaster that is built. device: None takes a
-    GPU where there is one. The settings are in `.recipe`.
+    of `data.series` (lookback, horizon, split, ...). shape: sizes of a model that is built. init: "teacher" begins an
+    s4d with what matters of its teacher's weights, which is loaded first. device: None takes a GPU where there is one.
+    The settings are in `.recipe`.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class LLMFineTuner(Teaching, Forecasting, Judging):
         tokenizer: Any = None,
         series: dict[str, Any] | Series | None = None,
         shape: dict[str, Any] | None = None,
+        init: str = Model.init,
         seed: int = 0,
         device: str | None = None,
     ):
@@ -63,7 +65,7 @@ class LLMFineTuner(Teaching, Forecasting, Judging):
             )
         data = Data(series=plan_of(model_name if live else name, task, series))
         self.recipe = Recipe(
-            task=task, student=Model(name, shape=shape or {}), data=data, train=Train(seed=seed),
+            task=task, student=Model(name, shape=shape or {}, init=init), data=data, train=Train(seed=seed),
             output=str(output_dir),
         )  # fmt: skip
         self.device = default_device(device)
@@ -112,6 +114,8 @@ class LLMFineTuner(Teaching, Forecasting, Judging):
                 )
             given = self._given if self._untouched is None else copy.deepcopy(self._untouched)
             self._parts.student = given if loading.is_quantised(given) else given.to(self.device)
+        elif student.init == "teacher":
+            self._parts.student = self._begun()
         else:
             self._parts.student = load_student(self.recipe, self.device)
             self.tokenizer  # noqa: B018  a folder without tokenizer should fail now, not after training
@@ -276,6 +280,9 @@ class LLMFineTuner(Teaching, Forecasting, Judging):
         data = replace(recipe.data, eval_fraction=eval_fraction, class_weights=class_weights)
         recipe = replace(recipe, data=data)
         self._parts.train, self._parts.held_out = self._rows(dataset, eval_dataset, eval_fraction)
+        recipe = replace(recipe, data=replace(data, source=self.recipe.data.source))  # a file that was named
+        if recipe.student.init == "teacher" and self._parts.tuned is None:
+            self._parts.student = self._begun()  # the rows say how far its gates open
         self._keep_untouched()
         self._warn_of_another_run(overwrite or resume)
         recipe, self._last = share.train(recipe, self._parts, resume=resume, on_event=on_event)

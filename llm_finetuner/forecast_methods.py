@@ -1,5 +1,6 @@
 """What LLMFineTuner does with numbers: it reads and parts them, and of series it forecasts the next steps."""
 
+import functools
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -10,7 +11,7 @@ from torch import nn
 
 from llm_finetuner import forecasting_job, recipe_file
 from llm_finetuner.benchmark.quality import evaluate
-from llm_finetuner.data import series, signals
+from llm_finetuner.data import series, signals, tables
 from llm_finetuner.errors import OrderError, RecipeError
 from llm_finetuner.judging import Judging
 from llm_finetuner.models import loading
@@ -50,9 +51,8 @@ class Forecasting(Judging):
         self._need_forecaster()
         plan = self.recipe.data.series
         groups, layout = series.load(history, plan)
-        found = forecasting_job.forecast(
-            self.model, groups, level, horizon=horizon, windows=windows, season=plan.season
-        )
+        _warn(layout.doubts)
+        found = forecasting_job.forecast(self.model, groups, level, horizon=horizon, windows=windows)
         return forecasting_job.as_given(found, layout)
 
     def cross_validation(
@@ -67,10 +67,10 @@ class Forecasting(Judging):
         """
         self._need_forecaster()
         plan = self.recipe.data.series
-        groups, _ = series.load(table, plan)
+        groups, layout = series.load(table, plan)
+        _warn(layout.doubts)
         return forecasting_job.backtest(
             self.model, groups, level, cutoffs=n_windows, step=step_size, horizon=horizon, windows=windows,
-            season=plan.season,
         )  # fmt: skip
 
     def _evaluate_series(
@@ -78,16 +78,16 @@ class Forecasting(Judging):
     ) -> dict[str, Any]:
         """The figures of the test part, with a teacher mse_to_teacher too; a line is fitted to its training rows."""
         rows = self._prepare(table).dataset
+        _warn(rows.frame.doubts, 4)
         self._task.check_inputs(rows, self.model)
         if self._last is None and self.recipe.student.name in MODELS and is_fitted(self.model):
             forget(self.model)  # nobody had it fitted to rows of their choice: each table has its own
         if waits_for_rows(self.model):
             self._task.fit(self.model, rows.frame.part("train"), self.recipe.train.seed)
         self._need_forecaster()
-        if said := self._task.seen(self.model, rows, "the model"):
-            warnings.warn(said, stacklevel=3)
         model, teacher = self._stopped(exit_layer), self._heard(rows)
-        found = forecasting_job.evaluate(model, rows.frame, level)
+        warn = functools.partial(warnings.warn, stacklevel=4)  # where `evaluate` was called
+        found = forecasting_job.evaluate(model, rows.frame, level, warn)
         if teacher is not None:
             quality = evaluate(self._task, model, rows, batch_size=batch_size, teacher=teacher)
             found["mse_to_teacher"] = quality.figures["mse_to_teacher"]
@@ -104,16 +104,19 @@ class Forecasting(Judging):
             if isinstance(source, str | Path):
                 self._set_data(source=str(source))
             return signals.read(source, self.recipe.data.eval_fraction)
-        series.load(source, self.recipe.data.series)
+        _, layout = series.load(source, self.recipe.data.series)
+        _warn(layout.doubts, 4)
         if isinstance(source, str | Path):
             self._set_data(source=str(source))
-        return series.read_table(source)[0]
+        return tables.read(source)[0]
 
     def _own_parts(self, source: Any) -> tuple[Any, Any]:
         """The rows to train on, and those that weights are chosen on; a file that is named is noted."""
         if isinstance(source, str | Path):
             self._set_data(source=str(source))
         train, validation = self._task.own_parts(source, self._data(), lambda note: None)
+        if self._task.series:
+            _warn(train.frame.doubts, 4)
         self._task.check_inputs(train, self.model)
         self._task.fit(self.model, train, self.recipe.train.seed)
         return train, validation
@@ -129,6 +132,12 @@ class Forecasting(Judging):
             raise OrderError(
                 f"{name or 'the line'} has not learned from any rows yet", "call fit(table) first"
             )
+
+
+def _warn(doubts: Sequence[str], level: int = 3) -> None:
+    """Python's own warnings, where LLMFineTuner was called."""
+    for doubt in doubts:
+        warnings.warn(doubt, stacklevel=level)
 
 
 def plan_of(model: str | nn.Module, task: str, given: dict[str, Any] | Series | None) -> Series:

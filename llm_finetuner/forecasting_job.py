@@ -19,8 +19,7 @@ from torch import nn
 
 from llm_finetuner.benchmark import forecast_figures, forecasts
 from llm_finetuner.benchmark.conformal import LEAST, Conformal, enough, margins, scores
-from llm_finetuner.benchmark.seen import after_training
-from llm_finetuner.data.clock import season_of
+from llm_finetuner.benchmark.seen import after_training, before
 from llm_finetuner.data.series import Group, Layout
 from llm_finetuner.data.windows import Frame, Scale, Windows
 from llm_finetuner.errors import DataError, RecipeError
@@ -38,14 +37,13 @@ def _warn(said: str) -> None:
 
 def forecast(
     model: nn.Module, groups: Sequence[Group], levels: Sequence[float] = (), *, horizon: int | None = None,
-    windows: int = WINDOWS, season: int | None = None, warn: Warn = _warn,
+    windows: int = WINDOWS, warn: Warn = _warn,
 ) -> pd.DataFrame:  # fmt: skip
     """The steps after the last row of each series, up to the model's horizon.
 
     levels: of intervals, in percent, learned from the forecasts of the last windows of each history by adaptive
     conformal prediction; windows that reach into the rows that the model was trained on are left out, as its errors
-    there are too small. season: steps between two renewals; None: by the frequency. Raises DataError for a history that
-    is shorter than a look-back, RecipeError.
+    there are too small. Raises DataError for a history that is shorter than a look-back, RecipeError.
     """
     steps = _steps(model, horizon)
     found = []
@@ -53,7 +51,7 @@ def forecast(
         warn(doubt)
     for group in groups:
         end = len(group.values)
-        said = _Said.of(model, group, [end], levels, windows, season)
+        said = _Said.of(model, group, [end], levels, windows)
         for channel, name in enumerate(group.names):
             columns = said.columns(model, end, channel, steps)
             found.append(pd.DataFrame({ID: name, TIME: group.later(steps), **columns}))
@@ -62,8 +60,7 @@ def forecast(
 
 def backtest(
     model: nn.Module, groups: Sequence[Group], levels: Sequence[float] = (), *, cutoffs: int = 1,
-    step: int | None = None, horizon: int | None = None, windows: int = WINDOWS, season: int | None = None,
-    warn: Warn = _warn,
+    step: int | None = None, horizon: int | None = None, windows: int = WINDOWS, warn: Warn = _warn,
 ) -> pd.DataFrame:  # fmt: skip
     """Forecasts from earlier ends of the series, beside what came: also cutoff (the last time known) and y.
 
@@ -87,7 +84,7 @@ def backtest(
     for group in groups:
         last = len(group.values) - steps
         ends = list(range(last - (cutoffs - 1) * step, last + 1, step))
-        said = _Said.of(model, group, ends, levels, windows, season)
+        said = _Said.of(model, group, ends, levels, windows)
         for channel, name in enumerate(group.names):
             for end in ends:
                 part = slice(end, end + steps)
@@ -106,9 +103,14 @@ def backtest(
 
 
 def evaluate(
-    model: nn.Module, frame: Frame, levels: Sequence[float] = (), warn: Warn = _warn
+    model: nn.Module, frame: Frame, levels: Sequence[float] = (), warn: Warn = _warn, name: str = "the model"
 ) -> dict[str, Any]:
-    """What a forecaster is worth on the test part of a frame: see forecast_figures.figures."""
+    """What a forecaster is worth on the test part of a frame: see forecast_figures.figures.
+
+    name: what the model is called where `warn` is told that it was trained on these rows.
+    """
+    if said := before(model, frame, "test", name):
+        warn(said)
     found = forecast_figures.figures(model, frame, levels)
     for figures in list(found.get("intervals", {}).values())[:1]:  # of all levels the same series
         lacking = [name for name, of in figures["by_channel"].items() if math.isnan(of["coverage"])]
@@ -156,7 +158,6 @@ class _Said:
     @classmethod
     def of(
         cls, model: nn.Module, group: Group, rows: Sequence[int], levels: Sequence[float], windows: int,
-        season: int | None,
     ) -> "_Said":  # fmt: skip
         """Raises DataError for a group that is too short."""
         config = model.config
@@ -164,7 +165,7 @@ class _Said:
             raise DataError(
                 f"{_names([group])}: {max(0, rows[0])} rows before the first forecast, where the look-back is "
                 f"{config.lookback}",
-                "give a longer history, or fewer cut-offs (n_windows, step_size)",
+                "give a longer history" + ", or fewer cut-offs (n_windows, step_size)" * (len(rows) > 1),
             )
         first = max(_first(group, model), rows[0] - windows - config.horizon)
         learned = range(first, rows[-1]) if levels and enough(rows[-1] - first, config.horizon) else ()
@@ -172,7 +173,6 @@ class _Said:
         said, scale = _all(model, group, begins)
         place = {row: number for number, row in enumerate(begins)}
         point = {row: scale.up(said.point[place[row]].astype(np.float64)) for row in rows}
-        every = season or season_of(group.frequency)
         found: dict[float, dict[int, tuple[np.ndarray, np.ndarray]]] = {}
         for level in levels:
             low, high = said.between(level / 100)
@@ -182,7 +182,7 @@ class _Said:
                 at, margin_HC = place[row], np.nan
                 if enough(row - first, config.horizon):
                     had = slice(max(place[first], at - windows - config.horizon), at)
-                    margin_HC = _margin(scored[had], level / 100, windows, every)
+                    margin_HC = _margin(scored[had], level / 100, windows)
                 below = scale.up(low[at] - margin_HC)
                 found[level][row] = below, np.maximum(scale.up(high[at] + margin_HC), below)
         return cls(point, found)
@@ -218,7 +218,7 @@ def _doubts(
         found.append(
             f"{_names(lacking)}: too few rows for intervals, whose ends are left empty: it takes "
             f"{LEAST + config.horizon} behind the first {config.lookback} and behind the training rows; give a longer "
-            "history, or level=[]"
+            "history, or no level (--level left out; level=[] in Python)"
         )
     return found
 
@@ -244,11 +244,11 @@ def _all(model: nn.Module, group: Group, rows: Sequence[int]) -> tuple[forecasts
     return said, scale
 
 
-def _margin(scored_nHC: np.ndarray, level: float, windows: int, every: int) -> np.ndarray:
+def _margin(scored_nHC: np.ndarray, level: float, windows: int) -> np.ndarray:
     """What is added to the forecast right after these windows: begun with half of them, adapted along the others."""
     conformal = Conformal(level, windows)
     begun = max(LEAST + scored_nHC.shape[1], len(scored_nHC) // 2)
     conformal.see(scored_nHC[:begun])
     if len(scored_nHC) > begun:
-        margins(scored_nHC[begun:], conformal, every)
+        margins(scored_nHC[begun:], conformal)
     return conformal.margin()

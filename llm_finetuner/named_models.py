@@ -77,7 +77,7 @@ def made_here(recipe: Recipe) -> bool:
 def load_student(recipe: Recipe, device: torch.device | str) -> nn.Module:
     """The student before `cut`: the whole teacher where it is to be cut, or begun, from it. Raises ModelError."""
     auto = resolve(TASKS, recipe.task, "task").auto
-    named = replace(recipe.student, name=student_source(recipe))
+    named = replace(recipe.student, name=student_source(recipe), init=Model.init)
     whole = replace(named, from_scratch=False) if begins_with_teacher(recipe) else named
     return load_model(whole, device, recipe.train.seed, auto)
 

@@ -45,7 +45,8 @@ def load(path: str | Path, overrides: typing.Sequence[str] = ()) -> Recipe:
 def override(recipe: Recipe, assignments: typing.Sequence[str]) -> Recipe:
     """Apply "train.steps=50", "temperature=3" (an option of the method), "student.name=gpt2". Raises RecipeError.
 
-    "student.hidden_size=16" is an option of a student that is built here, "student.shape.hidden_size".
+    "student.hidden_size=16" is an option of a student that is built here, "student.shape.hidden_size". Items of lists
+    go by their place from 0: "stages.0.train.steps=10" is a setting of a chain's first stage.
     """
     pairs = []
     for assignment in assignments:
@@ -84,13 +85,13 @@ def _set(values: dict[str, Any], key: str, value: Any) -> None:
         if path[0] not in known:
             raise unknown("setting", path[0], known)
         path = ["options", path[0]] if section == "options" else ["tuning", "options", path[0]]
-    node = values
-    for part in path[:-1]:
-        if part == "teacher" and node.get("teacher") is None:
-            node["teacher"] = {}
-        node = node.get(part) if isinstance(node, dict) else None
-        if not isinstance(node, dict):
-            raise RecipeError(f"unknown setting {key!r}", f"sections: {', '.join(values)}")
+    if path[0] == "stages" and len(path) > 2:
+        _set_in_stage(values["stages"], path, value)
+        return
+    node = _section(values, path)
+    if isinstance(node, list):
+        node[_place(node, path)] = value
+        return
     built = path[0] in ("student", "teacher") and node.get("name") in MODELS
     if built and len(path) == 2 and path[1] not in vars(Teacher()):  # student.hidden_size
         node = node.setdefault("shape", {})
@@ -108,6 +109,41 @@ def _set(values: dict[str, Any], key: str, value: Any) -> None:
         kept = options_of(resolve(TEACHERS, value, "kind of teacher"))
         given = node.get("options") or {}
         node["options"] = {k: given.get(k, v) for k, v in kept.items()}
+
+
+def _section(values: dict[str, Any], path: list[str]) -> dict[str, Any] | list:
+    """What holds the last part of the path. Raises RecipeError where nothing does."""
+    node: Any = values
+    for depth, part in enumerate(path[:-1], 1):
+        if part == "teacher" and isinstance(node, dict) and node.get("teacher") is None:
+            node["teacher"] = {}
+        if isinstance(node, list):
+            node = node[_place(node, path[:depth])]
+        else:
+            node = node.get(part)
+        if not isinstance(node, dict | list):
+            raise RecipeError(f"unknown setting {'.'.join(path)!r}", f"sections: {', '.join(values)}")
+    return node
+
+
+def _set_in_stage(stages: list, path: list[str], value: Any) -> None:
+    """A change of one stage, after those that it makes already: what is inside is known once it is applied."""
+    place = _place(stages, path[:2])
+    given, name = stages[place], ".".join(path[2:])
+    changes = dict(given) if isinstance(given, dict) else {"student": given}
+    changes.pop(name, None)
+    stages[place] = {**changes, name: value}
+
+
+def _place(items: list, path: list[str]) -> int:
+    """The place in a list that the end of a path says. Raises RecipeError."""
+    name, said = ".".join(path[:-1]), path[-1]
+    if said.isdecimal() and int(said) < len(items):
+        return int(said)
+    known = f"{name} holds {len(items)}: " + (
+        f"{name}.0 to {name}.{len(items) - 1}" if items else "it is empty"
+    )
+    raise RecipeError(f"{'.'.join(path)!r}: {said} is no place in the list {name}", known)
 
 
 def _loader():

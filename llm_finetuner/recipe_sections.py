@@ -8,7 +8,7 @@ from typing import Any, Literal
 from llm_finetuner import ramp
 from llm_finetuner.errors import RecipeError
 from llm_finetuner.ranges import check_count, check_names, check_weights
-from llm_finetuner.recipe_series import Series
+from llm_finetuner.recipe_series import OF_SEQUENCES, Series
 from llm_finetuner.registry import unknown
 
 
@@ -61,6 +61,13 @@ class Model:
         if self.load_in_4bit and self.load_in_8bit:
             raise RecipeError("load_in_4bit and load_in_8bit are both set", "choose one of them")
         check_range("keep_width", self.keep_width, 0, 1, open_low=True)
+        if self.init not in ("seed", "teacher"):
+            raise RecipeError(f"init must be seed or teacher, got {self.init!r}")
+        if self.init == "teacher" and self.name not in OF_SEQUENCES:
+            raise RecipeError(
+                f"init=teacher is for a student s4d with a teacher, and the student is {self.name or 'not named'}",
+                "init=seed",
+            )
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,10 @@ from typing import Any
 from torch import nn
 
 from llm_finetuner.assembly import Parts
-from llm_finetuner.benchmark.judge import ENOUGH, answer, change
+from llm_finetuner.benchmark.enough import ENOUGH
+from llm_finetuner.benchmark.judge import answer
 from llm_finetuner.benchmark.measure import Measure
+from llm_finetuner.benchmark.phrases import change
 from llm_finetuner.benchmark.quality import Quality, evaluate
 from llm_finetuner.recipe import Recipe, with_method
 from llm_finetuner.search.record import mean_quality

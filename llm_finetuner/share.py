@@ -56,9 +56,10 @@ def choose(
             "resume with the same ones, or start the run without resume",
         )
     measure = resolve(TASKS, recipe.task, "task")().measure
-    kept = kept or {"settings": settings, "measure": measure.name, "candidates": [], "chosen": None}
-    if not kept["candidates"]:
+    if kept is None:
+        kept = {"settings": settings, "measure": measure.name, "candidates": [], "chosen": None}
         _begin(folder, recipe)
+        _keep(folder, kept)  # the folder is a run from here on
     for share in SHARES[len(kept["candidates"]) :]:
         value = _tried(recipe, share, parts or Parts(), resume, on_event)
         kept["candidates"].append({"share": share, "value": value})

@@ -199,6 +199,16 @@ class Task:
         """The rows of a collated batch of arrays, padded or not."""
         return ({name: x[row] for name, x in batch.items()} for row in range(len(batch["input_ids"])))
 
+    def contents(self, rows: Any) -> Iterator[np.ndarray]:
+        """All that rows hold, as arrays: rows with the same ones are the same rows."""
+        for name in ("input_ids", "labels"):
+            yield from (values.astype(np.int64) for values in columns.flat(rows, name))
+        yield columns.lengths(rows).astype(np.int64)
+
+    def span(self, rows: Any) -> int:
+        """Steps of windows that overlap (quality.Quality); 0 where rows are independent of each other."""
+        return 0
+
     def together(self, parts: Sequence[Any]) -> Any:
         """Parts of prepared rows as one."""
         return datasets.concatenate_datasets(parts)
@@ -245,9 +255,13 @@ class Task:
         """Models that learn little or nothing, which a trained one has to beat: (what they are called, themselves)."""
         return []
 
-    def details(self, models: dict[str, nn.Module], rows: Any, shown: Sequence[str]) -> dict[str, Any] | None:
-        """What else a report tells of models on these rows; shown: those whose answers are looked at more closely."""
-        return None
+    def details(self, models: dict[str, nn.Module], rows: Any, shown: Sequence[str]) -> dict[str, Any]:
+        """Keys of a verdict that only some tasks have; shown: those whose answers are looked at more closely."""
+        return {}
+
+    def doubts(self, rows: Any) -> Sequence[str]:
+        """Warnings of how the rows were read."""
+        return ()
 
     def stated(self, rows: Any) -> str:
         """What has to stand beside every score, as a sentence."""

@@ -16,7 +16,7 @@ from llm_finetuner.errors import ModelError, OrderError, RecipeError
 from llm_finetuner.judging import TEACHER_THEN_STUDENT, Judging
 from llm_finetuner.models import loading
 from llm_finetuner.models.shrink import describe, parse_share, shrink
-from llm_finetuner.named_models import batches, load_teacher
+from llm_finetuner.named_models import batches, cut, load_teacher
 from llm_finetuner.recipe import Recipe, Teacher, shaped
 from llm_finetuner.registry import TEACHERS, resolve
 from llm_finetuner.scheme import Writing
@@ -237,6 +237,19 @@ class Teaching(Judging):
             parse_share(student.name), blocks=student.keep_blocks, width=student.keep_width,
             keep_encoder=student.keep_encoder, mixer=student.mixer,
         )  # fmt: skip
+
+    def _begun(self) -> nn.Module:
+        """The student with what matters of its teacher's weights. Raises OrderError."""
+        if not self._members:
+            raise OrderError(
+                "init=teacher begins the student with its teacher's weights, and no live teacher is loaded",
+                "call load_teacher_model(...) first, then load_model(...)",
+            )
+        return cut(self._members[0][0], self.recipe, self._parts.train)
+
+    def _load_untouched(self, recipe: Recipe | None = None) -> nn.Module:
+        """The student before training."""
+        return self._begun() if self.recipe.student.init == "teacher" else super()._load_untouched(recipe)
 
     def hard_examples(self, dataset: Any, share: float = 0.2) -> Any:
         """The share of the rows that the student as it is now finds hardest (nats a token), to go on with."""

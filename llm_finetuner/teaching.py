@@ -27,6 +27,11 @@ def asks(scheme: Scheme) -> bool:
     return scheme.teacher in ("given", "average") and any(reads_teacher(term) for term in scheme.terms)
 
 
+def untaught(scheme: Scheme) -> bool:
+    """Whether there is a teacher in name only: none of its answers has a weight, and it writes nothing."""
+    return scheme.teacher == "given" and not asks(scheme) and scheme.writing is None
+
+
 def check_control(recipe: Recipe, given: nn.Module | Provider | None) -> None:
     """Raise RecipeError for a shuffled teacher where no answer of it is put in another's place, so it would be itself.
 

@@ -95,6 +95,17 @@ def test_verdict_at_every_width(width, terminal):
     assert "\x1b[31mred" not in written and "title\x07" not in written
 
 
+def test_memory_of_small_models_is_told_and_of_what():
+    shown = screen(200, terminal=False)
+    models = [
+        {"name": name, "peak_memory_mb": memory} for name, memory in (("line", 0.0092), ("large", 1540.0))
+    ]
+    shown.verdict({"sentence": "", "models": models, "memory": "weights and buffers alone"})
+    written = shown.console.file.getvalue()
+    assert "9.0 KiB" in written and "1.4 GiB" in written and "memory: weights and buffers alone" in written
+    assert "peak" not in written
+
+
 def test_preview_says_what_is_learned():
     shown = screen(80, terminal=False)
     shown.preview([[(f"prompt {EVIL}", False), ("answer", True)]])

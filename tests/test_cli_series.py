@@ -163,6 +163,13 @@ TEACH = ["distill", "--method", "13", "--student", "patch", "--data", "rows.csv"
         ([*TEACH, "--teacher", "linear", "--feature-weight", "1"], "compares hidden states, and linear has none"),
         ([*TEACH, "--teacher", "linear", "--beta", "auto", "--alpha", "0.2"], "auto chooses it"),
         ([*TEACH, "--teacher", "linear", "--seeds", "0"], "seeds must be a whole number of at least 1"),
+        ([*TEACH, "--teacher", "linear", "--alpha", "0", "--beta", "0"], "alpha, beta, feature_weight, relation"),
+        ([*TEACH, "--teacher", "linear", "--beta", "lots"], "a number of at least 0, or auto, got 'lots'"),
+        ([*TEACH, "--teacher", "linear", "--student", "nope"], "choose one of: time_llm, patch, linear, the folder"),
+        ([*TRAIN, "--student", "./nope"], "./nope is not a folder"),
+        ([*TRAIN, "--student", "big/nope"], "unknown forecaster 'big/nope'"),
+        ([*TEACH, "--teacher", "3"], "choose one of: linear, repeat-last, seasonal-naive, the folder of a run"),
+        ([*TEACH, "--teacher", "linaer"], "did you mean 'linear'?"),
     ],
 )  # fmt: skip
 def test_mistakes_are_told_before_anything_is_trained(desk, capsys, words, said):
@@ -214,9 +221,12 @@ def test_a_line_and_a_run_are_evaluated_alike(desk, capsys):
         (["big", "--lookback", "8"], "big has lookback 16, and --lookback says 8"),
         ([".", "--data", "rows.csv"], "holds no forecaster"),
         (["seasonal-naive", "--data", "rows.csv", *CUT], "season 24 is longer than look-back 16"),
+        (["seasonal-naive", "--data", "rows.csv", *CUT, "--time-column", "none", "--targets", "c0"],
+         "seasonal-naive repeats a season, and none is given"),
         (["linear", "--data", "rows.csv", *CUT, "--level", "0.8"], "level is in percent"),
+        (["linear", "--data", "rows.csv", *CUT, "--level", "wide"], "--level is in percent, got 'wide'"),
     ],
-)
+)  # fmt: skip
 def test_mistakes_of_evaluations(desk, capsys, words, said):
     assert main(["evaluate", "--model", *words]) in (1, 2)
     assert said in " ".join(capsys.readouterr().err.split())
@@ -228,6 +238,7 @@ def test_mistakes_of_evaluations(desk, capsys, words, said):
 def test_a_forecast_goes_on_where_the_table_ends(desk, capsys):
     words = ["forecast", "--model", "linear", "--data", "rows.csv", *CUT, "--level", "80", "90"]
     found = answer(capsys, *words)
+    assert answer(capsys, *words[:-2], "80,90") == found
     assert main([*words, "--output", "next.csv"]) == 0
     written = pd.read_csv("next.csv")
     assert list(written)[:6] == ["date", "c0", "c0-lo-80", "c0-hi-80", "c0-lo-90", "c0-hi-90"]

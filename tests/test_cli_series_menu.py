@@ -2,6 +2,8 @@
 # ruff: noqa: F811, I001  fixtures are arguments
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +14,9 @@ from test_cli_app import recipe_of
 from test_cli_series import desk, made, table  # noqa: F401  fixtures
 
 from llm_finetuner import recipe_file
-from llm_finetuner.cli import confirm, jobs, side_jobs
+from llm_finetuner.cli import confirm, jobs, series_questions, side_jobs
 from llm_finetuner.cli.console import Screen
-from llm_finetuner.cli.questions import further
+from llm_finetuner.cli.questions import further, questions
 from llm_finetuner.cli.settings import build, fields_of
 from llm_finetuner.cli.words import words_of
 from llm_finetuner.errors import RecipeError
@@ -76,6 +78,66 @@ def test_the_menu_asks_for_the_share_of_the_teacher(keys, desk, capsys):
     assert auto.options["beta"] == "auto" and confirm.confirm_screen(auto, Screen())
     said = capsys.readouterr().out
     assert "windows of 16 + 4 steps: 261 to train" in said and "over 261 windows" in said
+
+
+def test_wrong_answers_are_found_at_their_questions(keys, desk):
+    """An empty table, one of no rows, a student and a teacher that are nothing: each is refused, and typed again."""
+    Path("empty.csv").write_text("")
+    Path("head.csv").write_text("date,c0\n")
+    moves = [
+        "empty.csv",
+        ENTER,
+        CTRL_U,
+        "head.csv",
+        ENTER,
+        CTRL_U,
+        *TABLE,
+        "foo",
+        ENTER,
+        CTRL_U,
+        "patch",
+        ENTER,
+    ]
+    moves += [*SMALLER, ENTER, "3", ENTER, CTRL_U, "big", ENTER, ENTER, ENTER, LAST]
+    recipe = keys(answers_to("forecast_distillation"), *moves)
+    assert (recipe.data.source, recipe.student.name, recipe.teacher.name) == ("rows.csv", "patch", "big")
+
+
+def test_a_run_of_the_same_windows_is_offered_as_teacher(desk):
+    answers = {"method": "forecast_distillation", "student.name": "patch", "data.source": "rows.csv"}
+    offered = series_questions.teacher()[0].make
+    Path("outputs").mkdir()
+    shutil.copytree("big", "outputs/wider")
+    config = json.loads(Path("big/config.json").read_text())
+    Path("outputs/wider/config.json").write_text(json.dumps({**config, "horizon": 8}))
+    cut = {"data.series.lookback": 16, "data.series.horizon": 4}
+    assert offered({**answers, **cut}).default == "linear"
+    assert offered({**answers, **cut, "data.series.horizon": 8}).default == "outputs/wider"
+    shutil.copytree("big", "outputs/same")
+    os.utime("outputs/same/training.json", (0, 0))  # the older one
+    assert offered({**answers, **cut}).default == "outputs/same"
+
+
+def test_all_that_was_said_of_the_data_is_shown_before_the_start(desk, capsys):
+    named = {"student.name": "time_llm", "teacher.name": "linear", "data.source": "rows.csv"}
+    said = {
+        "missing": "forward",
+        "description": "two waves",
+        "lookback": 16,
+        "horizon": 4,
+        "targets": ["c0", "c1"],
+    }
+    paths = {f"data.series.{name}": value for name, value in said.items()}
+    assert confirm.confirm_screen(build("forecast_distillation", {**named, **paths}), Screen())
+    shown = " ".join(capsys.readouterr().out.split())
+    for words in ("description two waves", "targets c0,c1", "missing forward", "windows of 16 + 4 steps"):
+        assert words in shown
+
+
+def test_the_hint_of_parts_is_for_language_models():
+    given = {"method": "forecast_distillation", "task": "forecasting"}
+    assert "teacher/" not in " ".join(told for _, told in questions(given))
+    assert "teacher/2" in " ".join(told for _, told in questions({"method": "vanilla_distillation"}))
 
 
 def test_time_llm_is_asked_what_the_data_are(keys, desk):

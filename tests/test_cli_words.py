@@ -110,6 +110,8 @@ def test_fields(setting):
     for section in sections:
         node = node[section]
     node[name] = value
+    if setting.path == "student.init":  # of a student that is built here
+        base["student"]["name"] = "s4d"
     there_and_back(from_dict(base))
 
 

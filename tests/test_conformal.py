@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from llm_finetuner.benchmark.conformal import LEAST, Conformal, interval_score, margins, scores
+from llm_finetuner.benchmark.conformal import LEAST, RENEWED, Conformal, interval_score, margins, scores
 from llm_finetuner.errors import DataError, RecipeError
 
 
@@ -47,7 +47,7 @@ def test_what_is_promised_is_covered(level, gamma):
     found = walk(3500, lambda t: 1.0)
     conformal = Conformal(level, gamma=gamma)
     conformal.see(found[:500])
-    added = margins(found[500:], conformal, every=24)
+    added = margins(found[500:], conformal)
     covered = (found[500:] <= added).mean((0, 1))
     assert np.abs(covered - level).max() < 0.02
 
@@ -58,7 +58,7 @@ def test_it_follows_a_spread_that_grows():
     assert (found[1600:] <= static).mean() < 0.4
     conformal = Conformal(0.8, window=500)
     conformal.see(found[:600])
-    added = margins(found[600:], conformal, every=10)
+    added = margins(found[600:], conformal)
     assert abs((found[1600:] <= added[1000:]).mean() - 0.8) < 0.02
 
 
@@ -66,13 +66,13 @@ def test_margins_in_one_go_are_those_of_a_stream():
     found = walk(400, lambda t: 1 + t / 400)
     whole = Conformal(0.9)
     whole.see(found[:100])
-    added = margins(found[100:], whole, every=7)
+    added = margins(found[100:], whole)
     stream = Conformal(0.9)
     stream.see(found[:100])
-    for start in range(100, 400, 7):
+    for start in range(100, 400, RENEWED):
         margin = stream.margin()
         assert np.array_equal(added[start - 100], margin)
-        stream.see(found[start : start + 7], margin)
+        stream.see(found[start : start + RENEWED], margin)
 
 
 def test_quantiles_that_are_too_narrow_are_widened_and_too_wide_ones_drawn_in():
@@ -83,7 +83,7 @@ def test_quantiles_that_are_too_narrow_are_widened_and_too_wide_ones_drawn_in():
         found = scores(low, high, truth)
         conformal = Conformal(0.8, gamma=0.0)
         conformal.see(found[:1000])
-        added = margins(found[1000:], conformal, every=20)
+        added = margins(found[1000:], conformal)
         covered = (truth[1000:] >= low[1000:] - added) & (truth[1000:] <= high[1000:] + added)
         assert abs(covered.mean() - 0.8) < 0.03
         assert (added > 0).all() if half < 1 else (added < 0).all()
@@ -111,3 +111,24 @@ def test_few_windows_are_refused():
 def test_settings_out_of_range_are_refused(settings):
     with pytest.raises(RecipeError, match=next(iter(settings))):
         Conformal(**{"level": 0.8, **settings})
+
+
+def test_a_long_horizon_of_a_walk_is_covered():
+    """What was covered is known a horizon late: a share that moved at every window would swing, and cover .62."""
+    path = np.random.default_rng(3).normal(size=(4096, 4)).cumsum(0)
+    windows = np.lib.stride_tricks.sliding_window_view(path, 97, axis=0).transpose(0, 2, 1)
+    found = np.abs(windows[:, 1:] - windows[:, :1])
+    conformal = Conformal(0.8)
+    conformal.see(found[:800])
+    covered = (found[800:] <= margins(found[800:], conformal)).mean((0, 1))
+    assert np.abs(covered - 0.8).max() < 0.03
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_the_share_aimed_at_moves_alike_however_the_windows_come(size):
+    conformal = Conformal(0.8)
+    conformal.see(walk(100, lambda t: 1.0))
+    for _ in range(16 // size):  # none is ever covered
+        conformal.see(np.full((size, 4, 2), 9.0), np.zeros((4, 2)))
+    moved = 0.2 - conformal.missed
+    assert moved == pytest.approx(0.05 * 0.8 * (16 - 4) / RENEWED, rel=1e-6)

@@ -37,28 +37,63 @@ def line_of(said, role):
     return next(model for model in said["models"] if model["role"] == role)
 
 
-def test_a_teacher_that_was_spoilt_on_purpose_trips_the_gate(tmp_path):
-    history = table(400)
-    spoilt = history.copy()
+@pytest.fixture(scope="module")
+def spoilt(tmp_path_factory):
+    """The folder of a teacher that was spoilt on purpose."""
+    spoilt = table(400)
     for name in ("c0", "c1", "c2"):  # what follows a look-back is drawn from anywhere
         spoilt[name] = np.random.default_rng(0).permutation(spoilt[name])
-    teacher = tuner(tmp_path / "spoilt")
+    teacher = tuner(tmp_path_factory.mktemp("spoilt"))
     teacher.load_model()
     teacher.fit(spoilt, **HASTY)
-    said, _ = distilled(tmp_path / "run", history, teacher.recipe.output, PLAN, beta=0.9)
+    return teacher.recipe.output
+
+
+def test_a_teacher_that_was_spoilt_on_purpose_trips_the_gate(tmp_path, spoilt):
+    said, _ = distilled(tmp_path / "run", table(400), spoilt, PLAN, beta=0.9)
     assert said["paid"] == "no" and "distilling did not pay" in said["sentence"]
     alone, found = line_of(said, "baseline_steps"), " ".join(said["warnings"])
-    assert f"The teacher (teacher) is not better than {alone['name']}: there was nothing to compress" in found
-    assert (
-        "not better than line in closed form, which costs next to nothing: take that one, or beta = 0"
-        in found
-    )
+    assert f"The teacher (teacher) is worse than {alone['name']}: there was nothing to compress" in found
+    assert "worse than line in closed form, which costs next to nothing: take that one, or beta = 0" in found
     assert (
         "is worse than the same student trained on the truth alone for as many steps: take beta = 0" in found
     )
     assert line_of(said, "teacher")["mse"] > alone["mse"]
     page = (tmp_path / "run" / "report.html").read_text()
-    assert "there was nothing to compress" in page and "It did not pay" in page
+    assert (
+        "there was nothing to compress" in page and "<title>It did not pay, and line in closed form" in page
+    )
+
+
+def test_where_auto_chose_no_teacher_all_say_so(tmp_path, spoilt):
+    run = tuner(tmp_path / "run", shape={**SMALL, "num_layers": 1})
+    run.load_model("forecast_distillation")
+    run.load_teacher_model(spoilt)
+    run.setup_forecast_distillation(beta="auto")
+    run.fit(table(400), **PLAN)
+    said = run.compare(table(400), seeds=3)
+    assert said["share"]["chosen"] == 0 and said["paid"] == "no" and "seeds" not in said
+    assert said["sentence"].startswith(
+        "Distilling did not pay: on validation the teacher did not help, and beta: auto chose the plain run, without "
+        "it. There are no pairs of seeds to compare: both sides would be the same run. The plain run "
+    )
+    assert not {"distilled", "baseline_steps"} & {model["role"] for model in said["models"]}
+    assert "beta = 0" not in " ".join(said["warnings"])
+    for name in ("report.md", "report.html"):
+        page = (tmp_path / "run" / name).read_text()
+        assert "It did not pay: auto chose the plain run, and line in closed form is better" in page
+        assert "Chosen: 0.0, the teacher did not help" in page and "step of distillation" not in page
+        tried = ", ".join(f"{one['share']:g}: {one['value']:.4f}" for one in said["share"]["candidates"])
+        assert f"# Validation MSE of each share that was tried: {tried}\n" in page and tried.count(",") == 4
+
+
+def test_no_weight_on_the_teacher_is_not_called_distilling(tmp_path):
+    said, _ = distilled(tmp_path / "run", table(400), "linear", beta=0)
+    assert said["paid"] == "unknown" and said["cost"]["ratio"] is None
+    assert said["sentence"].startswith(
+        "Whether distilling paid is not known: all weight is on the truth, so the teacher is not used. The plain run "
+    )
+    assert "beta = 0" not in " ".join(said["warnings"]) and not (tmp_path / "run" / "baseline_steps").exists()
 
 
 def test_where_nothing_beats_the_last_value_the_report_says_so_first(tmp_path):
@@ -67,15 +102,16 @@ def test_where_nothing_beats_the_last_value_the_report_says_so_first(tmp_path):
         pd.DataFrame(steps, columns=["a", "b", "c"])
     )
     said, run = distilled(tmp_path / "run", history, "linear")
-    assert said["sentence"].startswith("Forecast distillation does not measurably beat last value (MSE ")
-    assert "The teacher (teacher) is not" in " ".join(said["warnings"])
+    first = said["sentence"].split(" (MSE ")[0]
+    assert re.fullmatch(r"Forecast distillation (is worse than|does not measurably beat) last value", first)
+    assert re.search(r"The teacher \(teacher\) is (worse|not)", " ".join(said["warnings"]))
     assert line_of(said, "simple")["name"] == "last value"
-    assert "does not measurably beat last value" in (tmp_path / "run" / "report.md").read_text()
+    assert first in (tmp_path / "run" / "report.md").read_text()
     plain = tuner(tmp_path / "plain", shape={**SMALL, "num_layers": 1})
     plain.load_model()
     plain.fit(history, **HASTY)
     alone = plain.compare(history)  # without any teacher the simple forecasts are what is to be beaten
-    assert alone["paid"] == "no" and "does not measurably beat last value" in alone["sentence"]
+    assert alone["paid"] == "no" and " last value (MSE " in alone["sentence"].split(", which cost")[0]
     assert not any(model["role"] in ("teacher", "baseline_steps") for model in alone["models"])
 
 
@@ -83,6 +119,9 @@ def test_a_report_of_several_seeds_tells_all(tmp_path):
     history = table(400, channels=2)
     said, run = distilled(tmp_path / "run", history, "linear", seeds=2)
     assert "Look-back 16, horizon 4." in said["sentence"] and "Over 2 seeds" in said["sentence"]
+    others = {pair["other"] for pair in said["differences"] if pair["name"] == "teacher"}
+    assert others == {"last value", "the truth, same steps"}  # it is the line in closed form itself
+    assert "closed form" not in " ".join(said["warnings"])
     kept = json.loads((tmp_path / "run" / "metrics.json").read_text())
     series, names = kept["series"], [model["name"] for model in kept["models"]]
     assert kept["paid"] == said["paid"] and set(series["by_step"]) == set(series["skill"]) == set(names)

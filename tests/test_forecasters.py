@@ -216,6 +216,52 @@ def test_a_pretrained_backbone_keeps_its_weights_and_its_first_blocks(tmp_path, 
         build.time_llm(**{**NEED, **shape, "description": "words " * 300})
 
 
+KIN = {
+    "Qwen2": {"num_key_value_heads": 1}, "Gemma3Text": {"num_key_value_heads": 1, "head_dim": 8},
+    "ModernBert": dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), 0),
+    "Roberta": {}, "GPTNeoX": {},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", KIN)
+def test_backbones_of_other_families(family, tmp_path, tokenizer):
+    import transformers
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    config = getattr(transformers, f"{family}Config")
+    config = config(vocab_size=len(tokenizer), max_position_embeddings=256, **sizes, **KIN[family])
+    transformers.AutoModel.from_config(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    shape = {
+        "backbone": str(tmp_path),
+        "prototypes": 5,
+        "patch_length": 8,
+        "stride": 4,
+        "read": 8,
+        "num_layers": 1,
+    }
+    model = build.drawn(build.time_llm, 0, {**NEED, **shape}).eval()
+    context = windows()
+    with torch.no_grad():
+        for weight in model.parameters():  # its last layer begins at zero
+            weight += 0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+        said = model(context).values
+        alone = torch.cat([model(window[None]).values for window in context])
+        assert (said - alone).abs().max() < 1e-5 and said.std(0).min() > 0.1
+        assert (fold(model)(context).values - said).abs().max() < 1e-5
+
+
+def test_a_backbone_without_attention_is_refused(tmp_path, tokenizer):
+    from transformers import MambaConfig, MambaModel
+
+    MambaModel(MambaConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1)).save_pretrained(
+        tmp_path
+    )
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="model without attention"):
+        build.time_llm(**NEED, backbone=str(tmp_path))
+
+
 # ---- folding
 
 

@@ -115,7 +115,7 @@ def test_intervals_begin_with_a_model_s_own_quantiles(made):
 def test_intervals_of_forecasts(made):
     plain = shifted()
     before, said = (forecasts.forecast(plain, made.part(name)) for name in ("validation", "test"))
-    found = forecasts.intervals(before, said, 0.8, every=6)
+    found = forecasts.intervals(before, said, 0.8)
     figures, (truth,) = found.figures(), found.truth
     inside = (truth >= found.low[0]) & (truth <= found.high[0])
     assert figures["coverage"] == pytest.approx(inside.mean())
@@ -153,7 +153,7 @@ def test_a_report_keeps_no_intervals_but_those_it_draws(monkeypatch):
         "95",
     ]
     said, before = (forecasts.forecast(models["b"], whole.part(name)) for name in ("test", "validation"))
-    (low,) = real(before, said, 0.9, every=8).low
+    (low,) = real(before, said, 0.9).low
     at = pd.Timestamp(told["examples"][0]["begins"])
     window = group.times.get_loc(at) - whole.borders[0]["test"][0]
     want = whole.scales[0].up(low[window])[:, 0]

@@ -59,12 +59,46 @@ def test_overrides(tmp_path):
         ("train.steps: 4", "is not key=value"),
         ("train.trackers=[tensorbord]", "unknown tracker 'tensorbord'"),
         ("student.load_in_8bit=2", "student.load_in_8bit must be true or false, got 2"),
+        ("options.feature_layers.2=1", "'options.feature_layers.2': 2 is no place in the list"),
+        ("options.feature_layers.-1=1", "-1 is no place in the list"),
+        ("options.feature_layers.1.x=1", "unknown setting 'options.feature_layers.1.x'"),
+        ("stages.0.train.steps=1", "'stages.0': 0 is no place in the list stages"),
     ],
 )
 def test_mistakes_name_field_value_and_what_was_expected(word, says):
     with pytest.raises(RecipeError) as caught:
         recipe_file.override(FULL, [word])
     assert says in caught.value.what
+
+
+def test_items_of_lists_go_by_their_place():
+    changed = recipe_file.override(FULL, ["options.feature_layers.1=2", "options.feature_layers.0.1=3"])
+    assert changed.options["feature_layers"] == [[0, 3], 2]
+    few = ROOT / "recipes" / "time_llm_few.yaml"
+    words = ["stages.0.train.steps=10", "stages.1.student.shape.num_layers=2", "stages.1.alpha=0.25"]
+    plain, short = (stages_of(recipe_file.load(few, given)) for given in ([], words))
+    assert [stage.train.steps for stage in plain] == [630, 200]
+    assert [stage.train.steps for stage in short] == [10, 200]
+    assert [stage.student.shape["num_layers"] for stage in short] == [3, 2]
+    assert short[1].student.shape == {**plain[1].student.shape, "num_layers": 2}
+    assert [stage.options["alpha"] for stage in short] == [0.5, 0.25]
+    named = recipe_file.override(Recipe(stages=["a", {}]), ["stages.0.train.steps=3", "stages.1=b"])
+    assert named.stages == [{"student": "a", "train.steps": 3}, "b"]
+
+
+@pytest.mark.parametrize(
+    "word, says",
+    [
+        ("stages.2.train.steps=10", ("'stages.2': 2 is no place in the list stages", "stages.0 to stages.1")),
+        ("stages.train.steps=10", ("'stages.train': train is no place in the list stages", "holds 2")),
+    ],
+)
+def test_a_stage_that_is_not_there_is_told(word, says):
+    with pytest.raises(RecipeError) as caught:
+        recipe_file.load(ROOT / "recipes" / "time_llm_few.yaml", [word])
+    assert says[0] in caught.value.what and says[1] in caught.value.hint
+    with pytest.raises(RecipeError, match="stage 1: unknown setting 'train.stepps'"):
+        stages_of(recipe_file.load(ROOT / "recipes" / "time_llm_few.yaml", ["stages.0.train.stepps=1"]))
 
 
 @pytest.mark.parametrize("given", [60.5, 0, True, "60"])

@@ -8,10 +8,11 @@ from html.parser import HTMLParser
 import pytest
 from benchmark_models import prepared, texts, tiny_llama, tiny_tokenizer, train
 
+from llm_finetuner.benchmark.forecast_tally import MSE
 from llm_finetuner.benchmark.measure import perplexity
 from llm_finetuner.benchmark.verdict import Entry, verdict
 from llm_finetuner.recipe import Model, Recipe, Teacher
-from llm_finetuner.report import charts, svg, table
+from llm_finetuner.report import charts, series_charts, svg, table
 from llm_finetuner.report.write import compared, fenced, markdown, write
 from llm_finetuner.tasks.causal_lm import CausalLM
 
@@ -255,6 +256,42 @@ def test_an_untouched_student_far_off_is_named_not_drawn():
     models[1]["perplexity"] = 25.0
     size, _speed = charts.tradeoff_charts(verdict, {"kd": "c0", "raw": "c1"})
     assert "Off the scale" not in size.note and ">raw<" in size.svg
+
+
+def test_no_name_lies_on_a_bubble():
+    def model(name, role, latency, mse, parameters):
+        return {"name": name, "role": role, "latency_ms": latency, "mse": mse, "parameters": parameters}
+
+    models = [
+        model("last season (24 steps)", "simple", 0.9, 0.42, 0),
+        model("line in closed form", "simple", 0.95, 0.41, 2_000),
+        model("forecast distillation", "distilled", 1.0, 0.42, 80_000),
+        model("teacher", "teacher", 2.0, 0.40, 100_000),
+    ]
+    colour = {line["name"]: f"c{number}" for number, line in enumerate(models)}
+    (chart,) = series_charts.bubble_charts({"models": models, "measure": MSE.about()}, colour)
+    bubbles = [
+        tuple(map(float, found))
+        for found in re.findall(r'<circle[^>]* cx="(.*?)" cy="(.*?)" r="(.*?)"', chart.svg)
+    ]
+    names = re.findall(r'<text class="name" x="(.*?)" y="(.*?)"[^>]*>(.*?)</text>', chart.svg)
+    assert len(bubbles) == len(names) == 4 and chart.svg.count('class="leader"') == 4
+    assert all(float(x) > cx + r for x, _y, _name in names for cx, _cy, r in bubbles)
+    assert all(float(x) + 6 * len(name) < svg.WIDTH + 10 for x, _y, name in names)
+
+
+@pytest.mark.parametrize(
+    "teacher, words",
+    [
+        ((14.29, 13.7, 6.0), "14.3 times fewer parameters, 13.7 times fewer bytes on disk and 6.0 times the speed"),
+        ((0.274, 0.02, 0.0385), "3.6 times as many parameters, 50.0 times the bytes on disk and 0.038 times the speed"),
+    ],
+)  # fmt: skip
+def test_small_ratios_are_told_with_two_digits(said, teacher, words):
+    ratios = dict(zip(("parameters", "bytes", "speed"), teacher, strict=True))
+    found = said | {"compression": ratios, "cost": {"ratio": 1.04}}
+    found["models"] = [line | {"retained": None} for line in said["models"]]
+    assert f" has {words}. A step of distillation takes the compute of 1.0 steps" in compared(found)
 
 
 def test_markdown_and_fences_hold_what_they_are_given():

@@ -12,6 +12,7 @@ from llm_finetuner.errors import OrderError, RecipeError, TrainingError
 from llm_finetuner.search import space as spaces
 from llm_finetuner.search.record import digest_of_model, digest_of_rows
 from llm_finetuner.sweep import sweep
+from llm_finetuner.tasks.causal_lm import CausalLM
 from llm_finetuner.trainer import fit
 
 # ---- spaces
@@ -101,8 +102,10 @@ def test_digests_see_every_token_and_every_weight():
         lambda row, i: {"labels": [*row["labels"][:-1], 1 if i == 3 else row["labels"][-1]]},
         with_indices=True,
     )
-    assert digest_of_rows(rows) == digest_of_rows(counting(4)) != digest_of_rows(moved)
-    assert digest_of_rows(rows) != digest_of_rows(rows.select([1, 0, 2, 3]))
+    task = CausalLM()
+    same = digest_of_rows(task, rows)
+    assert same == digest_of_rows(task, counting(4)) != digest_of_rows(task, moved)
+    assert same != digest_of_rows(task, rows.select([1, 0, 2, 3]))
     model = build_gpt2(64)
     before = digest_of_model(model)
     model.transformer.h[1].ln_1.bias.data[3] += 1

@@ -12,7 +12,7 @@ from llm_finetuner import recipe_file
 from llm_finetuner.chain import stages_of
 from llm_finetuner.cli.app import main
 from llm_finetuner.data import signals
-from llm_finetuner.errors import DataError, FinetunerError, RecipeError
+from llm_finetuner.errors import DataError, FinetunerError, OrderError, RecipeError
 from llm_finetuner.finetuner import LLMFineTuner
 from llm_finetuner.models.s4d import S4DModel
 from llm_finetuner.models.s4d_transfer import transfer
@@ -36,7 +36,9 @@ def data(tmp_path_factory) -> str:
 def teacher(tmp_path_factory, data) -> str:
     """A run of a teacher with gates."""
     folder = str(tmp_path_factory.mktemp("runs") / "teacher")
-    tuner = LLMFineTuner("s4d", folder, task="sequence_regression", shape={**BIG, "bidirectional": True})
+    tuner = LLMFineTuner(
+        "s4d", folder, task="sequence_regression", shape={"preset": "teacher", **BIG, "bidirectional": True}
+    )
     tuner.load_model()
     tuner.fit(data, **QUICK)
     return folder
@@ -68,9 +70,86 @@ def test_the_facade_trains_scores_answers_and_compares(tmp_path, data, teacher):
     roles = [line["role"] for line in verdict["models"]]
     assert roles == ["teacher", "simple", "baseline_steps", "distilled"]
     assert verdict["measure"]["key"] == "nmse_db" and (folder / "report.html").exists()
+    assert recipe_file.load(folder / "recipe.yaml").data.source == data
     again = LLMFineTuner(str(folder), tmp_path / "again", task="sequence_regression")
     again.load_model()
     assert again.evaluate(data)["nmse_db"] == pytest.approx(told["nmse_db"], abs=1e-5)
+
+
+def test_the_facade_begins_a_student_with_its_teacher_as_a_recipe_does(tmp_path, data, teacher):
+    """To the bit; the comparison's student alone has other weights."""
+    from dataclasses import replace
+
+    from llm_finetuner.trainer import fit
+
+    recipe = recipe_of(data, teacher, tmp_path / "recipe", ["--student", "s4d", "--init", "teacher"])
+    shape = {**SMALL, "gate": "off"}
+    student, train = replace(recipe.student, shape=shape), {**vars(recipe.train), "epochs": 2, "steps": None}
+    recipe = replace(recipe, student=student, train=replace(recipe.train, **{**train, "batch_size": 4}))
+    fit(recipe)
+    for given in (teacher, S4DModel.from_pretrained(teacher)):
+        tuner = LLMFineTuner(
+            "s4d", tmp_path / "facade", task="sequence_regression", shape=shape, init="teacher"
+        )
+        with pytest.raises(OrderError, match="no live teacher is loaded"):
+            tuner.load_model("regression_distillation")
+        tuner.load_teacher_model(given)
+        tuner.load_model("regression_distillation")
+        assert tuner.model.config.bidirectional  # as its teacher
+        tuner.setup_regression_distillation()
+        plan = {
+            "learning_rate": 1e-2,
+            "gradient_accumulation_steps": recipe.train.gradient_accumulation_steps,
+        }
+        tuner.fit(data, epochs=2, batch_size=4, overwrite=True, **plan)
+        want = S4DModel.from_pretrained(recipe.output)
+        made = S4DModel.from_pretrained(tuner.recipe.output)
+        for (name, got), weight in zip(made.named_parameters(), want.parameters(), strict=True):
+            assert torch.equal(got, weight), name
+    verdict = tuner.compare(data, seeds=2)
+    assert [line["role"] for line in verdict["models"]].count("baseline_steps") == 1
+    assert len(verdict["seeds"]["distilled"]) == 2
+    with pytest.raises(RecipeError, match="init=teacher is for a student s4d"):
+        LLMFineTuner("patch", tmp_path, task="forecasting", init="teacher")
+
+
+def test_weights_of_a_run_go_into_a_model_made_of_a_configuration(tmp_path, data, teacher):
+    """As an integration does: sizes by hand and load_state_dict; what 1 is in the data's units comes along."""
+    from safetensors.torch import load_file
+
+    from llm_finetuner.models.s4d_configs import get_model_from_configs
+
+    whole = S4DModel.from_pretrained(teacher).eval()
+    config = {"name": "s4_ssm", **BIG, "bidirectional": True, "use_selectivity": True, "complex_valued": True}
+    x = torch.from_numpy(arrays(3)[0].astype(np.complex64))
+    torch.save(whole.state_dict(), tmp_path / "final_student_model.pth")
+    for weights in (
+        load_file(f"{teacher}/model.safetensors"),
+        torch.load(tmp_path / "final_student_model.pth"),
+    ):
+        rebuilt = get_model_from_configs(**config)
+        assert rebuilt.config.input_scale is None
+        rebuilt.load_state_dict(weights)
+        assert rebuilt.config.input_scale == pytest.approx(whole.config.input_scale)
+        with torch.no_grad():
+            assert torch.equal(rebuilt.eval()(x), whole(x))
+    other = get_model_from_configs(**{**config, "use_selectivity": False})
+    with pytest.raises(RuntimeError, match="gate"):
+        other.load_state_dict(weights)
+
+
+def test_a_folder_written_before_weights_held_the_scales_is_read_with_those_of_its_configuration(
+    tmp_path, teacher
+):
+    from safetensors.torch import load_file, save_file
+
+    whole = S4DModel.from_pretrained(teacher).eval()
+    whole.save_pretrained(tmp_path)
+    kept = {k: v for k, v in load_file(tmp_path / "model.safetensors").items() if "_scale" not in k}
+    save_file(kept, tmp_path / "model.safetensors", {"format": "pt"})
+    read = S4DModel.from_pretrained(tmp_path)
+    assert torch.equal(read.input_scale, whole.input_scale) and not torch.all(read.input_scale == 1)
+    assert torch.equal(read.output_scale, whole.output_scale)
 
 
 def test_the_facade_refuses_what_it_cannot_do(tmp_path, data):
@@ -138,7 +217,8 @@ def test_a_student_begins_with_what_matters_of_its_teacher(tmp_path, data, teach
     whole = S4DModel.from_pretrained(teacher)
     want = model(double=False, gate="off")
     x = torch.from_numpy(np.stack([train[n]["inputs"] for n in range(16)]))
-    transfer(whole, want, calibration=x.to(torch.complex64))
+    modes = want.config.state_dim // 2  # more than the 2 samples in front that do not count
+    transfer(whole, want, calibration=x.to(torch.complex64), lags=modes)
     for (name, got), (_, weight) in zip(made.named_parameters(), want.named_parameters(), strict=True):
         assert torch.equal(got, weight), name
     assert made.config.input_scale == whole.config.input_scale

@@ -276,7 +276,7 @@ def test_a_model_learns_in_numbers_of_size_1_whatever_the_units_of_the_data(tmp_
     task.fit(net, data, 0)
     (said_once,) = task.predict(net, None, [data[0]["inputs"]], None)
     bare = copy.deepcopy(net)
-    bare.config.input_scale = bare.config.output_scale = None
+    bare.set_scales([1.0, 1.0], [1.0])
     read = torch.from_numpy(data[0]["inputs"] / data.recording.scales[0])[None]
     want = bare(read)[0].detach().numpy() * data.recording.scales[1]
     assert said_once == pytest.approx(want)

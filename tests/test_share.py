@@ -1,12 +1,18 @@
 """beta: auto: the share that validation prefers, found by whole runs, kept, and found again."""
 
 import json
+import os
+import signal
 
 import pytest
 import torch
+import yaml
 from test_forecasting import recipe, source, table  # noqa: F401  a fixture
+from transformers import AutoModel
 
 from llm_finetuner import share
+from llm_finetuner.cli.app import main
+from llm_finetuner.cli.progress import View
 from llm_finetuner.errors import CheckpointError, RecipeError
 from llm_finetuner.recipe_file import load
 from llm_finetuner.run import is_run
@@ -77,6 +83,48 @@ def test_what_was_tried_is_not_tried_again(tmp_path, source):  # noqa: F811
     assert len(share.found_in(tmp_path / "run")["candidates"]) == 5
 
 
+@pytest.mark.parametrize("stopped_at", [1, 3])
+def test_ctrl_c_in_the_first_trial_loses_nothing(tmp_path, source, stopped_at, capsys, monkeypatch):  # noqa: F811
+    """The command says what is kept and how to go on, and the end is that of a run that nobody stopped."""
+    whole, result = share.train(recipe(tmp_path / "whole", source, **AUTO))
+    run, path = str(tmp_path / "run"), tmp_path / "auto.yaml"
+    path.write_text(yaml.safe_dump(recipe(run, source, **AUTO).to_dict()))
+
+    def stop(view, record):
+        steps.append(record["step"])
+        if len(steps) == stopped_at:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    steps = []
+    monkeypatch.setattr(View, "_step", stop)
+    assert main(["run", str(path), "--no-compare"]) == 130
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"{run}/share/0/checkpoints/step_{stopped_at:07d}" in said and f"resume {run}" in said
+    assert share.found_in(run)["candidates"] == [] and is_run(run)
+    steps[:] = [0] * stopped_at  # and not again
+    assert main(["resume", run, "--no-compare"]) == 0
+    assert steps[stopped_at:6] == list(range(stopped_at + 1, 7))  # the first trial went on where it stood
+    assert share.found_in(run)["candidates"] == share.found_in(tmp_path / "whole")["candidates"]
+    kept = AutoModel.from_pretrained(run)
+    for one, other in zip(kept.parameters(), result.tuned.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert load(f"{run}/recipe.yaml").options == whole.options
+
+
+def test_ctrl_c_before_the_first_step_says_that_nothing_was_saved(tmp_path, source, capsys, monkeypatch):  # noqa: F811
+    def stop(view, record):
+        raise KeyboardInterrupt
+
+    path, run = tmp_path / "auto.yaml", tmp_path / "run"
+    path.write_text(yaml.safe_dump(recipe(run, source, **AUTO).to_dict()))
+    monkeypatch.setattr(View, "_plan", stop)
+    assert main(["run", str(path), "--no-compare"]) == 130
+    assert "No step was finished, so nothing was saved." in capsys.readouterr().err
+    monkeypatch.undo()
+    assert main(["run", str(path), "--no-compare"]) == 2 and f"resume {run}" in capsys.readouterr().err
+    assert main(["run", str(path), "--no-compare", "--overwrite"]) == 0
+
+
 def test_what_contradicts_itself_is_refused(tmp_path, source):  # noqa: F811
     with pytest.raises(RecipeError, match="alpha=0.3 and beta=auto"):
         recipe(tmp_path / "run", source, options={"alpha": 0.3, "beta": "auto"})
@@ -89,10 +137,6 @@ def test_what_contradicts_itself_is_refused(tmp_path, source):  # noqa: F811
 
 
 def test_a_recipe_is_run_by_the_command_line(tmp_path, source, capsys):  # noqa: F811
-    import yaml
-
-    from llm_finetuner.cli.app import main
-
     path = tmp_path / "auto.yaml"
     path.write_text(yaml.safe_dump(recipe(tmp_path / "run", source, **AUTO).to_dict()))
     assert main(["run", str(path), "--no-compare"]) == 0

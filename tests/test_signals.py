@@ -107,7 +107,10 @@ def test_slices_and_selections_are_rows_too():
     part = signals.read((x, y), 0.1).part("train")
     assert np.array_equal(part.select([3, 1])[1]["inputs"], x[1])
     assert np.array_equal(part[[2, 4]]["targets"][1], y[4]) and len(part[0:3]["inputs"]) == 3
-    assert len(part + part.recording.part("test")) == 18
+    other = signals.read(arrays(3, 7), 0).part("train")
+    joined = signals.Joined([part, other])  # of other lengths
+    assert len(joined) == len(part) + 3 and np.array_equal(joined[-1]["inputs"], other[2]["inputs"])
+    assert np.array_equal(joined[2]["inputs"], x[2])
 
 
 def broken(name):

@@ -21,6 +21,7 @@ from llm_finetuner.assembly import Parts
 from llm_finetuner.errors import RecipeError, TrainingError
 from llm_finetuner.recipe import Data, Model, Recipe, Teacher, Train
 from llm_finetuner.run import read_log
+from llm_finetuner.search.shared import share
 from llm_finetuner.sweep import sweep
 from llm_finetuner.trainer import fit
 
@@ -250,12 +251,21 @@ def test_forecasters_are_searched_on_earlier_windows_and_reported_on_later_ones(
     result = sweep(recipe, {RATE: [1e-3, 1e-2]}, on_event=heard)
     assert len(result["trials"]) == 3 and all(line["state"] == "finished" for line in result["trials"])
     assert not result["report"]["optimistic"] and result["report"]["winner"]["mse"] > 0
-    assert "| MSE |" in Path(result["table"]).read_text(encoding="utf-8")
+    told = Path(result["table"]).read_text(encoding="utf-8")
+    assert (
+        "| MSE |" in told and "bootstrap" not in told and "Told apart: Student's t over runs of neigh" in told
+    )
+    assert "other held-out windows (as much as " in told and " examples" not in told
     assert (
         sweep(recipe, {RATE: [1e-3, 1e-2]}, on_event=Heard())["best"] == result["best"]
     )  # nothing is run again
     scores = np.load(Path(result["best"]["folder"]) / "scores.npz")
     assert scores["choose_span"] == 4 and len(scores["choose_nll"]) + len(scores["report_nll"]) == 180 - 3 - 3
+    few = replace(
+        recipe, output=str(tmp_path / "few")
+    )  # 87 windows to choose on, as much as 21 that do not overlap
+    table(300).to_csv(tmp_path / "rows.csv", index=False)
+    assert set(share(few, Parts(), [], lambda note: None).rows) == {"choose"}
     other = table(600, seed=5)
     other.to_csv(tmp_path / "rows.csv", index=False)
     with pytest.raises(RecipeError, match="training rows was"):

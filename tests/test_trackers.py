@@ -4,6 +4,7 @@ import json
 import math
 import struct
 import sys
+import time
 from dataclasses import replace
 
 import pytest
@@ -99,8 +100,10 @@ def runs_of(folder) -> list[tuple[str, dict[int, dict]]]:
 
     found = []
     for path in sorted(folder.glob("wandb/offline-run-*/run-*.wandb")):
-        steps = {}
-        for record in map(Record.FromString, records_in(path)):
+        steps, until, records = {}, time.monotonic() + 30, []
+        while not any(record.HasField("exit") for record in records) and time.monotonic() < until:
+            records = list(map(Record.FromString, records_in(path)))  # its process may still be writing
+        for record in records:
             said = {
                 "/".join(item.nested_key) or item.key: json.loads(item.value_json)
                 for item in record.history.item

@@ -17,14 +17,16 @@ from llm_finetuner.errors import DataError
 from llm_finetuner.ranges import check_count, check_number
 
 LEAST = 20  # scores of a step that an interval may rest on
+RENEWED = 6  # windows between two renewals, or a quarter of the horizon where that is more
 
 
 @dataclass
 class Conformal:
     """What is to be added on both sides of an interval, learned as time goes by.
 
-    level: the share to be covered. window: W. gamma: how fast the share that is aimed at follows what was covered
-    (Gibbs and Candes 2021, arXiv 2106.00170); 0 takes the scores as they come (rolling).
+    level: the share to be covered. window: W. gamma: how far the share that is aimed at moves in one renewal by what
+    was covered (Gibbs and Candes 2021, arXiv 2106.00170); 0 takes the scores as they come (rolling). What was covered
+    is known a horizon late: moved at every window, the share would swing ever wider.
     """
 
     level: float
@@ -53,11 +55,12 @@ class Conformal:
         self.added = np.concatenate([self.added, added_nHC])
         over = slice(
             max(0, before - horizon), max(0, before + count - horizon)
-        )  # whose last step is known by now
-        judged_nHC = self.added[over]
-        if len(judged_nHC) and not np.isnan(judged_nHC).any():
-            outside_HC = (self.scores[over] > judged_nHC).mean(0)
-            self.missed = np.clip(self.missed + self.gamma * (1 - self.level - outside_HC), 0.0, 1.0)
+        )  # their last step has come by now
+        had_n = ~np.isnan(self.added[over]).any((1, 2))
+        if had_n.any():
+            outside_HC = (self.scores[over] > self.added[over])[had_n].mean(0)
+            step = self.gamma * min(1.0, had_n.sum() / renewal(horizon))
+            self.missed = np.clip(self.missed + step * (1 - self.level - outside_HC), 0.0, 1.0)
         keep = self.window + horizon
         self.scores, self.added = self.scores[-keep:], self.added[-keep:]
 
@@ -75,6 +78,11 @@ class Conformal:
         return found_HC
 
 
+def renewal(horizon: int) -> int:
+    """Windows between two renewals of intervals."""
+    return max(RENEWED, -(-horizon // 4))
+
+
 def enough(windows: int, horizon: int) -> bool:
     """Whether an interval may rest on so many windows."""
     return windows >= LEAST + horizon
@@ -88,9 +96,9 @@ def too_few(windows: int) -> DataError:
     )
 
 
-def margins(scores_nHC: np.ndarray, conformal: Conformal, every: int) -> np.ndarray:
-    """What is added to the interval of each window, in their order, renewed every so many windows: [n, H, C]."""
-    found_nHC = np.empty(scores_nHC.shape)
+def margins(scores_nHC: np.ndarray, conformal: Conformal) -> np.ndarray:
+    """What is added to the interval of each window, in their order: [n, H, C]."""
+    found_nHC, every = np.empty(scores_nHC.shape), renewal(scores_nHC.shape[1])
     for start in range(0, len(scores_nHC), every):
         part = slice(start, start + every)
         margin_HC = conformal.margin()

@@ -61,6 +61,12 @@ def impulse(profile: np.ndarray, position: float, phase: float = 0.0, reach: flo
     )
 
 
+def around(profile: np.ndarray, position: float, offsets: np.ndarray) -> np.ndarray:
+    """Amplitudes of the band-limited signal [L] at these rows from `position`; 0 outside the column."""
+    fine = np.abs(_finer(_checked(profile)))
+    return np.interp(position + offsets, np.arange(len(fine)) / FINER, fine, 0.0, 0.0)
+
+
 @dataclass(frozen=True)
 class Focused:
     """nmse: energy of the error over that of the truth; 0 dB is what an image of zeros has. psnr: of complex numbers,

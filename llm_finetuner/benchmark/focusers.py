@@ -60,7 +60,7 @@ class Filter(Zeros):
 
 def simple_models(train: Signals) -> list[tuple[str, nn.Module]]:
     """Zeros; of simulated radar columns also the echo, at its best on the training rows, and matched filters."""
-    complex_valued = np.iscomplexobj(train.inputs)
+    complex_valued = np.iscomplexobj(train.targets)
     config = S4DConfig(
         input_dim=train.inputs.shape[2], output_dim=max(1, train.targets.shape[2]), model_dim=1, state_dim=2,
         num_layers=1, gate="off", bidirectional=True, complex_valued=complex_valued,

@@ -82,16 +82,16 @@ def interval_figures(
     before: Sequence[Said], said: Sequence[Said], frame: Frame, levels: Sequence[float]
 ) -> dict[str, dict[str, Any]]:
     """By level in percent ("80"): coverage, width and interval_score, over all, by_channel and by_step."""
-    return {f"{level:g}": told_of(made, frame) for level, made in of_levels(before, said, frame, levels)}
+    return {f"{level:g}": told_of(made, frame) for level, made in of_levels(before, said, levels)}
 
 
 def of_levels(
-    before: Sequence[Said], said: Sequence[Said], frame: Frame, levels: Sequence[float]
+    before: Sequence[Said], said: Sequence[Said], levels: Sequence[float]
 ) -> Iterator[tuple[float, Intervals]]:
-    """Intervals of each level in percent, renewed once a season; one after the other, for they are large."""
+    """Intervals of each level in percent; one after the other, for they are large."""
     check_percents(levels)
     for level in levels:
-        yield level, forecasts.intervals(before, said, level / 100, every=frame.season)
+        yield level, forecasts.intervals(before, said, level / 100)
 
 
 def told_of(made: Intervals, frame: Frame) -> dict[str, Any]:
@@ -163,7 +163,7 @@ class _Shown:
 
 def _shown(before: Sequence[Said], said: Sequence[Said], frame: Frame, places: Sequence[Place]) -> _Shown:
     found = _Shown()
-    for level, made in of_levels(before, said, frame, sorted({*FAN, *NOMINAL})):  # large: none is kept
+    for level, made in of_levels(before, said, sorted({*FAN, *NOMINAL})):  # large: none is kept
         name = f"{level:g}"
         if level in NOMINAL:
             found.reliability[name] = made.figures()["coverage"]

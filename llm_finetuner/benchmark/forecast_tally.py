@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llm_finetuner.benchmark.enough import CRITICAL, RUN
 from llm_finetuner.benchmark.measure import Measure
-from llm_finetuner.benchmark.quality import CRITICAL, RUN, Quality, paired_difference
+from llm_finetuner.benchmark.quality import Quality, paired_difference
 from llm_finetuner.errors import DataError
 from llm_finetuner.models.forecaster import point
 

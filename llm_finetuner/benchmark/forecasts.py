@@ -184,11 +184,10 @@ def _made(low_nHC: np.ndarray) -> bool:
     return not np.isnan(low_nHC.flat[0])
 
 
-def intervals(before: Sequence[Said], said: Sequence[Said], level: float, *, every: int = 24) -> Intervals:
+def intervals(before: Sequence[Said], said: Sequence[Said], level: float) -> Intervals:
     """Conformal intervals of forecasts, learned from those before (of validation) and, as time goes by, from these.
 
-    every: windows between two renewals; 24 hours of an hourly series is once a day. A group with few windows before
-    gets none. Raises DataError where no group has enough of them.
+    A group with few windows before gets none. Raises DataError where no group has enough of them.
     """
     earlier = {one.group: one for one in before}
     had = {one.group: len(earlier[one.group].truth) if one.group in earlier else 0 for one in said}
@@ -200,7 +199,7 @@ def intervals(before: Sequence[Said], said: Sequence[Said], level: float, *, eve
         if enough(had[one.group], one.truth.shape[1]):
             learned, past = Conformal(level), earlier[one.group]
             learned.see(scores(*past.between(level), past.truth))
-            added = margins(scores(low, high, one.truth), learned, every)
+            added = margins(scores(low, high, one.truth), learned)
         else:
             added = np.full_like(low, np.nan)
         lows.append(low - added)

@@ -7,7 +7,7 @@ the hardest of the comparisons there are: "yes" if the distilled student is bett
 steps and at equal compute, "no" if it is worse at one of them, "unclear" otherwise, "unknown" if no baseline was
 trained ("no" also then, if it is worse than the untouched student). A model that was tuned without a teacher is held
 against the untouched student alone, or, where its weights were drawn, against models that learn little or nothing;
-where one of those is not measurably beaten, a sentence begins with that.
+where one of those is better, or is not measurably beaten, a sentence begins with that.
 """
 
 import math
@@ -15,15 +15,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from llm_finetuner.benchmark.enough import ENOUGH, SEPARATE, least
 from llm_finetuner.benchmark.measure import Measure
-from llm_finetuner.benchmark.quality import SEPARATE
+from llm_finetuner.benchmark.phrases import change, listed
 
-ENOUGH = 30  # examples; a bootstrap interval over fewer is too narrow
 MUCH = 0.05  # a rise of the calibration error that is worth a warning
 JUDGED = ("distilled", "tuned")  # roles that a sentence is said about
 SAID = {"yes": "paid", "no": "did not pay", "unclear": "made no difference that can be told"}
-FEW = "examples only, too few for an interval"
-OVERLAP = "windows that overlap, too few for an interval"
 BASELINES = {  # role -> where the comparison is fair, and how long the baseline was trained
     "baseline_steps": ("at equal steps", "for as many steps"),
     "baseline_compute": ("at equal compute, teacher passes counted,", "for as much compute"),
@@ -43,7 +41,12 @@ class Case:
     @property
     def few(self) -> bool:
         """Whether there are too few to tell anything from."""
-        return self.examples < max(ENOUGH, SEPARATE * self.span)
+        return self.examples < least(self.span)
+
+    @property
+    def off(self) -> str:
+        """The setting that turns the teacher off, where it is on."""
+        return self.measure.off if any(line["role"] == "distilled" for line in self.lines) else ""
 
     def line(self, name: str) -> dict:
         return next(line for line in self.lines if line["name"] == name)
@@ -73,7 +76,7 @@ def answer(pair: dict[str, Any] | None, examples: int) -> str | None:
 
 
 def finding(case: Case, line: dict) -> dict[str, Any]:
-    """The answer for one distilled or tuned model: name, sentence, paid, paid_at_equal_steps, paid_at_equal_compute."""
+    """The answer for one distilled or tuned model: what the verdict has of it in `findings`."""
     answers = {role: case.answer(line["name"], role) for role in BASELINES}
     untouched = case.answer(line["name"], "untouched")
     given = [said for said in answers.values() if said]
@@ -90,16 +93,11 @@ def finding(case: Case, line: dict) -> dict[str, Any]:
     else:
         paid = "no" if untouched == "no" else "unknown"
         sentence = _against_untouched(case, line, paid)
-    sentence = _begun(sentence)
-    unbeaten = [pair for pair in simple if _not_better(case, pair)]
-    if unbeaten:  # before all else
-        first = (
-            f"{line['name']} does not measurably beat {_listed(case, unbeaten)}, which costs next to nothing."
-        )
-        sentence = f"{_begun(first)} {sentence}"
+    better = [pair for pair in simple if answer(pair, case.examples) == "no"]
     return {
         "name": line["name"],
-        "sentence": sentence,
+        "sentence": _unbeaten(case, line["name"], simple, better) + _begun(sentence),
+        "simpler": [pair["other"] for pair in better],
         "paid": paid,
         "paid_at_equal_steps": answers["baseline_steps"],
         "paid_at_equal_compute": answers["baseline_compute"],
@@ -118,8 +116,16 @@ def _hardest(answers: Sequence[str]) -> str:
 def _listed(case: Case, pairs: Sequence[dict]) -> str:
     """The other models of pairs with their figures."""
     lines = [case.line(pair["other"]) for pair in pairs]
-    shown = [f"{line['name']} ({case.measure.name} {case.shown(line)})" for line in lines]
-    return " and ".join([", ".join(shown[:-1]), shown[-1]]) if len(shown) > 1 else shown[0]
+    return listed([f"{line['name']} ({case.measure.name} {case.shown(line)})" for line in lines])
+
+
+def _unbeaten(case: Case, name: str, simple: Sequence[dict], better: Sequence[dict]) -> str:
+    """That models which learn little or nothing are better, or are not measurably beaten; empty where all are."""
+    level = [pair for pair in simple if pair not in better and _not_better(case, pair)]
+    clauses = [f"is worse than {_listed(case, better)}"] if better else []
+    clauses += [f"does not measurably beat {_listed(case, level)}"] if level else []
+    costs = "costs" if len(better) + len(level) == 1 else "cost"
+    return f"{_begun(name)} {', and '.join(clauses)}, which {costs} next to nothing. " if clauses else ""
 
 
 def _against_baselines(case: Case, line: dict, answers: dict) -> str:
@@ -175,24 +181,6 @@ def _reaches(case: Case, line: dict) -> str:
     return f"{line['name']} reaches {case.measure.name} {case.shown(line)}"
 
 
-def change(pair: dict, examples: int, unit: str) -> str:
-    """The difference of a pair as it is printed, its interval, and whether it is more than the uncertainty."""
-    if not math.isfinite(pair["difference"]):
-        return "which cannot be compared"
-    size = pair["change"]
-    way = f"{abs(size):.1f} {unit} {'lower' if size < 0 else 'higher'}" if size else "no different"
-    if examples < ENOUGH or pair["low"] is None:
-        return f"{way} on {examples} {FEW if examples < ENOUGH else OVERLAP}"
-    low, high = pair["change_low"], pair["change_high"]
-    if pair["significant"]:
-        near, far = sorted((abs(low), abs(high)))
-        return f"{way} (95 % interval {near:.1f} to {far:.1f} {unit}), more than the uncertainty"
-    said = f"{way} (95 % interval {low:+.1f} to {high:+.1f} {unit}), not more than the uncertainty"
-    if low > 0 or high < 0:
-        said += f": few examples tell the two apart, and they may do so by chance (p = {pair['p']:.2f})"
-    return said
-
-
 def warnings(case: Case) -> list[str]:
     """What to beware of, most important first."""
     found = [
@@ -206,9 +194,9 @@ def warnings(case: Case) -> list[str]:
     for pair in case.differences:
         if pair["role"] in ("untouched", *BASELINES) and case.line(pair["name"])["role"] == "teacher":
             if _not_better(case, pair):
-                otherwise = f", or {case.measure.off}," if case.measure.off else ""
+                otherwise = f", or {case.off}," if case.off else ""
                 found.append(
-                    f"The teacher ({pair['name']}) is {_how(pair)} than {pair['other']}: there was nothing "
+                    f"The teacher ({pair['name']}) is {_how(case, pair)} than {pair['other']}: there was nothing "
                     f"to compress. Take a better teacher{otherwise} before drawing a conclusion about distilling."
                 )
     found += _of_simple(case)
@@ -230,9 +218,10 @@ def _few(case: Case) -> list[str]:
 
 def _of_simple(case: Case) -> list[str]:
     """Models that learn little or nothing and do as well as the teacher; of students the first sentence says it."""
+    otherwise = f", or {case.off}" if case.off else ""
     return [
-        f"The teacher ({pair['name']}) is {_how(pair)} than {pair['other']}, which costs next to nothing: take that "
-        f"one, or {case.measure.off}."
+        f"The teacher ({pair['name']}) is {_how(case, pair)} than {pair['other']}, which costs next to nothing: take "
+        f"that one{otherwise}."
         for pair in case.differences
         if pair["role"] == "simple"
         and case.line(pair["name"])["role"] == "teacher"
@@ -247,10 +236,10 @@ def _of_judged(case: Case, line: dict) -> list[str]:
         doing = "Distilling" if line["role"] == "distilled" else "Fine-tuning"
         found.append(f"{doing} made things worse: {name} is worse than the untouched student.")
     elif untouched and _not_better(case, untouched):
-        found.append(f"{name} is {_how(untouched)} than the untouched student.")
+        found.append(f"{name} is {_how(case, untouched)} than the untouched student.")
     for role, (_where, alike) in BASELINES.items():
         if case.answer(name, role) == "no":
-            otherwise = f": take {case.measure.off}" if case.measure.off else ""
+            otherwise = f": take {case.off}" if case.off else ""
             found.append(
                 f"{name} is worse than the same student trained on {case.measure.alone} alone {alike}{otherwise}."
             )
@@ -282,5 +271,7 @@ def _not_better(case: Case, pair: dict) -> bool:
     return not pair["better"] or (not case.few and not pair["significant"])
 
 
-def _how(pair: dict) -> str:
+def _how(case: Case, pair: dict) -> str:
+    if answer(pair, case.examples) == "no":
+        return "worse"
     return "not measurably better" if pair["better"] else "not better"

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from llm_finetuner.benchmark.enough import CRITICAL, RUN, SEPARATE
 from llm_finetuner.errors import DataError, ModelError
 from llm_finetuner.objectives.divergence import forward_kl
 from llm_finetuner.objectives.supervised import cross_entropy
@@ -24,15 +25,6 @@ POSITIONS = 256  # logits of this many positions exist at a time
 BINS = 15  # of equal width, Guo et al. 2017 (arXiv 1706.04599)
 RESAMPLES = 2000
 DRAWS_AT_ONCE = 2**22  # resampled example numbers in memory
-CRITICAL = {
-    4: 3.182,
-    5: 2.776,
-    6: 2.571,
-    7: 2.447,
-    8: 2.365,
-}  # runs -> 97.5 % of Student's t, one fewer degrees
-RUN = 3  # spans: the least length of a run of examples that depend on their neighbours
-SEPARATE = RUN * min(CRITICAL)  # spans: fewer examples that overlap tell nothing
 
 
 @dataclass(frozen=True)

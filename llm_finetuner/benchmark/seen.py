@@ -13,7 +13,10 @@ def after_training(group: Group, model: nn.Module) -> int | None:
         return 0  # it has learned nothing
     if not isinstance(until, dict):
         return group.count_until(until)
-    known = [group.count_until(until[name]) for name in group.names if name in until]
+    known = [group.count_until(until[name], name) for name in group.names if name in until]
+    counted = group.frequency is None or any(isinstance(end, list) for end in until.values())
+    if counted and len(known) < len(group.names):
+        return None  # rows under other names may be the same
     return None if None in known else max(known, default=0)  # it never saw series of other names
 
 

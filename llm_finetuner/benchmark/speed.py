@@ -14,9 +14,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from llm_finetuner.benchmark import flops
 from llm_finetuner.benchmark.quality import eval_mode
 from llm_finetuner.benchmark.text import positions
 from llm_finetuner.errors import DataError
+from llm_finetuner.models.loading import is_quantised
 from llm_finetuner.models.mixers import goes_on
 
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.gguf")
@@ -59,8 +61,8 @@ def speed_batch(
 @torch.no_grad()
 def measure(
     models: dict[Hashable, nn.Module], ids: Tensor, *, repeats: int = 5, new_tokens: int = 32
-) -> dict[Hashable, dict[str, float]]:
-    """{name: {"tokens_per_second", "latency_ms"}}, medians over the repeats, after a warm-up of each model.
+) -> dict[Hashable, dict[str, float | None]]:
+    """{name: {"tokens_per_second", "latency_ms", "flops"}}, medians over the repeats, after a warm-up of each model.
 
     tokens_per_second: ids [B, T] through one forward pass, logits of every position included, or samples of sequences
     [B, T, channels]; of forecasters ids are
@@ -68,7 +70,7 @@ def measure(
     KV cache; a whole sequence where the model does not write. A model with encoder and decoder reads ids as its
     source and as its target, and each id counts once. The models take turns within each repeat, in another order each
     time, so that what else the machine does meanwhile slows all of them alike; small models are run several times a
-    turn.
+    turn. flops: operations of the forward pass for one of what is counted (flops.py), None where they are not seen.
     """
     count = len(ids) if ids.is_floating_point() and ids.dim() == 2 else ids.shape[:2].numel()
     seconds: dict = {name: {"forward": [], "token": []} for name in models}
@@ -87,10 +89,12 @@ def measure(
                 if repeat:  # the first round warms up
                     seconds[name]["forward"] += forward
                     seconds[name]["token"] += token
+        operations = {name: _operations(model, ids) for name, model in models.items()}
     return {
         name: {
             "tokens_per_second": count / statistics.median(taken["forward"]),
             "latency_ms": 1000 * statistics.median(taken["token"]),
+            "flops": operations[name] and operations[name] / count,
         }
         for name, taken in seconds.items()
     }
@@ -106,6 +110,11 @@ def _forward(model: nn.Module, ids: Tensor) -> None:
     )  # one that labels texts makes a target itself
     target = {"decoder_input_ids": ids} if writes else {}
     model(input_ids=ids, use_cache=False, **target)
+
+
+def _operations(model: nn.Module, ids: Tensor) -> int | None:
+    """Of a forward pass; None where there is none to see, or weights are multiplied by another library."""
+    return None if is_quantised(model) else flops.count(lambda: _forward(model, ids)) or None
 
 
 def _forward_seconds(model: nn.Module, ids: Tensor) -> list[float]:

@@ -9,14 +9,15 @@ warnings                sentences
 measure                 what is judged by, of the task: key, name, unit, units, lower, change_unit, beside (measure.py)
 models                  one dict a model: name, role, steps, seconds, the measure's figure, <key>_low and <key>_high,
                         all of Quality.summary(), rouge1, rouge2, rougeL, parameters, bytes, tokens_per_second,
-                        latency_ms, peak_memory_mb, retained (%)
+                        flops (of what `read` of the measure counts, one), latency_ms, peak_memory_mb, retained (%)
 differences             the measure of `name` against that of `other`, whose role is `role`: difference (of perplexity:
                         of the loss, in nats; else of the figure), low, high, significant, better; change, change_low,
                         change_high in change_unit; of accuracy also p
+simpler                 names of the models that learn little or nothing and are measurably better than the judged one
 findings                one dict a distilled or tuned model: name, sentence, paid, paid_at_equal_steps,
-                        paid_at_equal_compute
+                        paid_at_equal_compute, simpler
 compression             how many times the first of them is smaller or faster than the teacher: parameters, bytes, speed
-cost                    compute of a distillation step in steps of plain training: ratio
+cost                    compute of a distillation step in steps of plain training: ratio; None of other runs
 samples                 prompt, reference, completions {name: text}
 labels                  names of the labels, and scores {model: precision, recall, f1, count of each}; None where the
                         answers are tokens, or there are more than MOST_LABELS
@@ -30,9 +31,17 @@ series                  of forecasters, else None; on the test part:
   reliability           {teacher, student: {percent wanted: share covered}}
   without_intervals     why there are none, else None
   examples              channel, begins, context, truth, forecasts {model: point, lo-80, hi-80, lo-90, hi-90}
+signals                 of models of sequences, else None; on the rows of the test part that have a truth:
+  rows, channels, peak (of the truth), first (sample that is drawn)
+  ssim {model}          None for few samples
+  images                of complex numbers, else None: rows, samples, floor (dB), grey {"truth", teacher, student: a
+                        byte a sample from the floor to 0 dB, in base64}
+  examples              row, truth, answers {teacher, student}: of complex numbers in dB of the peak
+  points                of simulated radar columns, else None: count, ideal, of {model}, profiles (signal_figures.py)
 seeds                   of several pairs of runs: seeds, distilled, alone, every_seed, answer, change, change_low,
                         change_high, sentence (seeds.py); added by comparison.compare
 share                   where beta was chosen: candidates [{share, value}], chosen, measure (share.py); added by it too
+untaught                of a run that was to be distilled and hears no teacher, why; added by it too
 examples, tokens, seed  what was scored, and the seed of the resampling
 references, memory, latency, measured, formulas
                         in words: what completions were held against, what memory and latency mean, on what machine and
@@ -45,6 +54,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from torch import nn
 
 from llm_finetuner.benchmark import answers, judge, speed, text
@@ -56,6 +66,7 @@ from llm_finetuner.teachers.provider import Provider
 
 SAMPLES = 2
 MOST_LABELS = 20
+OF_SOME = ("series", "signals")  # keys that a task gives (Task.details)
 FORMULAS = {  # and those of the measure; {unit} is what it scores
     "loss": "mean negative log-likelihood of {unit}, in nats: the sum over all {units} by their number",
     "uncertainty": "intervals tell how the result would vary with other test examples; how it would vary with "
@@ -67,6 +78,10 @@ FORMULAS = {  # and those of the measure; {unit} is what it scores
     "bytes": "weight files on disk",
     "speed": "medians of runs in which the models take turns; {read}/s reads a fixed batch in one forward pass; "
     "models that differ in their values alone share one measurement",
+    "flops": "floating point operations of the forward pass that speeds are of, by the number of {read}: products of "
+    "matrices, convolutions and attention (torch's counter), Fourier transforms of length n as 5 n log2 n (half where "
+    "one side is real), products and sums of elements (of complex numbers 6 and 2); no functions such as exp or GELU, "
+    "and nothing that is made of the weights once and kept. A dash: torch computes nothing, or weights of 4 or 8 bits",
     "cost": "compute of one distillation step = 1 + forward(teacher) / (3 x forward(student)) steps of plain training, "
     "forward = 2 x parameters that multiply",
 }
@@ -137,7 +152,8 @@ def verdict(
         finding["sentence"] = f"{finding['sentence']} {task.stated(rows)}".strip()
     shown = [entry.name for entry in entries if entry.role in ("teacher", *judge.JUDGED)]
     first = next(entry for entry in entries if entry.role in judge.JUDGED)
-    cost = speed.cost_ratio(first.model, teacher.model) if teacher else None
+    distils = teacher and first.role == "distilled"
+    cost = speed.cost_ratio(first.model, teacher.model) if distils else None
     result = {
         **{key: value for key, value in findings[0].items() if key != "name"},
         "warnings": judge.warnings(case),
@@ -149,7 +165,8 @@ def verdict(
         "cost": {"ratio": cost},
         **said,
         **_labels(entries, qualities, task, rows, heard),
-        "series": task.details(models, rows, shown),
+        **dict.fromkeys(OF_SOME),
+        **task.details(models, rows, shown),
         "examples": examples,
         "tokens": lines[0]["tokens"],
         "seed": seed,
@@ -182,7 +199,10 @@ def _judged(lines: list[dict]) -> list[dict]:
 def _differences(
     entries: Sequence[Entry], qualities: dict[str, Quality], measure: Measure, seed: int
 ) -> list[dict]:
-    """Every judged model against every other model, and the teacher against every student that it did not teach."""
+    """Every judged model against every other model, and the teacher against every model that it did not teach.
+
+    A teacher that is one of the simple models itself, such as a line in closed form, is not held against that one.
+    """
     found = []
     for at, entry in enumerate(entries):
         for other_at, other in enumerate(entries):
@@ -190,6 +210,8 @@ def _differences(
                 wanted = other_at > at or other.role not in judge.JUDGED  # two judged models: once is enough
             else:
                 wanted = entry.role == "teacher" and other.role not in ("teacher", *judge.JUDGED)
+                errors = qualities[entry.name].nll, qualities[other.name].nll
+                wanted = wanted and not (other.role == "simple" and np.allclose(*errors))  # the same model
             if wanted:
                 pair = measure.compare(qualities[entry.name], qualities[other.name], seed=seed)
                 found.append({"name": entry.name, "other": other.name, "role": other.role, **pair})

@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from llm_finetuner.cli.configs import is_forecaster
+from llm_finetuner.cli.configs import config_of, is_forecaster
 from llm_finetuner.cli.exits import program
 from llm_finetuner.cli.folder import check_output
 from llm_finetuner.cli.hub import is_on_hub
 from llm_finetuner.cli.needed import is_part
-from llm_finetuner.errors import RecipeError
+from llm_finetuner.errors import DataError, RecipeError
 from llm_finetuner.recipe import Recipe
 from llm_finetuner.teachers.places import FITTED, MANIFEST
 
@@ -146,6 +146,12 @@ def table_file(typed: str) -> str:
         raise RecipeError(f"there is no file {typed.strip()!r}", "Tab completes paths")
     if Path(name).suffix not in TABLES:
         raise RecipeError(f"{typed.strip()} is no table that is read here", f"a file of {', '.join(TABLES)}")
+    from llm_finetuner.data import tables
+
+    try:
+        tables.read(name)
+    except DataError as error:
+        raise RecipeError(error.what, error.hint) from error
     return name
 
 
@@ -155,11 +161,12 @@ def found_table() -> str:
     return next((str(path) for pattern in patterns for path in sorted(Path().glob(pattern))), "series.csv")
 
 
-def newest_forecaster() -> str | None:
-    """The run in outputs/ that was finished last and forecasts."""
-    found = [
+def newest_forecaster(alike: dict[str, Any]) -> str | None:
+    """The run in outputs/ that was finished last and forecasts, with these settings: its look-back, its horizon, ..."""
+    runs = [
         path.parent for path in Path("outputs").glob("*/training.json") if is_forecaster(str(path.parent))
     ]
+    found = [run for run in runs if alike.items() <= config_of(str(run)).items()]
     return str(max(found, key=lambda path: path.stat().st_mtime)) if found else None
 
 

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from llm_finetuner.cli import preview, series_estimate
+from llm_finetuner.benchmark.phrases import times
+from llm_finetuner.cli import preview, series_estimate, signal_estimate
 from llm_finetuner.cli.chains import as_planned, check_stages, named_students
 from llm_finetuner.cli.console import Screen
 from llm_finetuner.cli.doctor import memory_available
@@ -17,8 +18,8 @@ from llm_finetuner.cli.typed import spell_objectives
 from llm_finetuner.cli.words import shape_given
 from llm_finetuner.errors import FinetunerError
 from llm_finetuner.layer_maps import POOLED_NAME
-from llm_finetuner.recipe import Recipe, Teacher, Train, members_of
-from llm_finetuner.recipe_series import FORECASTING
+from llm_finetuner.recipe import Data, Recipe, Teacher, Train, members_of
+from llm_finetuner.recipe_series import FORECASTING, OF_NUMBERS, REGRESSION
 from llm_finetuner.registry import TASKS, resolve
 
 Rows = list[tuple[str, str]]
@@ -32,12 +33,13 @@ def confirm_screen(recipe: Recipe, screen: Screen) -> bool:
     tokenizers: Rows = []
     try:
         sight = preview.look(recipe)
+        warnings += sight.doubts if isinstance(sight, SeriesSight) else []
         plans = as_planned(recipe) if recipe.stages else [recipe]
         check_stages(recipe) if recipe.stages else check_fit(recipe)
         guesses = [ahead(plan, sight) for plan in plans]
         sizes, guess = guesses[0][0], together([guess for _, guess in guesses])
         warnings += memory_warnings(guess)
-        if teachers_of(recipe) and recipe.teacher.kind != "across" and recipe.task != FORECASTING:
+        if teachers_of(recipe) and recipe.teacher.kind != "across" and recipe.task not in OF_NUMBERS:
             fits, words = vocabularies(recipe)
             tokenizers = [("tokenizers", words)]
             warnings += [] if fits else ["the run will be refused, because the tokenizers differ"]
@@ -67,6 +69,8 @@ def ahead(plan: Recipe, sight: preview.Sight | SeriesSight) -> tuple[Sized, Esti
     """Sizes of the models, and what the run will take. Raises ModelError."""
     if isinstance(sight, SeriesSight):
         return series_estimate.look_ahead(plan, sight)
+    if plan.task == REGRESSION:
+        return signal_estimate.look_ahead(plan, sight.examples, sight.length)
     return look_ahead(plan, sight.examples, sight.length)
 
 
@@ -104,7 +108,7 @@ def model_rows(recipe: Recipe, sizes: Sized | None) -> Rows:
         whole = sum(teacher.parameters for _, teacher in sizes.others)
         if whole:
             ratio = whole / student.parameters
-            told["teacher"] = f": {count(whole)} parameters, compression {ratio:.1f} times"
+            told["teacher"] = f": {count(whole)} parameters, compression {times(ratio)} times"
     rows = [("student", held(recipe.student) + told["student"])]
     if recipe.teacher and recipe.needs_teacher:
         rows.append(("teacher", teaching(recipe.teacher) + told["teacher"]))
@@ -142,23 +146,37 @@ def data_rows(recipe: Recipe, sight: preview.Sight | SeriesSight | None) -> Rows
     if isinstance(sight, SeriesSight):
         return [
             ("data", f"{data.source}: {sight.sentence}"), ("times", sight.times),
-            ("cut", f"{data.series.split}: {sight.cut}"),
+            ("cut", f"{data.series.split}: {sight.cut}"), *_also_given(data),
         ]  # fmt: skip
     first = f", first {data.samples} rows" if data.samples else ""
     rows = [("data", f"{data.source}{first}{f': {sight.sentence}' if sight else ''}")]
     return [*rows, ("class weights", listed(sight.weights))] if sight and sight.weights else rows
 
 
+def _also_given(data: Data) -> Rows:
+    """What else is said of series and is not as usual."""
+    shown = ("data.source", "data.series.split", *(f"data.series.{name}" for name in ("lookback", "horizon")))
+    told = []
+    for setting in fields_of(Data, "data"):
+        value = vars(data.series if setting.owner == FORECASTING else data)[setting.name]
+        if setting.path not in shown and value != setting.default:
+            told.append(f"{setting.name.replace('_', ' ')} {setting.spell(value)}")
+    return [("also of the data", "; ".join(told))] if told else []
+
+
 def training_rows(recipe: Recipe) -> Rows:
     """The usual settings in one line; of the rest those that are not as usual."""
     plan = recipe.train
     length = f"{plan.steps} steps" if plan.steps else f"epochs {plan.epochs:g}"
-    series = recipe.task == FORECASTING
-    a_step = (
-        f"{plan.batch_size} x {plan.gradient_accumulation_steps} {'windows' if series else 'examples'} a step"
-    )
+    what = {FORECASTING: "windows", REGRESSION: "rows"}.get(recipe.task, "examples")
+    a_step = f"{plan.batch_size} x {plan.gradient_accumulation_steps} {what} a step"
     rate = f"learning rate {plan.learning_rate or 'auto'}"
-    told = [length, a_step, rate, *([] if series else [f"at most {recipe.data.max_length} tokens"])]
+    told = [
+        length,
+        a_step,
+        rate,
+        *([] if recipe.task in OF_NUMBERS else [f"at most {recipe.data.max_length} tokens"]),
+    ]
     shown = ("epochs", "steps", "batch_size", "gradient_accumulation_steps", "learning_rate")
     for setting in fields_of(Train, "train"):
         value = vars(plan)[setting.name]

@@ -31,9 +31,10 @@ METRICS = (  # key of a model's figures, label, how it is spelled; those that a 
     ("calibration_error", "calibration error", "{:.3f}".format),
     ("parameters", "parameters", count),
     ("bytes", "on disk", size),
+    ("flops", "FLOPs/token", count),
     ("tokens_per_second", "tokens/s", "{:,.0f}".format),
     ("latency_ms", "latency, ms", "{:.1f}".format),
-    ("peak_memory_mb", "peak memory, MB", "{:,.0f}".format),
+    ("peak_memory_mb", "memory", lambda megabytes: size(1e6 * megabytes)),
 )
 WIDE = 200  # characters of a table in a file
 MEAN_TOKENS = ("mean_tokens", "tokens a completion", "{:.1f}".format)
@@ -135,8 +136,14 @@ class Screen:
         if models:
             measure = verdict.get("measure", {})
             names = {measure.get("key"): measure.get("name")}
-            names |= {"tokens_per_second": f"{measure['read']}/s"} if "read" in measure else {}
+            if "read" in measure:
+                names |= {
+                    "tokens_per_second": f"{measure['read']}/s",
+                    "flops": f"FLOPs/{measure['read'][:-1]}",
+                }
             self.console.print(models_table(models, self.console.width, names))
+        if "memory" in verdict:
+            self.say(f"memory: {verdict['memory']}", "dim")
         if not self.quiet:
             self.samples((verdict.get("samples") or verdict.get("answers") or [])[:2])
         for words in verdict.get("warnings", []):

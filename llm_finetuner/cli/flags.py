@@ -111,7 +111,8 @@ def _distill(child: argparse.ArgumentParser) -> None:
 
 def _run(child: argparse.ArgumentParser) -> None:
     child.add_argument("recipe", help="a recipe.yaml; one with stages is a chain")
-    child.add_argument("assignments", nargs="*", metavar="key=value", help="settings that replace the file's")
+    told = "settings that replace the file's; of a chain's first stage stages.0.train.steps=10"
+    child.add_argument("assignments", nargs="*", metavar="key=value", help=told)
     add_running(child)
     add_comparing(child)
 
@@ -215,7 +216,7 @@ def _add_forecaster(child: argparse.ArgumentParser) -> None:
 
 
 def _add_levels(child: argparse.ArgumentParser, told: str) -> None:
-    child.add_argument("--level", nargs="+", type=float, metavar="X", help=told)
+    child.add_argument("--level", nargs="+", metavar="X", help=told)
 
 
 def _export(child: argparse.ArgumentParser) -> None:

@@ -4,7 +4,8 @@ Heavy imports stand inside the functions; what is wrong with a table is told bef
 """
 
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from llm_finetuner.cli.series_fit import UNTRAINED
 from llm_finetuner.cli.settings import paths_in
 from llm_finetuner.cli.training import check_finished, recipe_in
 from llm_finetuner.errors import RecipeError
+from llm_finetuner.ranges import number_or_text
 from llm_finetuner.recipe import Data, Model, Recipe, shaped
 from llm_finetuner.recipe_series import FORECASTING, Series
 from llm_finetuner.registry import MODELS, TASKS, resolve, unknown
@@ -30,16 +32,15 @@ def evaluate(given: dict[str, Any], screen) -> Any:
     from llm_finetuner.data import windows
 
     frame = windows.read(data.source, data.series)
+    _warn(frame.doubts, screen)
     frame.part("test")
     _load_torch()
     from llm_finetuner import forecasting_job
     from llm_finetuner.benchmark.verdict import finite
 
     model = _ready(name, data.series, frame.season, lambda: frame, screen)
-    if said := resolve(TASKS, FORECASTING)().seen(model, frame.part("test"), name):
-        screen.warn(said)
     found = {"model": name, "data": data.source, "split": data.series.split, "season": frame.season}
-    found |= finite(forecasting_job.evaluate(model, frame, given.get("level", []), screen.warn))
+    found |= finite(forecasting_job.evaluate(model, frame, levels_in(given), screen.warn, name))
     screen.say(frame.layout)
     _show(found, screen)
     return found
@@ -53,13 +54,14 @@ def forecast(given: dict[str, Any], screen) -> Any:
     from llm_finetuner.data import series, windows
 
     groups, layout = series.load(data.source, plan)
+    _warn(layout.doubts, screen)
     season = series.season_for(groups, plan)
     _load_torch()
     from llm_finetuner import forecasting_job as job
 
     model = _ready(name, plan, season, lambda: windows.frame(groups, plan, season), screen)
-    levels = given.get("level", [])
-    found = job.forecast(model, groups, levels, horizon=horizon, season=plan.season, warn=screen.warn)
+    levels = levels_in(given)
+    found = job.forecast(model, groups, levels, horizon=horizon, warn=screen.warn)
     table = job.as_given(found, layout)
     steps = horizon or model.config.horizon
     after = groups[0].times[-1]
@@ -107,6 +109,15 @@ def read_by(given: dict[str, Any], cuts: bool = False) -> Data:
     return data
 
 
+def levels_in(given: dict[str, Any]) -> list[float]:
+    """--level 80 90, or 80,90. Raises RecipeError."""
+    words = [word.strip() for words in given.get("level", []) for word in words.split(",") if word.strip()]
+    found = [number_or_text(word) for word in words]
+    if wrong := [word for word in found if isinstance(word, str)]:
+        raise RecipeError(f"--level is in percent, got {wrong[0]!r}", "such as --level 80 90")
+    return [float(word) for word in found]
+
+
 def _of_series(given: dict[str, Any]) -> dict[str, Any]:
     return {**given, "--task": FORECASTING}
 
@@ -136,6 +147,11 @@ def _recipe_of(name: str) -> Recipe:
 # ---- the work
 
 
+def _warn(doubts: Sequence[str], screen: Any) -> None:
+    for doubt in doubts:
+        screen.warn(doubt)
+
+
 def _load_torch() -> None:
     from llm_finetuner.cli.progress import quiet_libraries
 
@@ -154,7 +170,8 @@ def _ready(name: str, plan: Series, season: int, frame: Callable[[], Any], scree
         model = load_trained(name, device, merge=True, auto=task.auto)
         task.check_model(model, name)
         return model
-    data = Data(series=replace(plan, season=season, quantiles=[]))
+    known = season if season > 1 else plan.season  # the last value again is no season, unless it is asked for
+    data = Data(series=replace(plan, season=known, quantiles=[]))
     model = load_model(shaped(Model(name), data), device, 0)
     if waits_for_rows(model):
         train = frame().part("train")
@@ -216,11 +233,15 @@ def _show_ahead(found: Any, levels: list[float], screen) -> None:
     for name, rows in found.groupby(series, sort=False):
         more = max(more, len(rows) - STEPS)
         for _, row in rows.head(STEPS).iterrows():
-            ends = (f"{row[f'{model}-lo-{x:g}']:.5g} to {row[f'{model}-hi-{x:g}']:.5g}" for x in levels)
+            ends = (_between(row[f"{model}-lo-{x:g}"], row[f"{model}-hi-{x:g}"]) for x in levels)
             lines.append([str(name), str(row[time]), f"{row[model]:.5g}", *ends])
     screen.table(["series", "time", "forecast", *(f"{level:g} %" for level in levels)], lines)
     if more > 0:
         screen.show(f"and {more} more steps of each: --output FILE.csv or --json has all")
+
+
+def _between(low: float, high: float) -> str:
+    return "-" if math.isnan(low) else f"{low:.5g} to {high:.5g}"
 
 
 def _free_file(given: dict[str, Any], history: str) -> Path | None:

@@ -22,7 +22,7 @@ from llm_finetuner.cli.walk import Walk
 from llm_finetuner.cli.words import words_of
 from llm_finetuner.errors import FinetunerError, RecipeError
 from llm_finetuner.recipe import Recipe
-from llm_finetuner.recipe_series import FORECASTING
+from llm_finetuner.recipe_series import FORECASTING, OF_NUMBERS
 
 OTHER = "another folder ..."
 ONCE = Judged()
@@ -66,8 +66,8 @@ def decide(recipe: Recipe, screen: Screen) -> Any:
 
 
 def ask_judged(recipe: Recipe) -> Any:
-    """How the run is to be compared; or BACK. Forecasters are always held against the student alone."""
-    if recipe.task == FORECASTING and not recipe.stages:
+    """How the run is to be compared; or BACK. Models of numbers are always held against the student alone."""
+    if recipe.task in OF_NUMBERS and not recipe.stages:
         why = "Pairs of students with and without the teacher: what it adds has to be seen with each seed. 3 tell more."
         seeds = prompts.ask("How many seeds?", why, Ask("1", whole_number))
         return BACK if seeds is BACK else Judged(seeds=seeds)

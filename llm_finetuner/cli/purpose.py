@@ -9,7 +9,6 @@ from llm_finetuner.recipe_series import FORECASTING, OF_NUMBERS, REGRESSION
 from llm_finetuner.registry import METHODS, TASKS, menu_entry, resolve
 
 TEXT = Recipe.task
-UNASKED = (REGRESSION,)  # flags and recipes start it; the menu has no questions for it yet
 READ = {FORECASTING: series_fit.READ, REGRESSION: signal_fit.READ}  # of the data's settings
 OF_TEXTS = tuple(name for name in TASKS if name not in OF_NUMBERS)
 ONLY_FOR = {  # settings that are for models of these tasks only
@@ -45,7 +44,7 @@ def pick_task(answers: dict) -> Pick | None:
     scheme = resolve(METHODS, method)()
     if scheme.writing or scheme.on_policy or method in OF_ONE_TASK:
         return None
-    asked = (name for name in spoken.TASKS if name in TASKS and name not in UNASKED)
+    asked = (name for name in spoken.TASKS if name in TASKS)
     return Pick([(name, *spoken.TASKS[name], None) for name in asked], TEXT)
 
 

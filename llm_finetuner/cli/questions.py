@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from llm_finetuner.cli import series_questions, spoken
+from llm_finetuner.cli import series_questions, signal_questions, spoken
 from llm_finetuner.cli.answers import (
     NEW_CACHE,
     data_source,
@@ -36,7 +36,7 @@ from llm_finetuner.cli.purpose import example, kinds_for, pick_task, pointless, 
 from llm_finetuner.cli.settings import MEMBERS, OF_ONE_TASK, Setting, fields_of, options_in
 from llm_finetuner.errors import RecipeError
 from llm_finetuner.recipe import Data, Model, Recipe, Teacher, Train
-from llm_finetuner.recipe_series import FORECASTING
+from llm_finetuner.recipe_series import FORECASTING, REGRESSION
 from llm_finetuner.registry import METHODS, TEACHERS, TUNINGS, menu_entry, resolve
 from llm_finetuner.scheme import Scheme
 
@@ -53,7 +53,8 @@ FIRST = {  # of a kind of teacher, what is asked at once; the rest on request
 }
 ON_REQUEST = ("fine_tuning", *OF_ONE_TASK)  # methods whose options few people change
 WITHOUT_ADAPTERS = ("patch", "linear")
-FEW_ANSWERS = (*OF_LABELS, FORECASTING)  # tasks whose caches keep all of an answer
+OF_NUMBERS = {FORECASTING: series_questions, REGRESSION: signal_questions}  # questions of their own
+FEW_ANSWERS = (*OF_LABELS, *OF_NUMBERS)  # tasks whose caches keep all of an answer
 NAMELESS = ("ensemble", "cached")  # kinds whose teacher has no name of its own
 BLANK = "Enter alone: no more."
 
@@ -67,15 +68,17 @@ def questions(answers: Answers) -> Steps:
 def training(answers: Answers) -> Steps:
     """A run of one method."""
     method, _ = method_of(answers)
-    series = task_of(answers) == FORECASTING
-    first = [plain("task", pick_task), *(series_questions.data() if series else [])]
+    own = OF_NUMBERS.get(task_of(answers))
+    first = [plain("task", pick_task), *(own.data() if own else [])]
     steps = [*first, *student(answers), *teacher(answers)]
+    if own is signal_questions:
+        steps += own.shape()
     if method != "fine_tuning":
         steps.append(plain("tuning.kind", pick_tuning))
-    steps += [] if series else data()
+    steps += [] if own else data()
     asked = [] if method in ON_REQUEST else options_in(METHODS, method, "options")
     steps += [from_setting(s) for s in asked if s.path not in pointless(task_of(answers))]
-    return [*steps, *(series_questions.share() if method in OF_ONE_TASK else []), *last(answers)]
+    return [*steps, *(own.share() if method in OF_ONE_TASK else []), *last(answers)]
 
 
 def chain(answers: Answers) -> Steps:
@@ -103,14 +106,14 @@ def chain(answers: Answers) -> Steps:
 
 def caching(answers: Answers) -> Steps:
     """What a teacher's answers are written down for."""
-    series = task_of(answers) == FORECASTING
+    own = OF_NUMBERS.get(task_of(answers))
     k = Question("job.k", lambda a: None if task_of(a) in FEW_ANSWERS else Ask("50", whole_number))
     return [
         plain("task", pick_task),
-        *(series_questions.data() if series else []),
+        *(own.data() if own else []),
         *student(answers),
-        series_questions.teacher() if series else plain("teacher.name", pick_teacher),
-        *([] if series else [*data(), *known("data.max_length", "data.samples")]),
+        own.teacher() if own else plain("teacher.name", pick_teacher),
+        *([] if own else [*data(), *known("data.max_length", "data.samples")]),
         (k, k.why()),
         plain("job.to", lambda a: Ask(NEW_CACHE, str, is_path=True)),
     ]
@@ -132,8 +135,8 @@ def student(answers: Answers) -> Steps:
     """The student, and whether it starts from new weights."""
     method, _ = method_of(answers)
     kinds = fitting_kinds(scheme_of(method))
-    if task_of(answers) == FORECASTING:
-        return series_questions.student("live" in kinds)
+    if own := OF_NUMBERS.get(task_of(answers)):
+        return own.student("live" in kinds)
     why = spoken.WHY["student.name"]
     told = f"{why} Or {spoken.FROM_TEACHER}" if "live" in kinds and method != "online_distillation" else why
     named = Question(
@@ -155,10 +158,10 @@ def teacher(answers: Answers) -> Steps:
         kinds = [kind for kind in kinds if kind not in NO_STATES]
     steps: Steps = [plain("teacher.kind", lambda a: pick_kind(kinds, peers))]
     if kind not in NAMELESS or is_part(answers.get("student.name", "")) and kind != "ensemble":
-        series = task_of(answers) == FORECASTING
+        own = OF_NUMBERS.get(task_of(answers))
         named = Question("teacher.name", partial(ask_teacher, kind, peers))
         told = spoken.PEER if peers else named.why()
-        steps.append(series_questions.teacher() if series else (named, told))
+        steps.append(own.teacher() if own else (named, told))
         if peers:
             steps.append(plain("teacher.from_scratch", partial(pick_scratch, "teacher.name")))
     options = options_in(TEACHERS, kind, "teacher.options")
@@ -181,9 +184,9 @@ def data() -> Steps:
 def last(answers: Answers) -> Steps:
     """The training, other settings on request, the output."""
     more = further(answers)
-    series = task_of(answers) == FORECASTING
+    own = OF_NUMBERS.get(task_of(answers))
     return [
-        *(series_questions.training() if series else known(*ASKED)),
+        *(own.training() if own else known(*ASKED)),
         plain("advanced", pick_advanced),
         plain("more", lambda a: mark_more(a, more)),
         *[from_setting(s) for s in more if s.path in answers.get("more", ())],
@@ -219,8 +222,8 @@ def further(answers: Answers) -> list[Setting]:
     ]  # fmt: skip
     models = ("student", "teacher")
     fresh = [f"{who}.from_scratch" for who in models if lacks_weights(answers, f"{who}.name")]
-    own = series_questions.asked(answers) if task_of(answers) == FORECASTING else ASKED
-    asked = (*own, *ELSEWHERE, *fresh, *pointless(task_of(answers)))
+    own = OF_NUMBERS.get(task_of(answers))
+    asked = (*(own.asked(answers) if own else ASKED), *ELSEWHERE, *fresh, *pointless(task_of(answers)))
     return [s for s in settings if s.path not in asked]
 
 
@@ -286,8 +289,9 @@ def ask_teacher(kind: str, peers: bool, answers: Answers) -> Ask:
 
 
 def pick_tuning(answers: Answers) -> Pick | None:
-    """Not asked of forecasters that are small."""
-    if task_of(answers) == FORECASTING and answers.get("student.name") in WITHOUT_ADAPTERS:
+    """Not asked of models that are small."""
+    small = task_of(answers) == FORECASTING and answers.get("student.name") in WITHOUT_ADAPTERS
+    if small or task_of(answers) == REGRESSION:
         return None
     described = [(name, name, first_line(resolve(TUNINGS, name)), None) for name in TUNINGS]
     return Pick(described, menu_entry(answers["method"])[2])

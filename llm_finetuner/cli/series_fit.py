@@ -15,7 +15,7 @@ from llm_finetuner.errors import RecipeError
 from llm_finetuner.models.build import BACKBONES, untrained
 from llm_finetuner.recipe import Data, Model, Recipe, members_of
 from llm_finetuner.recipe_series import FORECASTING, OF_SEQUENCES, REGRESSION, Series, shares_of
-from llm_finetuner.registry import MODELS, resolve
+from llm_finetuner.registry import MODELS, resolve, unknown
 
 READ = ("source", "series", "hard_share", "eval_samples")  # what forecasting reads of the data's settings
 HELD = ("load_in_4bit", "load_in_8bit", "dtype", "from_scratch")  # of models that are loaded
@@ -133,7 +133,10 @@ def _check_taught(teacher: Model, recipe: Recipe) -> None:
 def _check_folder(model: Model, recipe: Recipe) -> None:
     """Hold a model that was trained before against the series, as far as its config.json tells."""
     config = config_of(model.name)
-    if model.name in MODELS or not config:
+    if model.name in MODELS or is_part(model.name):
+        return
+    if not config:
+        _check_name(model, recipe)
         return
     if not is_forecaster(model.name):
         raise RecipeError(
@@ -147,6 +150,16 @@ def _check_folder(model: Model, recipe: Recipe) -> None:
                 f"{model.name} has {name} {_spell(config[name])}, and the series are cut for {_spell(wanted)}",
                 f"--{name} {_spell(config[name])}, or another model",
             )
+
+
+def _check_name(model: Model, recipe: Recipe) -> None:
+    """Raise RecipeError for a name that can be no forecaster's: no folder, and no org/model of the hub."""
+    path = Path(model.name).expanduser()
+    if not model.name or path.is_dir() or (path.parent != Path() and not path.parent.is_dir()):
+        return
+    others = (*OF_SEQUENCES, *(NAIVE if model is recipe.student else UNTRAINED))
+    fit = [name for name in MODELS if name not in others]
+    raise unknown("forecaster", model.name, (*fit, "the folder of a run", "org/model of the hub"))
 
 
 def _check_patches(recipe: Recipe) -> None:

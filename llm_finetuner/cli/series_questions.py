@@ -63,13 +63,12 @@ def mends(wrong: FinetunerError | None) -> str | None:
 
 def student(may_be_part: bool) -> Steps:
     """The student: what it is, how large, and for Time-LLM what the data are."""
-    told = spoken.WHY_SERIES["student.name"] + (f" {spoken.PART_OF_FORECASTER}" if may_be_part else "")
     named = Question(
         "student.name",
         lambda a: Ask(example(a)[0], lambda typed: _student(typed, may_be_part, a), is_path=True),
     )
     return [
-        (named, told),
+        (named, spoken.WHY_SERIES["student.name"]),
         plain("data.series.description", ask_description),
         plain("student.shape", ask_shape),
     ]
@@ -83,7 +82,10 @@ def teacher() -> tuple[Question, str]:
         return name if name in MODELS else model_name(typed)
 
     def make(answers: Answers) -> Ask:
-        offered = newest_forecaster() or example(answers)[1]
+        series = so_far({**LATER, **answers}).data.series
+        offered = (
+            newest_forecaster({name: vars(series)[name] for name in series_fit.ALIKE}) or example(answers)[1]
+        )
         return Ask(offered, fitted(parse, "teacher.name", answers), is_path=True)
 
     return Question("teacher.name", make), spoken.WHY_SERIES["teacher.name"]

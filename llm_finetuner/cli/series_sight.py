@@ -30,9 +30,12 @@ class SeriesSight:
     head: list[list[str]]  # the names of the columns, then rows
     examples: int
     each: float  # channels of a window, on average
+    doubts: tuple[str, ...]  # what was read otherwise than it may be meant
 
     def show(self, screen: Any) -> None:
         """For people."""
+        for doubt in self.doubts:
+            screen.warn(doubt)
         screen.show(self.sentence)
         screen.show(self.times)
         screen.show(self.cut)
@@ -92,4 +95,5 @@ def _look(source: str, spelled: str, _stamp: tuple) -> SeriesSight:
         head=[["time", *names], *([*row, *pad] for row in rows)],
         examples=len(train),
         each=sum(of_group[number] for number in train.starts[:, 0].tolist()) / len(train),
+        doubts=frame.doubts,
     )

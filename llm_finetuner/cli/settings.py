@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any, Literal
 
 from llm_finetuner.cli import typed as text_of
-from llm_finetuner.cli.wording import CHOICES, FLAGS, HELP, NOTHING, WORDS
+from llm_finetuner.cli.wording import CHOICES, FLAGS, HELP, NOTHING, OR_A_WORD
 from llm_finetuner.errors import RecipeError
 from llm_finetuner.ranges import number_or_text
 from llm_finetuner.recipe import Data, Model, Recipe, Teacher, Train
@@ -109,8 +109,8 @@ class Setting:
             return self._mapping(words)
         if self.is_list:
             return self._items(text)
-        if text in WORDS.get(self.path, ()):
-            return text
+        if self.path in OR_A_WORD:
+            return number_or_text(text)  # the method says which word
         if float in self.kinds and str in self.kinds:
             return text_of.read_number(self.path, text)
         for kind, wanted in ((int, "a whole number"), (float, "a number")):
@@ -132,7 +132,7 @@ class Setting:
         return text_of.read_shape(parts) if self.path in SHAPES else text_of.read_conditions(parts)
 
     def _items(self, text: str) -> Any:
-        items = [word.strip() for word in text.split(",") if word.strip()]
+        items = text_of.read_names(text)
         kind = next((typing.get_args(k) for k in self.kinds if typing.get_origin(k) is list), ()) or (str,)
         if str in self.kinds and len(items) == 1 and kind[0] is not str and not _reads(items[0], kind[0]):
             return items[0]  # weights: loss
@@ -162,7 +162,7 @@ class Setting:
             return [f"{name}={text_of.spell_plain(item)}" for name, item in value.items()]
         if isinstance(value, bool):
             return ["yes" if value else "no"]
-        return [",".join(map(str, value)) or "none"] if isinstance(value, list) else [str(value)]
+        return [text_of.spell_names(value) or "none"] if isinstance(value, list) else [str(value)]
 
 
 def _reads(text: str, kind: type) -> bool:

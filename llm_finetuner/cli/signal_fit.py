@@ -37,11 +37,9 @@ def check_task(recipe: Recipe) -> None:
                 f"{who}.shape is for models that are built here, and {model.name} has its own",
                 f"models that are: {', '.join(OF_SEQUENCES)}",
             )
-    if recipe.student.init == "teacher" and (
-        recipe.student.name not in OF_SEQUENCES or not recipe.needs_teacher
-    ):
+    if recipe.student.init == "teacher" and not recipe.needs_teacher:
         raise RecipeError(
-            f"student.init=teacher is for a student s4d with a teacher, and the student is {recipe.student.name}",
+            f"init=teacher is for a student s4d with a teacher, and {recipe.method} has none",
             "student.init=seed",
         )
 

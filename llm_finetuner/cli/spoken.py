@@ -61,6 +61,7 @@ TITLES = {
     "data.series.split": "How are the rows cut?",
     "data.series.description": "What are the data?",
     "student.shape": "How large is it?",
+    "student.init": "What does the student begin with?",
     "train.steps": "Steps",
 }
 WHY = {  # where the help of the flag is too short for someone who sees it for the first time
@@ -114,7 +115,20 @@ WHY_SERIES = {  # of forecasters
     "train.steps": "Updates of the weights. Windows overlap, so that a pass over all says little.",
     "train.batch_size": "Windows in one forward pass, each of all channels. Lower it when memory is short.",
 }
-PART_OF_FORECASTER = "Or teacher/2: every second block of the teacher."
+WHY_SEQUENCES = {  # of models of sequences
+    "data.source": "A folder with inputs.npy and targets.npy, or train/, validation/, test/ with them; .npz; .csv.",
+    "student.name": "s4d, a state-space model that is built here; or the folder of a run of one.",
+    "teacher.name": "The folder of a run of a model of sequences.",
+    "train.batch_size": "Rows in one forward pass. Lower it when memory is short.",
+    "train.learning_rate": "The size of a step. auto: 1e-3 for new weights; 3e-3 to 5e-3 with a warm-up learn faster.",
+}
+BEGINNINGS = {  # of a student of sequences -> (title, what it means)
+    "teacher": (
+        "What matters of its teacher's weights",
+        "The larger part of what a teacher gives; sizes are at most its",
+    ),
+    "seed": ("New weights", "Drawn from the seed"),
+}
 SHAPES = {  # what is asked of models that are built here
     "time_llm": ("backbone", "hidden_size", "num_layers", "num_heads"),
     "patch": ("hidden_size", "num_layers", "num_heads"),

@@ -1,5 +1,6 @@
 """A run with its live view, and the comparison after it. Heavy imports stand inside the functions."""
 
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,14 +81,22 @@ def train(recipe: Recipe, screen, resume: bool) -> dict[str, Any]:
 def saved(view, folder: str, chain: str = "") -> str:
     """What an interrupted run, or a stage of a chain, left, and the command that goes on with it."""
     again = f"Go on with: {program()} resume {chain or folder}"
-    if not (Path(folder) / "checkpoints").exists() and (Path(folder) / SHARE).exists():
-        return f"Shares of the teacher that were tried are kept.\n{again}"
+    if not (Path(folder) / "checkpoints").exists() and (tried := _tried(Path(folder))):
+        return f"{tried}\n{again}"
     if view.checkpoint is None and not (Path(folder) / "checkpoints").exists():
         return (
             f"Finished stages are kept.\n{again}" if chain else "No step was finished, so nothing was saved."
         )
     newest = os.path.basename(view.checkpoint or "")
     return f"Saved: {os.path.join(folder, 'checkpoints', newest)}\n{again}"
+
+
+def _tried(folder: Path) -> str:
+    """What is kept of the shares of the teacher that were tried, and of the one under way; "" where nothing is."""
+    found = json.loads((folder / SHARE).read_text("utf-8"))["candidates"] if (folder / SHARE).exists() else []
+    told = [f"Shares of the teacher that were tried are kept: {len(found)}."] if found else []
+    newest = sorted(folder.glob("share/*/checkpoints/step_*"))[-1:]
+    return "\n".join([*told, *(f"Saved: {path}" for path in newest)])
 
 
 def print_recipe(recipe: Recipe) -> None:

@@ -1,6 +1,9 @@
 """Values as users type them: layers, objectives, conditions on columns, numbers that change over a run, and back."""
 
+import csv
+import io
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from llm_finetuner import ramp
@@ -35,6 +38,19 @@ def spell_layers(value: str | list) -> str:
     if isinstance(value, str):
         return value
     return ",".join(":".join(map(str, x)) if isinstance(x, list) else str(x) for x in value)
+
+
+def read_names(text: str) -> list[str]:
+    """Read `a, "b, c"` as ["a", "b, c"]: quotes keep a comma in a name."""
+    found = next(csv.reader([text.replace("\n", " ")], skipinitialspace=True), [])
+    return [word.strip() for word in found if word.strip()]
+
+
+def spell_names(names: Sequence[Any]) -> str:
+    """The inverse of `read_names`."""
+    row = io.StringIO()
+    csv.writer(row, lineterminator="").writerow(names)
+    return row.getvalue()
 
 
 def read_objectives(words: list[str]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from llm_finetuner.cli.questions import Question, questions
 from llm_finetuner.cli.settings import fields_of
 from llm_finetuner.errors import FinetunerError, ModelError, RecipeError
 from llm_finetuner.recipe import Data, Recipe
-from llm_finetuner.recipe_series import FORECASTING
+from llm_finetuner.recipe_series import FORECASTING, REGRESSION
 
 COLUMNS = ("Name the columns", "Which are read; the last one is learned")
 OTHERWISE = ("Read it otherwise", "Columns, gaps, times, how it is cut")
@@ -99,9 +99,10 @@ class Walk:
     def _look(self) -> Any:
         """Show how the data are read; go on, go back, name the columns, or leave bad rows out."""
         while True:
-            choices = [("columns", *(OTHERWISE if self._of_series else COLUMNS), None)]
-            choices.append(("back", "Other data", "Back to the question for the data", None))
-            default, failed = "columns", self._show()
+            choices = [("back", "Other data", "Back to the question for the data", None)]
+            if task_of(self.answers) != REGRESSION:  # whose files name no columns
+                choices.insert(0, ("columns", *(OTHERWISE if self._of_series else COLUMNS), None))
+            default, failed = choices[0][0], self._show()
             if failed is None:
                 choices.insert(0, ("yes", "Yes, go on", "", None))
                 default = "yes"

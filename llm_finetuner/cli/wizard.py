@@ -24,7 +24,7 @@ OTHER_JOBS = (  # key, title, what it means
     ("d", "Doctor", "What this machine has, and what is missing"),
     ("q", "Quit", ""),
 )
-NOT_ASKED = ("regression_distillation",)  # flags and recipes start it; the menu has no questions for it yet
+OF_NUMBERS = {13: "Forecasts of a series", 14: "Numbers at every sample"}  # one line, for a screen has 24
 SHOW_CURSOR = "\x1b[?25h"
 LIGHT = ("o", "d", "q")  # jobs that no run follows
 
@@ -82,7 +82,10 @@ def menu(on_choice: Callable[[Any], None] = lambda choice: None) -> int:
         on_choice(choice)
         from llm_finetuner.cli import jobs
 
-        done = jobs.distil_or_finetune(MENU[choice][0]) if choice in MENU else jobs.OTHERS[choice]()
+        method = which_numbers() if choice in OF_NUMBERS else MENU[choice][0] if choice in MENU else None
+        done = BACK
+        if method is not BACK:
+            done = jobs.distil_or_finetune(method) if method else jobs.OTHERS[choice]()
         if done is not BACK:
             return done
         while prompts.take_back():  # what was answered on the way
@@ -91,9 +94,13 @@ def menu(on_choice: Callable[[Any], None] = lambda choice: None) -> int:
 
 def first_screen(default: Any) -> Pick:
     """The methods under their numbers, then the other jobs."""
-    methods = [
-        (n, title.split(": ")[0], title.split(": ")[1], str(n))
-        for n, (name, *_, title) in MENU.items()
-        if name not in NOT_ASKED
-    ]
+    methods = [(n, *title.split(": ")[:2], str(n)) for n, (*_, title) in MENU.items() if n not in OF_NUMBERS]
+    first, told = min(OF_NUMBERS), "Forecasts of a series, or numbers at every sample"
+    methods.append((first, "Distillation of numbers", told, str(first)))
     return Pick([*methods, *((key, title, told, key) for key, title, told in OTHER_JOBS)], default)
+
+
+def which_numbers() -> Any:
+    """The method for the numbers that are learned; or BACK."""
+    choices = [(MENU[n][0], title, MENU[n][3].split(": ")[1], None) for n, title in OF_NUMBERS.items()]
+    return prompts.ask("What is learned?", "", Pick(choices, choices[0][0]))

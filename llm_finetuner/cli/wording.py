@@ -1,7 +1,6 @@
 """What users read about each setting: its flag, its choices, the word for None, and one line of help."""
 
 from llm_finetuner.methods.feature import FEATURE_LOSSES
-from llm_finetuner.methods.forecasting import AUTO
 from llm_finetuner.methods.on_policy import DIVERGENCES
 from llm_finetuner.methods.relation import RELATIONS
 from llm_finetuner.registry import OPTIMIZERS, SCHEDULES, TASKS, TEACHERS, TUNINGS
@@ -62,7 +61,7 @@ NOTHING = {  # the word for None, where it is not "auto"
     "teacher.options.weights": "equal",
     "teacher.options.keep_layers": "none",
 }
-WORDS = {"options.beta": (AUTO,)}  # that stand in place of a number
+OR_A_WORD = ("options.beta",)  # a number, or a word in place of it
 HELP = {
     "task": "write text, classify texts (one label, or several), tag words, fill in hidden words, transform text, "
     "forecast series, map sequences of numbers",
@@ -136,7 +135,8 @@ HELP = {
     "data.series.season": "steps of a season; auto: by the frequency, such as 24 of hourly rows",
     "data.series.time_column": "column of times; auto: date, ds, timestamp, time, datetime; none: rows follow in order",
     "data.series.id_column": "column that says which series a row is of; auto: unique_id or item_id, if there is one",
-    "data.series.targets": "columns to forecast; auto: all of a wide table, y or target of a long one",
+    "data.series.targets": "columns to forecast; auto: all of a wide table, y or target of a long one; quotes keep a "
+    """comma in a name: '"a, b"'""",
     "data.series.missing": "what becomes of missing numbers: the last one again, or a line to the next",
     "data.series.duplicates": "which of several rows of one time is taken",
     "data.series.irregular": "fill: times that are left out become missing numbers",

@@ -24,6 +24,8 @@ SEASONS = {
 # steps, by the rule code of pandas: a year of months, a day of hours; a minute of seconds
 
 Frequency = str | int
+DATE = r"^\s*(\d{1,2})[/.-](\d{1,2})[/.-](\d{4}|\d{2})(?!\d)"  # the year last: day and month in either order
+ISO = "write times as 2016-07-01 00:00:00"
 
 
 def read_times(column: "pd.Series") -> "pd.Index":
@@ -36,12 +38,34 @@ def read_times(column: "pd.Series") -> "pd.Index":
             column, ~np.isfinite(numbers) | (numbers % 1 != 0), "is neither a time nor a whole number"
         )
         return pd.Index(column.to_numpy().astype(np.int64))
+    first = _day_first(column)
     try:
-        parsed = pd.DatetimeIndex(pd.to_datetime(column, errors="coerce"))
+        parsed = pd.DatetimeIndex(pd.to_datetime(column, errors="coerce", dayfirst=first))
     except ValueError:  # offsets differ, as on both sides of a clock change
-        parsed = pd.DatetimeIndex(pd.to_datetime(column, errors="coerce", utc=True))
+        parsed = pd.DatetimeIndex(pd.to_datetime(column, errors="coerce", dayfirst=first, utc=True))
     _check_none(column, parsed.isna(), "is not a time")
     return parsed
+
+
+def _day_first(column: "pd.Series") -> bool:
+    """Whether dates such as 13/02/2020 name the day before the month. Raises DataError where nobody can tell."""
+    import pandas as pd
+
+    if pd.api.types.is_datetime64_any_dtype(column):
+        return False
+    found = column.astype(str).str.extract(DATE).dropna(subset=[0, 1])
+    one, two = found[0].astype(int), found[1].astype(int)
+    if not (one != two).any():
+        return False
+    day_first, month_first = bool((one > 12).any()), bool((two > 12).any())
+    if day_first != month_first and not (found[2].str.len() == 2).any():
+        return day_first
+    row = int((one != two).idxmax())
+    raise DataError(
+        f"line {row + 2}, column {column.name!r}: nobody can tell the day from the month in {column[row]!r}"
+        + (" and the other dates: either comes first in some of them" if day_first and month_first else ""),
+        ISO,
+    )
 
 
 def _check_none(column: "pd.Series", wrong: np.ndarray, said: str) -> None:
@@ -49,7 +73,7 @@ def _check_none(column: "pd.Series", wrong: np.ndarray, said: str) -> None:
         row = int(np.flatnonzero(wrong)[0])
         raise DataError(
             f"line {row + 2}, column {column.name!r}: {column.iloc[row]!r} {said}",
-            "write times as 2016-07-01 00:00:00",
+            ISO,
         )
 
 
@@ -61,7 +85,8 @@ def once(values: "pd.DataFrame", whose: str, plan: Series) -> "pd.DataFrame":
     if plan.duplicates == "error":
         raise DataError(
             f"{len(twice)} times{whose} come more than once, the first is {twice[0]}",
-            "--duplicates first, last or mean (series.duplicates) takes one; or is it a long table? --id-column NAME",
+            "--duplicates first, last or mean (series.duplicates) takes one; or is it a long table? --id-column NAME "
+            "(series.id_column)",
         )
     if plan.duplicates == "mean":
         return values.groupby(level=0).mean()
@@ -82,7 +107,7 @@ def regular(values: "pd.DataFrame", whose: str, plan: Series) -> tuple[Frequency
     if len(odd):
         raise DataError(
             f"times{whose} are irregular: {odd[0]} is not on the clock of {frequency} that begins at {times[0]}",
-            "bring the rows to a regular clock, or say --time-column none to take them in their order",
+            "bring the rows to a regular clock, or take them in their order: --time-column none (series.time_column)",
         )
     if plan.irregular == "error":
         lost = whole.difference(times)

@@ -7,15 +7,16 @@ Series that share their times are channels of one group; others are groups of on
 Shapes: T times, C channels.
 """
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llm_finetuner.data import clock
+from llm_finetuner.data import clock, tables
 from llm_finetuner.data.clock import Frequency, season_of
+from llm_finetuner.data.tables import EXPECTED
 from llm_finetuner.errors import DataError, TooShort
 from llm_finetuner.recipe_series import Series
 
@@ -26,10 +27,6 @@ TIMES = ("date", "ds", "timestamp", "time", "datetime")
 IDS = ("unique_id", "item_id")
 VALUES = ("y", "target")
 NO_TIMES = "none"
-EXPECTED = (
-    "wide: a column of times (date, ds, timestamp, time, datetime) and columns of numbers; long: unique_id, ds, y or "
-    "item_id, timestamp, target; or name them: --time-column, --id-column, --targets"
-)
 
 
 @dataclass(frozen=True)
@@ -49,20 +46,37 @@ class Group:
             return pd.RangeIndex(len(self.times), len(self.times) + count)
         return clock.later(self.times[-1], count, self.frequency)
 
-    def count_until(self, until: str | int | None) -> int | None:
-        """How many rows are up to a time; None where one of the two has no times, or times of another kind."""
+    def count_until(self, until: str | int | list | None, name: str | None = None) -> int | None:
+        """How many rows are up to a time; None where one of the two has no times, or times of another kind.
+
+        Where rows were counted (`rows_until`) so many, if the channel `name` begins with the same ones; else None.
+        """
+        if isinstance(until, list):
+            count = until[0]
+            known = len(self.values) >= count and self._rows(count, self.names.index(name)) == until
+            return count if known else None
         if until is None or self.frequency is None:
             return None
         return clock.count_until(self.times, until, self.frequency)
 
+    def rows_until(self, count: int) -> dict[str, list]:
+        """The first rows of each channel, told by their number and a digest, [count, digest], as times cannot."""
+        return {name: self._rows(count, channel) for channel, name in enumerate(self.names)}
+
+    def _rows(self, count: int, channel: int) -> list:
+        # of float32, for readers of files differ in the last bits of float64
+        first_T = self.values[:count, channel].astype(np.float32)
+        return [count, hashlib.sha256(first_T.tobytes()).hexdigest()[:16]]
+
 
 @dataclass(frozen=True)
 class Layout:
-    """Which columns were read: `series` is None of a wide table."""
+    """Which columns were read: `series` is None of a wide table. doubts: what may be meant otherwise."""
 
     time: str | None
     series: str | None
     targets: list[str]
+    doubts: tuple[str, ...] = ()
 
     def describe(self) -> str:
         """One plain sentence on how the table is read."""
@@ -75,53 +89,28 @@ class Layout:
 
 def load(source: Any, plan: Series) -> tuple[list[Group], Layout]:
     """Read a CSV, TSV or parquet file, a DataFrame or a Dataset. Raises DataError with the place of what is wrong."""
-    table, name = read_table(source)
-    table = table.reset_index(drop=True)  # rows are told by their places
+    table, name, doubts = tables.read(source)
     try:
         layout = recognise(table, plan)
-        return _groups(table, layout, plan), layout
+        layout = replace(layout, doubts=(*doubts, *layout.doubts))
+        return _groups(table.reset_index(drop=True), layout, plan), layout
     except DataError as error:
         raise DataError(f"{name}: {error.what}", error.hint) from error
 
 
-def read_table(source: Any) -> tuple["pd.DataFrame", str]:
-    """(the table as it is, what errors call it). Raises DataError."""
-    import pandas as pd
-
-    if isinstance(source, pd.DataFrame):
-        return source, "the DataFrame given"
-    if type(source).__name__ == "Dataset":
-        return source.to_pandas(), "the Dataset given"
-    path = Path(str(source)).expanduser()
-    if not path.is_file():
-        raise DataError(f"{source} is not a file", "give a .csv, .tsv or .parquet file of numbers over time")
-    try:
-        if path.suffix == ".parquet":
-            return pd.read_parquet(path), path.name
-        if path.suffix in (".csv", ".tsv", ".txt"):
-            return pd.read_csv(path, sep="\t" if path.suffix == ".tsv" else ","), path.name
-    except (
-        ValueError,
-        OSError,
-    ) as error:  # pandas: EmptyDataError, ParserError and pyarrow's are ValueErrors
-        raise DataError(f"cannot read {source}: {str(error).splitlines()[0]}", EXPECTED) from error
-    raise DataError(f"{source} is no table that is read here", "give a .csv, .tsv or .parquet file")
-
-
 def recognise(table: "pd.DataFrame", plan: Series) -> Layout:
     """The columns of times, series and numbers, by their names (case does not count) or as the plan names them."""
-    import pandas as pd
-
     actual = {str(column).lower().strip(): column for column in reversed(table.columns)}
-
-    def named(given: str) -> str:
-        if given.lower().strip() not in actual:
-            listed = ", ".join(map(str, table.columns))
-            raise DataError(f"there is no column {given!r}", f"columns found: {listed}")
-        return actual[given.lower().strip()]
 
     def known(names: tuple[str, ...]) -> str | None:
         return next((actual[name] for name in names if name in actual), None)
+
+    def named(given: str) -> str:
+        if given in table.columns:
+            return given
+        if given.lower().strip() not in actual:
+            raise DataError(f"there is no column {given!r}", _columns_of(table))
+        return actual[given.lower().strip()]
 
     ordered = plan.time_column == NO_TIMES
     time = None if ordered else named(plan.time_column) if plan.time_column else known(TIMES)
@@ -129,41 +118,35 @@ def recognise(table: "pd.DataFrame", plan: Series) -> Layout:
     if time is None and not ordered:
         raise DataError(
             f"no column of times among those found: {', '.join(map(str, table.columns))}",
-            EXPECTED + "; --time-column none takes the rows in their order",
+            tables.in_index(table) or f"{EXPECTED}; --time-column none takes the rows in their order",
         )
+    doubts: tuple[str, ...] = ()
     if plan.targets:
         targets = [named(target) for target in plan.targets]
     elif series:
         targets = [found] if (found := known(VALUES)) else []
     else:
-        targets = [column for column in table.columns if column != time]
+        others = [column for column in table.columns if column != time]
+        numbered, doubts = tables.nameless(table, others)
+        targets = [column for column in others if column not in numbered]
     if not targets or (series and len(targets) != 1):
         raise DataError(
             f"{len(targets)} columns of numbers to forecast: {', '.join(map(str, targets))}", EXPECTED
         )
-    for target in targets:
-        if not pd.api.types.is_numeric_dtype(table[target]) or pd.api.types.is_bool_dtype(table[target]):
-            raise DataError(*_no_number(table, target))
-    return Layout(time, series, targets)
+    tables.check_numbers(table, targets)
+    return Layout(time, series, targets, doubts)
 
 
-def _no_number(table: "pd.DataFrame", column: str) -> tuple[str, str]:
-    """(what is wrong, what to do) for a column that is not all numbers."""
-    import pandas as pd
-
-    numbers = pd.to_numeric(table[column], errors="coerce")
-    wrong = table.index[numbers.isna() & table[column].notna()]
-    hint = "mend it, or name the columns of numbers: --targets A B (series.targets)"
-    if not len(wrong):
-        return f"column {column!r} holds {table[column].dtype}, not numbers", hint
-    return f"line {wrong[0] + 2}, column {column!r}: {table[column][wrong[0]]!r} is not a number", hint
+def _columns_of(table: "pd.DataFrame") -> str:
+    """What to do where a column is not there."""
+    hint = tables.in_index(table) or f"columns found: {', '.join(map(str, table.columns))}"
+    commas = any("," in str(column) for column in table.columns)
+    return hint + commas * """; quotes keep a comma in a name: --targets '"a, b"'"""
 
 
 def _groups(table: "pd.DataFrame", layout: Layout, plan: Series) -> list[Group]:
     import pandas as pd
 
-    if not len(table):
-        raise DataError("the table has no rows", EXPECTED)
     times = clock.read_times(table[layout.time]) if layout.time else pd.RangeIndex(len(table))
     if layout.series is None:
         wide = table[layout.targets].set_axis(times)
@@ -207,17 +190,19 @@ def _regular(values: "pd.DataFrame", whose: str, plan: Series) -> Group:
 
 
 def _filled(values: "pd.DataFrame", whose: str, plan: Series) -> "pd.DataFrame":
+    endless = int(np.isinf(values.to_numpy()).sum())
     values = values.replace([np.inf, -np.inf], np.nan)
     lost = values.isna()
-    if not lost.to_numpy().any():
+    count = int(lost.to_numpy().sum())
+    if not count:
         return values
     if plan.missing == "error":
         column = values.columns[lost.any()][0]
+        what = "missing" if not endless else "infinite" if endless == count else "missing or infinite"
         raise DataError(
-            f"{int(lost.to_numpy().sum())} numbers{whose} are missing, the first in {column!r} at "
-            f"{values.index[lost[column]][0]}",
+            f"{count} numbers{whose} are {what}, the first in {column!r} at {values.index[lost[column]][0]}",
             "--missing forward repeats the last number, --missing interpolate draws a line to the next one, which "
-            "knows the future (series.missing)",
+            "knows the future (series.missing)" + "; each takes infinite ones for missing" * bool(endless),
         )
     if plan.missing == "interpolate":
         values = values.interpolate(limit_direction="forward", limit_area="inside")

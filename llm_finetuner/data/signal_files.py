@@ -114,6 +114,8 @@ def _table(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         table = pd.read_csv(path, sep="\t" if path.suffix == ".tsv" else ",")
     except (ValueError, OSError) as error:  # pandas: EmptyDataError and ParserError are ValueErrors
         raise DataError(f"cannot read {path}: {str(error).splitlines()[0]}", EXPECTED) from error
+    if not len(table):
+        raise DataError(f"{path.name} holds no line of numbers", EXPECTED)
     names = [str(name) for name in table.columns]
     series = next((name for name in names if name.lower() in SERIES), None)
     of = {letter: [n for n in names if n.lower().startswith(letter) and n != series] for letter in "xy"}

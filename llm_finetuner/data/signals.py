@@ -50,19 +50,16 @@ class Signals:
             own = self.numbers[number]
             counted = np.zeros(self.inputs.shape[1], bool)
             counted[self.counted] = True
+            channels, scale = self.targets.shape[2], self.recording.scales[1]
             return {
                 "inputs": np.array(self.inputs[own]), "targets": np.array(self.targets[own]), "counted": counted,
-                "scale": self.recording.scales[1],
+                "scale": scale[:channels] if len(scale) else np.ones(channels),
             }  # fmt: skip
         rows = [self[int(n)] for n in (range(len(self))[number] if isinstance(number, slice) else number)]
         return {name: [row[name] for row in rows] for name in self.column_names}
 
     def select(self, numbers: Sequence[int]) -> "Signals":
         return replace(self, numbers=self.numbers[list(numbers)])
-
-    def __add__(self, other: "Signals") -> "Signals":
-        """Rows of two parts of the same arrays."""
-        return replace(self, numbers=np.concatenate([self.numbers, other.numbers]))
 
     @property
     def length(self) -> int:
@@ -74,6 +71,20 @@ class Signals:
         if not self.targets.shape[2]:
             return np.zeros(len(self), bool)
         return ~np.isnan(self.targets[self.numbers, 0, 0])
+
+
+class Joined(Sequence):
+    """Rows of several parts, perhaps of other lengths, one part behind the other: to go through, not to train on."""
+
+    def __init__(self, parts: Sequence[Signals]):
+        self.places = [(part, number) for part in parts for number in range(len(part))]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        part, own = self.places[number]
+        return part[own]
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,11 +148,11 @@ def read(source: Any, share: float) -> Recording:
 
 def _checked(arrays: tuple[Any, Any], name: str) -> tuple[np.ndarray, np.ndarray]:
     """Both as [N, L, channels], looked through once. Raises DataError."""
-    inputs = _shaped(arrays[0], f"{name}: inputs")
+    inputs = shaped(arrays[0], f"{name}: inputs")
     if arrays[1] is None:
         targets = np.empty((*inputs.shape[:2], 0), inputs.dtype)
     else:
-        targets = _shaped(arrays[1], f"{name}: targets")
+        targets = shaped(arrays[1], f"{name}: targets")
     if inputs.shape[:2] != targets.shape[:2]:
         raise DataError(
             f"{name}: inputs are {inputs.shape[0]} rows of {inputs.shape[1]} samples, targets {targets.shape[0]} of "
@@ -165,7 +176,7 @@ def _rms(array: np.ndarray, counted: slice) -> np.ndarray:
     """Of each channel, rows without targets left out; 1 for a channel that is 0 throughout, or not known."""
     power, count, step = np.zeros(array.shape[2]), 0, max(1, SCANNED // max(1, array[0].size))
     for start in range(0, len(array), step):
-        block = np.abs(array[start : start + step, counted]) ** 2
+        block = np.abs(array[start : start + step, counted]).astype(float) ** 2
         known = ~np.isnan(block).any((1, 2))
         power += block[known].sum((0, 1), dtype=float)
         count += int(known.sum()) * block.shape[1]
@@ -173,7 +184,8 @@ def _rms(array: np.ndarray, counted: slice) -> np.ndarray:
     return np.where(rms > 0, rms, 1.0)
 
 
-def _shaped(array: Any, name: str) -> np.ndarray:
+def shaped(array: Any, name: str) -> np.ndarray:
+    """Numbers as [N, L, channels]. Raises DataError."""
     array = array if isinstance(array, np.ndarray) else np.asarray(array)
     if array.dtype.kind not in "fciu":
         raise DataError(

@@ -96,6 +96,7 @@ class Frame:
     borders: list[dict[str, tuple[int, int]]]  # of each group: part -> (first row, behind the last)
     season: int
     layout: str = ""  # how the table was read, in a sentence
+    doubts: tuple[str, ...] = ()  # what of it was read otherwise than it may be meant
 
     @property
     def names(self) -> list[str]:
@@ -103,10 +104,13 @@ class Frame:
         return [name for group in self.groups for name in group.names]
 
     @property
-    def trained_until(self) -> str | int | dict[str, str | int] | None:
-        """The last time of the training rows, of several groups by series; None where rows have no times."""
+    def trained_until(self) -> str | int | dict[str, str | int | list]:
+        """The last time of the training rows, of several groups by series; without times (see Group.rows_until) too."""
         if any(group.frequency is None for group in self.groups):
-            return None
+            pairs = zip(self.groups, self.borders, strict=True)
+            return {
+                n: until for group, cut in pairs for n, until in group.rows_until(cut["train"][1]).items()
+            }
         lasts = [
             group.times[borders["train"][1] - 1]
             for group, borders in zip(self.groups, self.borders, strict=True)
@@ -145,7 +149,7 @@ class Frame:
         if not len(found):
             raise DataError(
                 f"the {name} part holds no window of {plan.lookback} + {plan.horizon} steps",
-                "shorten --lookback or --horizon, or give that part more rows: --split",
+                "shorten --lookback or --horizon, or give that part more rows: --split (series.lookback, ...)",
             )
         scaled = [
             scale.down(group.values).astype(np.float32)
@@ -157,7 +161,8 @@ class Frame:
 def read(source: Any, plan: Series) -> Frame:
     """The series of a file, a DataFrame or a Dataset with their scales and parts. Raises DataError."""
     groups, layout = series.load(source, plan)
-    return frame(groups, plan, series.season_for(groups, plan), layout.describe())
+    found = frame(groups, plan, series.season_for(groups, plan), layout.describe())
+    return replace(found, doubts=layout.doubts)
 
 
 def frame(groups: Sequence[Group], plan: Series, season: int, layout: str = "") -> Frame:
@@ -176,7 +181,7 @@ def frame(groups: Sequence[Group], plan: Series, season: int, layout: str = "") 
         raise TooShort(
             f"{', '.join(group.names[:3])}: {len(group.values)} rows are too few for split {plan.split}: "
             f"{cut['train'][1]} to train and {cut['test'][1] - cut['test'][0]} to test, where a window takes {wanted}",
-            "shorten --lookback or --horizon, choose another --split"
+            "shorten --lookback or --horizon, choose another --split (series.lookback, ...)"
             + (", or --short drop (series.short) leaves such series out" if len(groups) > 1 else ""),
         )
     scales = [_scale(group, cut["scale"], plan) for group, cut in zip(kept, borders, strict=True)]
@@ -203,8 +208,8 @@ def parts(rows: int, plan: Series) -> dict[str, tuple[int, int]]:
         if rows < end:
             raise TooShort(
                 f"{rows} rows are too few for split {plan.split}, which takes {end}",
-                "--split 70-10-20 takes shares of whatever there is; of a long table --short drop (series.short) "
-                "leaves such series out",
+                "--split 70-10-20 (series.split) takes shares of whatever there is; of a long table --short drop "
+                "(series.short) leaves such series out",
             )
     else:
         train, end = int(rows * shares[0]), rows
@@ -229,7 +234,7 @@ def _scale(group: Group, rows: tuple[int, int], plan: Series) -> Scale:
         if plan.constant == "error":
             raise DataError(
                 f"{group.names[int(np.flatnonzero(flat)[0])]!r} never changes in the {len(train_TC)} training rows",
-                "leave it out (--targets), or --constant keep (series.constant) takes it as it is",
+                "leave it out (--targets, series.targets), or --constant keep (series.constant) takes it as it is",
             )
         spread = np.where(flat, 1.0, spread)
     return Scale(mean, spread)

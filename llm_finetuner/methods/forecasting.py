@@ -33,12 +33,19 @@ def forecast_distillation(
                 "leave alpha out, or give beta as a number",
             )
         beta = HALF
+    elif isinstance(beta, str):
+        raise RecipeError(f"beta must be a number of at least 0, or {AUTO}, got {beta!r}")
     weights = {
         "alpha": alpha, "beta": beta, "feature_weight": feature_weight, "relation_weight": relation_weight,
         "spectrum_weight": spectrum_weight, "scale_weight": scale_weight,
     }  # fmt: skip
     for name, value in weights.items():
         check_range(name, value, 0, None)
+    if not any(weights.values()):
+        raise RecipeError(
+            f"{', '.join(weights)} are all 0: there is nothing to learn from",
+            "alpha: 1 learns from the rows alone, beta: 1 from the teacher alone",
+        )
     return Scheme(
         (
             Term("mse", alpha),

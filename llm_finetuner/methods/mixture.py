@@ -45,5 +45,10 @@ def distillation(*, objectives: dict[str, Any] | None = None, layers: str | list
             raise RecipeError(f"tokens of {name} must be all or first, got {tokens!r}")
         terms.append(Term(objective, weight, options, placed, projection, tokens))
     if not any(any(ends(term.weight)) for term in terms):
-        raise RecipeError("no objective has a weight", f"the default is objectives: {DEFAULT}")
+        given = (
+            f"objectives: {', '.join(objectives or ())} have weight 0"
+            if objectives
+            else "objectives is empty"
+        )
+        raise RecipeError(f"no objective has a weight ({given})", f"the default is objectives: {DEFAULT}")
     return Scheme(tuple(terms))

@@ -131,6 +131,13 @@ def _on_pretrained(
             "words do not fit",
             "take a backbone whose embeddings are as wide as its blocks",
         )
+    if not getattr(
+        inner, "num_attention_heads", None
+    ):  # a state-space model, which no mask hides padding from
+        raise ModelError(
+            f"{name} ({inner.model_type}) is a model without attention",
+            "take BERT, GPT-2, Llama or their kin",
+        )
     inner.num_hidden_layers = min(layers or inner.num_hidden_layers, inner.num_hidden_layers)
     if getattr(inner, "layer_types", None):  # of each block
         inner.layer_types = inner.layer_types[: inner.num_hidden_layers]

@@ -30,10 +30,12 @@ def from_teacher(
     """A student of this shape that begins with what matters of its teacher's weights (s4d_transfer.py).
 
     shape: options of `s4d`; what neither it nor its preset says is as the teacher has it. calibration: inputs [B, L, I]
-    that gates are measured on. lags: how far filters reach that are fitted to fewer modes; by default a quarter more
-    than the student has numbers of state. The student is trainable, on the teacher's device. Raises RecipeError,
-    ModelError.
+    that gates are measured on. lags: how far filters reach that are fitted to fewer modes, at least as many as
+    these; by default a quarter more than the student has numbers of state. The student is trainable, on the teacher's
+    device. Raises RecipeError, ModelError.
     """
+    import torch
+
     from llm_finetuner.models.s4d import S4DConfig, S4DModel
     from llm_finetuner.models.s4d_transfer import transfer
 
@@ -43,8 +45,10 @@ def from_teacher(
             "init: seed, or a teacher that is an S4D",
         )
     config = S4DConfig.from_dict({**teacher.config.to_dict(), **_given(shape)})
-    student = S4DModel(config).to(teacher.device, teacher.dtype)
-    transfer(teacher, student, calibration=calibration, lags=lags or config.state_dim * 5 // 4)
+    with torch.random.fork_rng(devices=[]):  # the weights that it draws are overwritten
+        student = S4DModel(config).to(teacher.device, teacher.dtype)
+    lags = max(lags or config.state_dim * 5 // 4, config.state_dim // 2)  # fewer would not tell modes apart
+    transfer(teacher, student, calibration=calibration, lags=lags)
     return student
 
 

@@ -18,14 +18,15 @@ from llm_finetuner.ranges import check_count, check_levels, check_number
 FLAT = 1e-5  # of the largest number of a window: a smaller spread is taken for rounding
 
 
-Until = str | int | dict[str, str | int] | None  # times as pandas writes them, or whole numbers
+# times as pandas writes them, or whole numbers; of a series without times how many rows, and their digest
+Until = str | int | dict[str, str | int | list] | None
 
 
 class ForecasterConfig(PretrainedConfig):
     """lookback, horizon: steps. quantiles: levels in (0, 1), ascending, with .5; empty: one number a step.
 
     trained_until: the last time of the rows that it was trained on, whose errors are smaller than those to come; of
-    several series with times of their own by their names.
+    several series with times of their own by their names, and so of series without times, whose rows are counted.
     """
 
     def __init__(

@@ -11,6 +11,8 @@ Shapes: B sequences, L samples, I inputs, H width, O outputs, M modes. h is comp
 """
 
 import warnings
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +41,8 @@ class S4DConfig(PretrainedConfig):
     dt_min, dt_max: time steps of the channels, log-uniform. Left out, dt_max is 2 / state_dim for "lin", where the
     fastest mode turns half a circle a sample, .1 for "inv", and dt_min a quarter of it.
     activation: a name of transformers; "linear" is none. It acts on real and imaginary parts.
-    input_scale, output_scale: what 1 inside the model is in the units of the data, of each channel; training sets them.
+    input_scale, output_scale: what 1 inside the model is in the units of the data, of each channel; training sets them
+    (`S4DModel.set_scales`), and the model's weights hold them too.
     """
 
     model_type = "s4d"
@@ -63,13 +66,15 @@ class S4DConfig(PretrainedConfig):
         check_count("state_dim", state_dim, 2)
         check_count("delay", delay, 0)
         gate = "off" if gate is False else gate  # as YAML reads it
+        for name, value in (("complex_valued", complex_valued), ("bidirectional", bidirectional)):
+            if not isinstance(value, bool):
+                raise RecipeError(f"{name} must be true or false, got {value!r}")
         for name, value, known in (
-            ("complex_valued", complex_valued, (True, False)), ("bidirectional", bidirectional, (True, False)),
             ("gate", gate, GATES), ("frequencies", frequencies, FREQUENCIES),
             ("discretization", discretization, DISCRETIZATIONS), ("activation", activation, ACT2FN),
         ):  # fmt: skip
-            if value not in known:
-                raise RecipeError(f"{name} must be one of {', '.join(map(str, known))}; got {value!r}")
+            if not isinstance(value, str) or value not in known:
+                raise RecipeError(f"{name} must be one of {', '.join(known)}; got {value!r}")
         if state_dim % 2:
             raise RecipeError(
                 f"state_dim must be even, got {state_dim}", "a mode is a complex number, which counts as two"
@@ -128,6 +133,9 @@ class S4DModel(PreTrainedModel):
         self.gate = Gate(config.model_dim, 1, config.complex_valued) if config.gate == "shared" else None
         self.layers = nn.ModuleList(S4DLayer(config) for _ in range(config.num_layers))
         self.read_out = linear(config.model_dim, config.output_dim)
+        self.register_buffer("input_scale", torch.ones(config.input_dim))
+        self.register_buffer("output_scale", torch.ones(config.output_dim))
+        self._fill_scales()
         self.post_init()
 
     def forward(self, x: Tensor, chunk: int | None = None) -> Tensor:
@@ -185,6 +193,21 @@ class S4DModel(PreTrainedModel):
                 behind.append(after)
             return self._end(h_BH), behind
 
+    def set_scales(self, inputs: list[float] | None, outputs: list[float] | None) -> None:
+        """What 1 inside the model is in the units of the data, of each channel; None: as it was."""
+        self.config.input_scale = inputs or self.config.input_scale
+        self.config.output_scale = outputs or self.config.output_scale
+        self._fill_scales()
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args, **kwargs):
+        """As of any module. The scales among the weights become those of the configuration."""
+        told = super().load_state_dict(state_dict, *args, **kwargs)
+        for name in ("input_scale", "output_scale"):
+            scale = getattr(self, name)
+            if not torch.equal(scale, torch.ones_like(scale)):
+                setattr(self.config, name, scale.tolist())
+        return told
+
     def get_input_embeddings(self) -> nn.Module:
         return self.read_in
 
@@ -200,18 +223,24 @@ class S4DModel(PreTrainedModel):
         return self._end(h_BLH), behind
 
     def _begin(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        h = self.read_in(x / self._scale(self.config.input_scale))
+        h = self.read_in(x / self.input_scale)
         return h, (None if self.gate is None else self.gate(h))
 
     def _end(self, h: Tensor) -> Tensor:
-        return self.read_out(h) * self._scale(self.config.output_scale)
+        return self.read_out(h) * self.output_scale
 
-    def _scale(self, given: list[float] | None) -> Tensor | float:
-        weight = self.read_in.weight
-        return 1.0 if given is None else torch.tensor(given, dtype=weight.dtype, device=weight.device)
+    @torch.no_grad()
+    def _fill_scales(self) -> None:
+        for scale, given in (
+            (self.input_scale, self.config.input_scale),
+            (self.output_scale, self.config.output_scale),
+        ):
+            scale.copy_(torch.ones_like(scale) if given is None else scale.new_tensor(given))
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Every module has drawn its own."""
+        """Every module has drawn its own; a folder that was written without scales has them in its configuration."""
+        if module is self:
+            self._fill_scales()
 
     def _check(self, x: Tensor, axes: int) -> None:
         weights, inputs = self.read_in.weight.dtype, self.config.input_dim

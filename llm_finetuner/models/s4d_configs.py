@@ -48,6 +48,6 @@ def get_model_from_configs(
 
 def preset(name: str) -> dict[str, Any]:
     """Sizes and gate of a named model. Raises RecipeError."""
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         raise RecipeError(f"unknown preset {name!r}", f"choose one of: {', '.join(PRESETS)}")
     return PRESETS[name]

@@ -167,7 +167,8 @@ def tradeoff_charts(verdict: dict[str, Any], colour: dict[str, str]) -> list[Cha
     """What is judged by, of each model, against its parameters and against its speed."""
     shown, note = near(verdict)
     size = _tradeoff(shown, "parameters", "parameters", colour, verdict["measure"])
-    speed = _tradeoff(shown, "tokens_per_second", "tokens a second", colour, verdict["measure"])
+    read = f"{verdict['measure']['read']} a second"
+    speed = _tradeoff(shown, "tokens_per_second", read, colour, verdict["measure"])
     found = [("quality against size", size), ("quality against speed", speed)]
     return [Chart(title, drawn, note) for title, drawn in found if drawn]
 
@@ -215,14 +216,17 @@ def _tradeoff(
     return svg.drawing(parts + labels(places, svg.TOP + 4, floor - 10), f"{name} against {title}")
 
 
-def labels(places: list[tuple[float, float, str]], top: float, floor: float) -> list[str]:
-    """Names on the right of their points (x, y, name), moved up or down where they would overlap."""
+def labels(
+    places: list[tuple[float, float, str]], top: float, floor: float, column: float | None = None
+) -> list[str]:
+    """Names on the right of their points (x, y, name), or all at `column`, up or down where they would overlap."""
     parts = []
     places = sorted(places, key=lambda place: place[1])
     for (x, y, name), height in zip(places, apart([y for _x, y, _name in places], top, floor), strict=True):
-        if abs(height - y) > 3:
-            parts.append(svg.line("leader", x + 5, y, x + 13, height))
-        parts.append(svg.text(x + 15, height + 4, _short(name), "name"))
+        at = x + 15 if column is None else column
+        if abs(height - y) > 3 or column is not None:
+            parts.append(svg.line("leader", x + 5, y, at - 2, height))
+        parts.append(svg.text(at, height + 4, _short(name), "name"))
     return parts
 
 

@@ -100,7 +100,7 @@ def bubble_charts(verdict: dict[str, Any], colour: dict[str, str]) -> list[Chart
         return []
     floor, most = svg.HEIGHT - svg.BOTTOM, max(line["parameters"] for line in shown)
     x = svg.scale(
-        [line["latency_ms"] for line in shown], svg.LEFT + 30, svg.WIDTH - NAMES, log=True, room=0.1
+        [line["latency_ms"] for line in shown], svg.LEFT + 30, svg.WIDTH - NAMES - LARGEST, log=True, room=0.1
     )
     y = svg.scale([line["mse"] for line in shown], floor, svg.TOP, room=0.25)
     parts, places = svg.frame(x, y, "milliseconds a window", "MSE, scaled data"), []
@@ -111,7 +111,9 @@ def bubble_charts(verdict: dict[str, Any], colour: dict[str, str]) -> list[Chart
         parts.append(svg.marker("circle", f"bubble {kind}", *at, round(size, 1), said))
         places.append((at[0] + size - 5, at[1], name))
     title = "accuracy, latency and size"
-    return [Chart(title, svg.drawing(parts + labels(places, svg.TOP + 4, floor - 10), title), note)]
+    column = max(right for right, _, _ in places) + 15  # behind all bubbles, so that no name lies on one
+    named = labels(places, svg.TOP + 4, floor - 10, column)
+    return [Chart(title, svg.drawing(parts + named, title), note)]
 
 
 def _lines(

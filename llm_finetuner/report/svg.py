@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 460, 290  # of a chart, in its own units: near pixels where it stands
+SHADES = 12  # of a picture
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 14, 44  # margins
 
 
@@ -131,6 +132,27 @@ def area(kind: str, above: Sequence[tuple[float, float]], below: Sequence[tuple[
     """What lies between two lines of the same x."""
     points = " ".join(f"{x},{y}" for x, y in [*above, *reversed(below)])
     return f'<polygon class="{kind}" points="{points}"/>'
+
+
+def pixels(rows: Sequence[bytes], x: Scale, y: Scale) -> str:
+    """A picture [rows, columns] over both scales: the larger a byte, the more ink. Runs of one shade are one line.
+
+    Not a bitmap: it follows the page into dark mode, and a page that shows none of these needs to allow none.
+    """
+    runs: list[list[str]] = [[] for _ in range(SHADES)]
+    for number, row in enumerate(rows):
+        begin, shades = 0, [value * SHADES // 256 for value in row]
+        for end in range(1, len(shades) + 1):
+            if end == len(shades) or shades[end] != shades[begin]:
+                runs[shades[begin]].append(f"M{begin} {number}.5h{end - begin}")
+                begin = end
+    wide, high = (x(len(rows[0])) - x(0)) / len(rows[0]), (y(len(rows)) - y(0)) / len(rows)
+    lines = [
+        f'<path class="pixels" stroke-opacity="{shade / (SHADES - 1):.2f}" d="{"".join(found)}"/>'
+        for shade, found in enumerate(runs)
+        if shade and found
+    ]
+    return f'<g transform="translate({x(0):g} {y(0):g}) scale({wide:.6g} {high:.6g})">\n{chr(10).join(lines)}\n</g>'
 
 
 def text(x: float, y: float, words: str, kind: str, anchor: str = "start") -> str:

@@ -3,15 +3,16 @@
 from pathlib import Path
 from typing import Any
 
-from llm_finetuner.benchmark.judge import ENOUGH, change
+from llm_finetuner.benchmark.enough import ENOUGH, SEPARATE, counted, least, told_apart
+from llm_finetuner.benchmark.phrases import change
 from llm_finetuner.report.table import DASH, duration, headline
 from llm_finetuner.report.write import markdown
 
 HEAD = "| | trial | {settings}{loss} | minus the best, 95 % interval | told apart | steps | time | state |"
 BELOW = """
 Every loss in the table is on the rows that choose; of a trial that did not finish it is the last there was. +- is the
-standard deviation over seeds. Told apart: a paired bootstrap over 30 examples or more leaves out 0 and, with several
-seeds, the trial is worse with each of them. The intervals do not know that the best of many was taken.
+standard deviation over seeds. Told apart: {how} and, with several seeds, the trial
+is worse with each of them. The intervals do not know that the best of many was taken.
 
 Each trial's trained model is in its folder; checkpoints are kept of the best and of unfinished trials only.
 """
@@ -24,8 +25,10 @@ PAID = {
 
 def write(result: dict[str, Any], folder: str | Path) -> Path:
     """Write folder/sweep.md and return its path."""
-    path = Path(folder) / "sweep.md"
-    path.write_text("\n".join([*_words(result), *_table(result), BELOW]), encoding="utf-8")
+    path, span = Path(folder) / "sweep.md", result["report"]["span"]
+    path.write_text(
+        "\n".join([*_words(result), *_table(result), BELOW.format(how=told_apart(span))]), encoding="utf-8"
+    )
     return path
 
 
@@ -34,11 +37,11 @@ def undecided(result: dict[str, Any]) -> str:
     number = result["best"]["number"]
     also = [line for line in result["trials"] if line["apart"] is False and line["number"] != number]
     said = f"{len(also)} of the others cannot be told apart from the best"
-    few = [line["examples"] for line in also if line["examples"] < ENOUGH]
+    few = [line for line in also if line["examples"] < least(line["span"])]
     if few:
-        said += (
-            f": {few[0]} examples chose, and under {ENOUGH} no interval is trusted, whatever it leaves out"
-        )
+        examples, span = few[0]["examples"], few[0]["span"]
+        needed = f"{SEPARATE} such" if span else f"{ENOUGH}"
+        said += f": {counted(examples, span)} chose, and under {needed} no interval is trusted, whatever it leaves out"
     return said
 
 
@@ -95,9 +98,9 @@ def _words(result: dict[str, Any]) -> list[str]:
 
 def _reported(report: dict[str, Any], best: dict[str, Any], measure: dict[str, Any]) -> str:
     where = (
-        f"On the same {report['examples']} examples that chose it, so the figure is optimistic"
+        f"On the same {counted(report['examples'], report['span'])}, so the figure is optimistic"
         if report["optimistic"]
-        else f"On {report['examples']} other held-out examples, which chose nothing"
+        else f"On {counted(report['examples'], report['span'], 'other held-out ')}, which chose nothing"
     )
     said = f"{where}: {measure['name']} {_shown(report['winner'], measure)}"
     if report["given"] is None:

@@ -105,6 +105,7 @@ FIGURES = {
         "parameters": Figure("parameters", scaled(""), "low"),
         "bytes": Figure("weights on disk", scaled("B"), "low"),
         "peak_memory_mb": Figure("memory", lambda value: scaled("B")(value * 1e6), "low"),
+        "flops": Figure("FLOPs by {read} read", scaled(""), "low"),
         "tokens_per_second": Figure("{read} a second", lambda value: f"{value:,.0f}", "high", 0.1),
         "latency_ms": Figure("latency", lambda value: f"{value:.2f} ms", "low", 0.1),
     },

@@ -10,9 +10,10 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
 from llm_finetuner.benchmark.judge import JUDGED
+from llm_finetuner.benchmark.phrases import listed, times
 from llm_finetuner.benchmark.verdict import finite
 from llm_finetuner.recipe import Recipe
-from llm_finetuner.report import charts, series_charts, series_tables, table
+from llm_finetuner.report import charts, series_charts, series_tables, signal_charts, signal_tables, table
 
 TEMPLATES = Path(__file__).parent / "templates"
 BESIDE = ("baseline_steps", "baseline_compute", "untouched")  # the first there is stands beside the student
@@ -58,7 +59,8 @@ def _content(
     labelled, labels = table.by_label(verdict)
     return {
         "verdict": verdict,
-        "paid": PAID[verdict["paid"]],
+        "title": title(verdict),
+        "question": question(verdict),
         "others": verdict["findings"][1:],
         "compared": compared(verdict),
         "scored": scored(verdict),
@@ -67,6 +69,7 @@ def _content(
         "dash": table.DASH,
         "differences": table.differences(verdict),
         "forecasts": _forecasts(verdict, colour) if verdict["series"] else None,
+        "signals": _signals(verdict, colour) if verdict["signals"] else None,
         "labelled": labelled,
         "labels": labels,
         "colour": colour,
@@ -79,7 +82,7 @@ def _content(
         ],
         "shown": shown,
         "answers": verdict["answers"],
-        "settings": recipe and yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True),
+        "settings": recipe and settings(recipe, verdict.get("share")),
     }
 
 
@@ -98,9 +101,51 @@ def _forecasts(verdict: dict[str, Any], colour: dict[str, str]) -> dict[str, Any
     }
 
 
+def _signals(verdict: dict[str, Any], colour: dict[str, str]) -> dict[str, Any]:
+    """What the pages show of sequences alone."""
+    examples = verdict["signals"]["examples"]
+    return {
+        "shown": list(examples[0]["answers"]),
+        "images": _drawn(signal_charts.image_charts(verdict)),
+        "profiles": _drawn(signal_charts.profile_charts(verdict, colour)),
+        "responses": _drawn(signal_charts.response_charts(verdict, colour)),
+        "likeness": signal_tables.likeness(verdict),
+        "ideal": signal_charts.IDEAL,
+    }
+
+
 def _drawn(found: list[charts.Chart | None]) -> list[tuple[charts.Chart, Markup]]:
     """The charts there are, with our own drawings, whose texts are escaped in svg.py."""
     return [(chart, Markup(chart.svg)) for chart in found if chart]
+
+
+def question(verdict: dict[str, Any]) -> str:
+    """What the page answers."""
+    roles = {model["role"] for model in verdict["models"]}
+    return f"Did {'distilling' if 'distilled' in roles or 'untaught' in verdict else 'fine-tuning'} pay?"
+
+
+def title(verdict: dict[str, Any]) -> str:
+    """The answer in a few words, with what it must not be told without: simple models that are better."""
+    said, simpler = PAID[verdict["paid"]], verdict["simpler"]
+    if "untaught" in verdict:
+        said += f": {verdict['untaught']}"
+    if simpler:
+        join, verb = "and" if verdict["paid"] == "no" else "but", "is" if len(simpler) == 1 else "are"
+        said += f", {join} {listed(simpler)} {verb} better"
+    return said
+
+
+def settings(recipe: Recipe, share: dict[str, Any] | None) -> str:
+    """The recipe, and above it what was tried where beta was left open."""
+    text = yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True)
+    if not share:
+        return text
+    tried = ", ".join(f"{one['share']:g}: {one['value']:.4f}" for one in share["candidates"])
+    return (
+        f"# beta: auto chose a share of {share['chosen']:g} for the teacher, which alpha and beta below come to.\n"
+        f"# Validation {share['measure']} of each share that was tried: {tried}\n{text}"
+    )
 
 
 def scored(verdict: dict[str, Any]) -> str:
@@ -122,14 +167,14 @@ def compared(verdict: dict[str, Any]) -> str:
     """What the judged student is beside its teacher, in one or two sentences; empty without a teacher."""
     said, ratio = [], verdict["compression"]
     for key, few, many in (
-        ("parameters", "{:.2g} times as many parameters", "{:.1f} times fewer parameters"),
-        ("bytes", "{:.2g} times the bytes on disk", "{:.1f} times fewer bytes on disk"),
-        ("speed", "{:.2g} times the speed", "{:.1f} times the speed"),
+        ("parameters", "as many parameters", "fewer parameters"),
+        ("bytes", "the bytes on disk", "fewer bytes on disk"),
     ):
         value = ratio[key]
         if value:  # a teacher that only repeats has no parameters
-            form, size = (many, value) if value >= 1 or key == "speed" else (few, 1 / value)
-            said.append(form.format(size))
+            said.append(f"{times(max(value, 1 / value))} times {many if value >= 1 else few}")
+    if ratio["speed"]:
+        said.append(f"{times(ratio['speed'])} times the speed")
     judged = next(model for model in verdict["models"] if model["name"] == verdict["findings"][0]["name"])
     if judged["retained"] is not None:
         kept = "performance" if verdict["measure"]["lower"] else verdict["measure"]["name"]
@@ -138,7 +183,8 @@ def compared(verdict: dict[str, Any]) -> str:
         return ""
     text = f"Beside the teacher, {judged['name']} has {', '.join(said[:-1])} and {said[-1]}."
     if verdict["cost"]["ratio"] is not None:
-        text += f" A step of distillation takes the compute of {verdict['cost']['ratio']:.1f} steps of plain training."
+        steps = times(verdict["cost"]["ratio"])
+        text += f" A step of distillation takes the compute of {steps} steps of plain training."
     return text
 
 

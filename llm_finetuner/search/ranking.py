@@ -1,7 +1,8 @@
 """Which trial is best, by how much, and which others cannot be told apart from it.
 
-The uncertainty is that of the held-out examples, by a paired bootstrap. It knows nothing of having taken the best of
-many: the figure of the winner is optimistic on the rows that chose it, so others report it where there are enough.
+The uncertainty is that of the held-out examples, in pairs (quality.interval_of). It knows nothing of having taken the
+best of many: the figure of the winner is optimistic on the rows that chose it, so others report it where there are
+enough.
 """
 
 import math
@@ -9,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from llm_finetuner.benchmark.judge import ENOUGH, answer
+from llm_finetuner.benchmark.enough import ENOUGH
+from llm_finetuner.benchmark.judge import answer
 from llm_finetuner.benchmark.measure import Measure
 from llm_finetuner.benchmark.quality import Quality, paired_difference
 from llm_finetuner.search.record import STATES, Record, Trial, mean_quality
@@ -20,7 +22,8 @@ CHOOSE, REPORT = "choose", "report"  # the two halves of the held-out rows
 def ranked(record: Record, seeds: int) -> list[dict[str, Any]]:
     """One line a trial, best first; what did not finish comes last. Losses are nats a position that counts.
 
-    difference, low, high: loss minus that of the best, with its 95 % interval, over so many examples. apart: told
+    difference, low, high: loss minus that of the best, with its 95 % interval, over so many examples, of so many steps
+    where they are windows that overlap (span). apart: told
     apart from the best: the interval rests on enough examples and leaves out 0 and, with several seeds,
     it is worse with each of them.
     """
@@ -73,6 +76,7 @@ def _line(record: Record, trial: Trial, seeds: int) -> dict[str, Any]:
         "low": None,
         "high": None,
         "examples": None,
+        "span": 0,
         "apart": None,
         "steps": runs[0].steps if runs else trial.evaluations[-1][0] if trial.evaluations else None,
         "seconds": sum(run.seconds for run in runs) if runs else None,
@@ -90,6 +94,7 @@ def _against(own: list[Quality], mean: Quality, best: list[Quality], best_mean: 
         "sd": float(np.std(losses, ddof=1)) if len(losses) > 1 else None,
         **{name: pair[name] for name in ("difference", "low", "high")},
         "examples": examples,
+        "span": mean.span,
         "apart": bool(examples >= ENOUGH and pair["significant"] and everywhere),
     }
 
@@ -105,6 +110,7 @@ def reported(record: Record, winner: Trial, seeds: int, rows: str, measure: Meas
     said = {
         "rows": rows,
         "examples": examples,
+        "span": own.span,
         "optimistic": rows == CHOOSE,  # these rows chose the winner
         "winner": _figures(own, measure),
         "given": None,

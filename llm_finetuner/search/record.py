@@ -15,11 +15,10 @@ import numpy as np
 from torch import nn
 
 from llm_finetuner.benchmark.quality import Quality
-from llm_finetuner.data import columns
-from llm_finetuner.data.windows import Windows
 from llm_finetuner.errors import RecipeError
 from llm_finetuner.recipe import Recipe
 from llm_finetuner.run import writing
+from llm_finetuner.task import Task
 
 SAMPLED = 512  # numbers of each weight that the mark of a live model is made of
 STATES = ("finished", "stopped", "unfinished", "failed")  # in the order of the table
@@ -114,7 +113,7 @@ class Record:
         """qualities: on the rows that choose and, where rows were set apart, on those that report."""
         arrays = {}
         for rows, quality in qualities.items():
-            kept = {"nll": quality.nll, "tokens": quality.tokens, "right": quality.right}
+            kept = {name: getattr(quality, name) for name in ("nll", "tokens", "right", "energy")}
             arrays |= {f"{rows}_{name}": array for name, array in kept.items() if array is not None}
             arrays[f"{rows}_span"] = np.asarray(quality.span)
         with writing(self.folder / folder):
@@ -125,7 +124,7 @@ class Record:
         with np.load(self.folder / run.folder / "scores.npz") as arrays:
             return Quality(
                 arrays[f"{rows}_nll"], arrays[f"{rows}_tokens"], right=arrays.get(f"{rows}_right"),
-                span=int(arrays.get(f"{rows}_span", 0)),
+                energy=arrays.get(f"{rows}_energy"), span=int(arrays.get(f"{rows}_span", 0)),
             )  # fmt: skip
 
 
@@ -158,17 +157,11 @@ def digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def digest_of_rows(rows: Any) -> str:
-    """Of the tokens and of what counts; of windows the numbers and where each begins."""
+def digest_of_rows(task: Task, rows: Any) -> str:
+    """Of all that a task's rows hold."""
     found = hashlib.sha256()
-    if isinstance(rows, Windows):
-        for values in (*rows.scaled, rows.starts, np.array([rows.lookback, rows.horizon])):
-            found.update(np.ascontiguousarray(values).tobytes())
-        return found.hexdigest()[:16]
-    for name in ("input_ids", "labels"):
-        for values in columns.flat(rows, name):
-            found.update(values.astype(np.int64).tobytes())
-    found.update(columns.lengths(rows).astype(np.int64).tobytes())
+    for values in task.contents(rows):
+        found.update(np.ascontiguousarray(values).tobytes())
     return found.hexdigest()[:16]
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from llm_finetuner.assembly import Parts, fit_length, load_rows
-from llm_finetuner.benchmark.judge import ENOUGH
+from llm_finetuner.benchmark.enough import least
 from llm_finetuner.engine import default_device
 from llm_finetuner.errors import DataError, OrderError, RecipeError
 from llm_finetuner.models import loading
@@ -67,11 +67,14 @@ def share(recipe: Recipe, parts: Parts, names: Iterable[str], note: Callable[[st
         parts.train, parts.held_out = _rows(recipe, parts, task, note)
     if parts.held_out is None:
         raise DataError("a sweep chooses by held-out rows, and there are none", "set data.eval_fraction=0.1")
-    about |= {"training rows": digest_of_rows(parts.train), "held-out rows": digest_of_rows(parts.held_out)}
-    rows = {CHOOSE: parts.held_out}
-    if len(parts.held_out) >= 2 * ENOUGH:
+    about |= {
+        "training rows": digest_of_rows(task, parts.train),
+        "held-out rows": digest_of_rows(task, parts.held_out),
+    }
+    rows, fewest = {CHOOSE: parts.held_out}, least(task.span(parts.held_out))
+    if len(parts.held_out) >= 2 * fewest:
         halves = task.halves(parts.held_out, recipe.train.seed)
-        if min(map(len, halves)) >= ENOUGH:
+        if min(map(len, halves)) >= fewest:
             rows[CHOOSE], rows[REPORT] = halves
             parts.held_out = rows[CHOOSE]
     spec = recipe.teacher

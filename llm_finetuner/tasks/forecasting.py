@@ -154,6 +154,14 @@ class Forecasting(Task):
             "targets": batch["target"][counts_N], "examples": window_N, "together": window_N, "numbers": True,
         }  # fmt: skip
 
+    def contents(self, rows: Windows) -> Iterator[np.ndarray]:
+        """The numbers, and where each window begins and ends."""
+        yield from (*rows.scaled, rows.starts, np.array([rows.lookback, rows.horizon]))
+
+    def span(self, rows: Windows) -> int:
+        """A window's forecast overlaps with those that begin within a horizon."""
+        return rows.horizon
+
     def together(self, parts: Sequence[Windows]) -> Windows:
         """Parts of the same series as one."""
         return functools.reduce(operator.add, parts)
@@ -197,11 +205,20 @@ class Forecasting(Task):
 
     def details(self, models: dict[str, nn.Module], rows: Windows, shown: Sequence[str]) -> dict[str, Any]:
         """Errors by step and channel, skill, intervals, examples."""
-        return forecast_figures.details(models, rows.frame, shown)
+        return {"series": forecast_figures.details(models, rows.frame, shown)}
+
+    def doubts(self, rows: Windows) -> Sequence[str]:
+        """What of the table was read otherwise than it may be meant."""
+        return rows.frame.doubts
 
     def stated(self, rows: Windows) -> str:
-        """Errors of other look-backs are not to be compared."""
-        return f"Look-back {rows.lookback}, horizon {rows.horizon}."
+        """Errors of other look-backs are not to be compared; why no season is repeated, where none is."""
+        season, said = rows.frame.season, f"Look-back {rows.lookback}, horizon {rows.horizon}."
+        if season > rows.lookback:
+            return f"{said} The last season is not compared: its {season} steps are more than the look-back."
+        return (
+            said if season > 1 else f"{said} The last season is not compared: none is known (series.season)."
+        )
 
     def test_rows(self, train: Windows, held_out: Windows) -> Windows:
         """The windows of the test part."""

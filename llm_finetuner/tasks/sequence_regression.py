@@ -9,13 +9,14 @@ Shapes: B sequences, L samples, I inputs, O outputs, N samples that count, H wid
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from llm_finetuner.benchmark import focusers
+from llm_finetuner.benchmark import focusers, signal_figures
 from llm_finetuner.benchmark.signal_tally import NMSE, SignalTally
 from llm_finetuner.data import columns, signals
 from llm_finetuner.data.signals import Signals
@@ -161,9 +162,14 @@ class SequenceRegression(Task):
         targets_NV = batch["targets"][counted_BL] / batch["scale"][rows_N]
         return {"targets": targets_NV, "examples": rows_N, "numbers": True}
 
-    def together(self, parts: Sequence[Signals]) -> Signals:
-        """Parts of the same arrays as one."""
-        return sum(parts[1:], parts[0])
+    def together(self, parts: Sequence[Signals]) -> signals.Joined:
+        """The rows of these parts one behind the other."""
+        return signals.Joined(parts)
+
+    def contents(self, rows: Signals) -> Iterator[np.ndarray]:
+        """The numbers of each row, and which samples count."""
+        for row in self.by_row(rows):
+            yield from (row["inputs"], row["targets"], row["counted"])
 
     def about(self, data: Data) -> dict[str, Any]:
         """Rows are taken as they are."""
@@ -175,9 +181,9 @@ class SequenceRegression(Task):
         """A model that learns for the first time does so in numbers of RMS 1, and remembers of what in the data."""
         if model is not None and rows.part == "train" and model.config.input_scale is None:
             config, (read_I, told_O) = model.config, rows.recording.scales
-            config.input_scale = np.repeat(read_I, config.input_dim // len(read_I)).tolist()
-            if len(told_O):
-                config.output_scale = np.repeat(told_O, config.output_dim // len(told_O)).tolist()
+            inputs = np.repeat(read_I, config.input_dim // len(read_I)).tolist()
+            outputs = np.repeat(told_O, config.output_dim // len(told_O)).tolist() if len(told_O) else None
+            model.set_scales(inputs, outputs)
 
     def tokenizer(self, name: str) -> None:
         """These models read numbers."""
@@ -218,9 +224,10 @@ class SequenceRegression(Task):
         read = [np.asarray(row["inputs"] if isinstance(row, dict) else row) for row in rows]
         if len({sequence.shape for sequence in read}) > 1:
             raise DataError("the sequences are of unequal lengths", "predict those of one length together")
-        counted = np.ones(read[0].shape[:1], bool)
+        read_NLI = signals.shaped(np.stack(read), "the sequences")
+        counted = np.ones(read_NLI.shape[1], bool)
         rest = {"targets": np.empty((*counted.shape, 0)), "counted": counted, "scale": np.empty(0)}
-        batch = self.collate([{"inputs": sequence, **rest} for sequence in read])
+        batch = self.collate([{"inputs": sequence, **rest} for sequence in read_NLI])
         rows_NV = self.run(model, batch, Want()).rows
         said = rows_NV.unflatten(0, (len(read), -1)).unflatten(-1, (-1, _parts(model))).cpu()
         return list(
@@ -243,6 +250,17 @@ class SequenceRegression(Task):
     def simple_models(self, train: Signals) -> list[tuple[str, nn.Module]]:
         """Zeros, and of simulated radar columns what focuses without learning."""
         return focusers.simple_models(train)
+
+    def details(self, models: dict[str, nn.Module], rows: Signals, shown: Sequence[str]) -> dict[str, Any]:
+        """Images, profiles, SSIM, responses to single points."""
+        turned = np.iscomplexobj(rows.targets)
+
+        def answer(model: nn.Module, inputs_NLI: np.ndarray) -> np.ndarray:
+            said = np.stack(self.predict(model, None, list(inputs_NLI), Data()))
+            return said[..., ::2] + 1j * said[..., 1::2] if turned and not np.iscomplexobj(said) else said
+
+        of = {name: (model, partial(answer, model)) for name, model in models.items()}
+        return {"signals": signal_figures.details(of, rows, shown)}
 
     def run(self, model: nn.Module, batch: dict[str, Tensor], want: Want) -> Output:
         """One forward pass. Zeros behind the end let a delayed model answer the last positions."""
