@@ -73,8 +73,8 @@ PARTS: dict[str, Callable[[Bench], None]] = {
 
 
 def _each(bench: Bench, arms: dict[str, Callable[[Recipe], Recipe]]) -> None:
-    for seed in bench.seeds:
-        for size in reversed(STUDENTS):
+    for size in reversed(STUDENTS):
+        for seed in bench.seeds:
             plain = bench.recipe(f"{size}_{seed}", size, seed)
             for arm, made in arms.items():
                 recipe = made(plain)
