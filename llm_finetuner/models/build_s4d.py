@@ -30,9 +30,9 @@ def from_teacher(
     """A student of this shape that begins with what matters of its teacher's weights (s4d_transfer.py).
 
     shape: options of `s4d`; what neither it nor its preset says is as the teacher has it. calibration: inputs [B, L, I]
-    that gates are measured on. lags: how far filters reach that are fitted to fewer modes; by default a quarter more
-    than the student has numbers of state. The student is trainable, on the teacher's device. Raises RecipeError,
-    ModelError.
+    that gates are measured on. lags: how far filters reach that are fitted to fewer modes, at least as many as
+    these; by default a quarter more than the student has numbers of state. The student is trainable, on the teacher's
+    device. Raises RecipeError, ModelError.
     """
     import torch
 
@@ -47,7 +47,8 @@ def from_teacher(
     config = S4DConfig.from_dict({**teacher.config.to_dict(), **_given(shape)})
     with torch.random.fork_rng(devices=[]):  # the weights that it draws are overwritten
         student = S4DModel(config).to(teacher.device, teacher.dtype)
-    transfer(teacher, student, calibration=calibration, lags=lags or config.state_dim * 5 // 4)
+    lags = max(lags or config.state_dim * 5 // 4, config.state_dim // 2)  # fewer would not tell modes apart
+    transfer(teacher, student, calibration=calibration, lags=lags)
     return student
 
 
