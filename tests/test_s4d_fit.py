@@ -32,10 +32,8 @@ def error(fitted: S4DMixer, source: S4DMixer) -> torch.Tensor:
 @pytest.mark.parametrize("bidirectional", [True, False])
 def test_a_filter_within_reach_is_found_again(complex_valued, bidirectional):
     source = mixer(3, 12, complex_valued, bidirectional)
-    with (
-        torch.no_grad()
-    ):  # the poles of 4 numbers of state at one of the steps that are tried; the others do nothing
-        small = mixer(1, 4, complex_valued, bidirectional)
+    small = mixer(1, 4, complex_valued, bidirectional)
+    with torch.no_grad():  # its poles, at one of the steps that are tried; the others do nothing
         source.log_dt.fill_(math.log(0.5))
         source.decay.zero_()
         source.frequency[:, :2] = small.frequency
