@@ -1,6 +1,7 @@
 """Sequences in what is common to all tasks: searches, trackers, every layer watched, caches of a teacher's answers."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ from test_trackers import runs_of
 from llm_finetuner import recipe_file
 from llm_finetuner.benchmark.quality import evaluate
 from llm_finetuner.chain import run_chain, stages_of
-from llm_finetuner.data import signals
+from llm_finetuner.data import sar_files, signals
+from llm_finetuner.finetuner import LLMFineTuner
 from llm_finetuner.gauges import tags
 from llm_finetuner.models.s4d import S4DModel
 from llm_finetuner.named_models import load_student
@@ -146,3 +148,24 @@ def test_answers_on_disk_teach_as_the_teacher_does(tmp_path, data, teacher):
     kept = recipe_in(tmp_path / "kept", data, "regression_distillation", teacher=stored, options=weights)
     one, other = (json.dumps([r["output_mse"] for r in fit(recipe).history]) for recipe in (live, kept))
     assert json.loads(one) == pytest.approx(json.loads(other), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("sees", "warned"), [({}, True), ({"delay": 3}, False), ({"bidirectional": True}, False), (None, False)]
+)
+def test_a_model_that_cannot_see_behind_radar_columns_is_told_of(tmp_path, sees, warned):
+    """Of other sequences (None) nobody knows where the answer lies."""
+    for name, array in zip(("inputs", "targets"), arrays(), strict=True):
+        np.save(tmp_path / f"{name}.npy", array)
+    (tmp_path / "meta.json").write_text(json.dumps({} if sees is None else {"kind": sar_files.KIND}))
+    recipe = recipe_in(tmp_path / "run", str(tmp_path), train={"steps": 1})
+    shape = {**recipe.student.shape, "bidirectional": None, **(sees or {})}
+    heard = Heard()
+    fit(replace(recipe, student=replace(recipe.student, shape=shape)), on_event=heard)
+    (plan,) = heard.of("plan")
+    assert any("cannot focus" in words for words in plan["warnings"]) == warned
+    if warned:
+        tuner = LLMFineTuner("s4d", tmp_path / "facade", task="sequence_regression", shape=shape)
+        tuner.load_model()
+        with pytest.warns(UserWarning, match="cannot focus"):
+            tuner.fit(str(tmp_path), steps=1)
