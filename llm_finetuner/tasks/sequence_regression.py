@@ -34,9 +34,8 @@ from llm_finetuner.task import AS_NUMBERS, NO_NUMBERS, Asked, Task
 SOME = 16  # rows that speeds, and how far gates open, are measured on
 
 BLIND = (
-    "the rows are radar columns, whose echo of a point lies on both sides of it, and the model answers each position "
-    "without what comes behind it: it cannot focus them. Give it a delay of .6 of an aperture (shape: delay=38 for "
-    "airborne), or bidirectional=true"
+    "a model that sees nothing behind the position it answers cannot focus radar columns: give its shape a delay of .6 "
+    "of an aperture (delay=38 for airborne), or bidirectional=true"
 )
 
 
