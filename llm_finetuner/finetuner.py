@@ -285,6 +285,8 @@ class LLMFineTuner(Teaching, Forecasting, Judging):
             self._parts.student = self._begun()  # the rows say how far its gates open
         self._keep_untouched()
         self._warn_of_another_run(overwrite or resume)
+        for said in self._task.doubts(self._parts.train, self.model):
+            warnings.warn(said, stacklevel=2)
         recipe, self._last = share.train(recipe, self._parts, resume=resume, on_event=on_event)
         self._phases.append((recipe, self._last.history))
         return self._last

@@ -12,6 +12,7 @@ import yaml
 from llm_finetuner.errors import RecipeError
 from llm_finetuner.recipe import Recipe
 from llm_finetuner.recipe_sections import Teacher
+from llm_finetuner.recipe_series import OF_SEQUENCES
 from llm_finetuner.registry import METHODS, MODELS, TEACHERS, TUNINGS, options_of, plain, resolve, unknown
 
 
@@ -99,6 +100,8 @@ def _set(values: dict[str, Any], key: str, value: Any) -> None:
     if path[0] in ("student", "teacher") and path[1:] == ["name"]:  # nor do those of another model
         kept = options_of(resolve(MODELS, value)) if value in MODELS else {}
         node["shape"] = {k: v for k, v in (node.get("shape") or {}).items() if k in kept}
+        if value not in OF_SEQUENCES:  # a model that is trained on has its own weights
+            node["init"] = Teacher.init
     if path == ["method"]:  # options of another method do not carry over
         kept = options_of(resolve(METHODS, value, "method"))
         values["options"] = {k: values["options"].get(k, default) for k, default in kept.items()}

@@ -259,8 +259,8 @@ class Task:
         """Keys of a verdict that only some tasks have; shown: those whose answers are looked at more closely."""
         return {}
 
-    def doubts(self, rows: Any) -> Sequence[str]:
-        """Warnings of how the rows were read."""
+    def doubts(self, rows: Any, model: nn.Module) -> Sequence[str]:
+        """Warnings of how the rows were read, and of what this model cannot learn from them."""
         return ()
 
     def stated(self, rows: Any) -> str:

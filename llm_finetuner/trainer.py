@@ -332,7 +332,7 @@ class _Run:
             "precision": self.engine.precision,
             "learning_rate": self.peak_rate,
             "class_weights": built.class_weights,
-            "warnings": [*self.recipe.warnings(), *built.task.doubts(built.train)],
+            "warnings": [*self.recipe.warnings(), *built.task.doubts(built.train, student)],
             "output": str(self.folder),
             "resumed_from": self.start,
         }

@@ -49,6 +49,11 @@ def test_selectivity_is_not_dropped():
         ({"use_selectivity": True, "gate": "off"}, "use_selectivity=True and gate='off' say the same thing"),
         ({"use_selectivity": "no"}, "use_selectivity must be true or false, got 'no'"),
         ({"state_dim": 7}, "state_dim must be even"),
+        ({"input_scale": [1.0, 2.0, 3.0]}, "input_scale must be a list of 2 numbers"),
+        ({"input_scale": 2.0}, "input_scale must be a list of 2 numbers"),
+        ({"output_scale": [0.0]}, "output_scale must be a number above 0"),
+        ({"output_scale": [float("inf")]}, "output_scale must be a number above 0"),
+        ({"output_scale": [float("nan")]}, "output_scale must be a number above 0"),
     ],
 )  # fmt: skip
 def test_unknown_settings_are_refused_by_name(wrong, message):
@@ -86,6 +91,15 @@ def test_weights_are_drawn_from_the_seed():
     assert isinstance(one, S4DModel)
     assert torch.equal(one.read_in.weight, same.read_in.weight)
     assert not torch.equal(one.read_in.weight, other.read_in.weight)
+
+
+def test_scales_among_weights_go_before_those_of_the_configuration(tmp_path):
+    sizes = {"model_dim": 4, "state_dim": 6, "num_layers": 1}
+    model, other = S4DModel(S4DConfig(**sizes, input_scale=[2.0, 3.0])), S4DModel(S4DConfig(**sizes))
+    model.load_state_dict(other.state_dict())
+    assert model.config.input_scale == [1.0, 1.0] and model.config.output_scale is None
+    model.save_pretrained(tmp_path)
+    assert S4DModel.from_pretrained(tmp_path).input_scale.tolist() == [1.0, 1.0]
 
 
 # ---- what the page says

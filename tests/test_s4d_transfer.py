@@ -5,10 +5,12 @@ import torch
 from s4d_models import apart, both, loss, model_of, signal
 
 from llm_finetuner.errors import ModelError, RecipeError
+from llm_finetuner.models.build import drawn
 from llm_finetuner.models.build_s4d import from_teacher, s4d
 from llm_finetuner.models.linear_forecaster import LinearForecaster, LinearForecasterConfig
 from llm_finetuner.models.s4d import S4DModel
 from llm_finetuner.models.s4d_transfer import channel_importance, gates_as_numbers, mode_importance, transfer
+from llm_finetuner.named_models import redrawn
 
 gates = pytest.mark.parametrize("gate", ["off", "shared", "layer", "channel"])
 
@@ -202,6 +204,31 @@ def test_a_shape_is_filled_with_its_preset_and_the_teacher():
     assert all(weight.requires_grad for weight in student.parameters())
     with pytest.raises(ModelError, match="has its delay"):
         from_teacher(teacher, {**shape, "delay": 1})
+    teacher.set_scales([2.0, 3.0, 4.0], None)
+    with pytest.raises(ModelError, match="has its input_dim"):
+        from_teacher(teacher, {**shape, "input_dim": 2})
+
+
+def test_weights_drawn_anew_of_its_configuration_are_as_of_its_shape_alone():
+    """The teacher's time steps would leave modes of a smaller student in a part of the band."""
+    teacher = s4d(preset="teacher", model_dim=6, state_dim=32, num_layers=3)
+    shape = {"preset": "tiny", "model_dim": 4, "state_dim": 8, "num_layers": 2}
+    begun, alone = redrawn(from_teacher(teacher, shape), 3), drawn(s4d, 3, shape)
+    for (name, got), weight in zip(begun.named_parameters(), alone.parameters(), strict=True):
+        assert torch.equal(got, weight), name
+    given = from_teacher(teacher, {**shape, "dt_min": 0.01, "dt_max": 0.02}).config
+    assert (given.dt_min, given.dt_max) == (0.01, 0.02)
+
+
+@both
+def test_scales_are_the_teachers(kind):
+    teacher, student = model_of(kind), model_of(kind, seed=1)
+    teacher.set_scales([2.0, 0.5], [3.0])
+    student.set_scales([7.0, 7.0], [7.0])
+    transfer(teacher, student)
+    x = signal(teacher, 2, 20)
+    assert torch.equal(student(x), teacher(x))
+    assert (student.config.input_scale, student.config.output_scale) == ([2.0, 0.5], [3.0])
 
 
 def test_another_kind_of_teacher_is_refused():

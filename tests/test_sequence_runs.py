@@ -1,6 +1,7 @@
 """Sequences in what is common to all tasks: searches, trackers, every layer watched, caches of a teacher's answers."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,13 @@ from test_trackers import runs_of
 
 from llm_finetuner import recipe_file
 from llm_finetuner.benchmark.quality import evaluate
-from llm_finetuner.data import signals
+from llm_finetuner.chain import run_chain, stages_of
+from llm_finetuner.data import sar_files, signals
+from llm_finetuner.finetuner import LLMFineTuner
 from llm_finetuner.gauges import tags
 from llm_finetuner.models.s4d import S4DModel
+from llm_finetuner.named_models import load_student
+from llm_finetuner.run import read_log
 from llm_finetuner.sweep import sweep
 from llm_finetuner.tasks.sequence_regression import SequenceRegression
 from llm_finetuner.trainer import fit
@@ -108,6 +113,28 @@ def test_wandb_has_every_layer_of_a_student_of_sequences(tmp_path, data, teacher
             assert f"{kind}/{name}/values" not in logged[1]
 
 
+@pytest.mark.parametrize("first", [{"alpha": 0, "beta": 0, "gamma": 1}, {"alpha": 1, "beta": 0, "gamma": 0}])
+def test_stages_of_a_student_begun_with_its_teacher(tmp_path, data, teacher, first):
+    """Hidden states only, or the truth only, then all terms: the second stage begins where the first ended."""
+    student = {"name": "s4d", "init": "teacher", "shape": {"preset": "tiny", **SMALL}}
+    stages = [{**first, "train.steps": 2}, {"student": "previous"}]
+    run = {"student": student, "teacher": {"name": teacher}, "stages": stages}
+    recipe = recipe_in(tmp_path, data, "regression_distillation", **run)
+    parts = stages_of(recipe)
+    assert [(part.student.init, part.teacher.name) for part in parts] == [
+        ("teacher", teacher),
+        ("seed", teacher),
+    ]
+    said = run_chain(recipe)["stages"]
+    assert [stage["metrics"]["steps"] for stage in said] == [2, 4] and said[1]["verdict"]["models"]
+    histories = [read_log(tmp_path / f"stage_{number}") for number in (1, 2)]
+    terms = [{"mse", "output_mse", "hidden_nmse"} & history[0].keys() for history in histories]
+    assert terms == [{"mse"} if first["alpha"] else {"hidden_nmse"}, {"mse", "output_mse", "hidden_nmse"}]
+    begun = load_student(parts[1], "cpu").state_dict()
+    ended = S4DModel.from_pretrained(tmp_path / "stage_1").state_dict()
+    assert all(begun[name].equal(weight) for name, weight in ended.items())
+
+
 def test_answers_on_disk_teach_as_the_teacher_does(tmp_path, data, teacher):
     """In float16, as all of few answers are kept."""
     from llm_finetuner.cache_job import cache_answers
@@ -121,3 +148,24 @@ def test_answers_on_disk_teach_as_the_teacher_does(tmp_path, data, teacher):
     kept = recipe_in(tmp_path / "kept", data, "regression_distillation", teacher=stored, options=weights)
     one, other = (json.dumps([r["output_mse"] for r in fit(recipe).history]) for recipe in (live, kept))
     assert json.loads(one) == pytest.approx(json.loads(other), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("sees", "warned"), [({}, True), ({"delay": 3}, False), ({"bidirectional": True}, False), (None, False)]
+)
+def test_a_model_that_cannot_see_behind_radar_columns_is_told_of(tmp_path, sees, warned):
+    """Of other sequences (None) nobody knows where the answer lies."""
+    for name, array in zip(("inputs", "targets"), arrays(), strict=True):
+        np.save(tmp_path / f"{name}.npy", array)
+    (tmp_path / "meta.json").write_text(json.dumps({} if sees is None else {"kind": sar_files.KIND}))
+    recipe = recipe_in(tmp_path / "run", str(tmp_path), train={"steps": 1})
+    shape = {**recipe.student.shape, "bidirectional": None, **(sees or {})}
+    heard = Heard()
+    fit(replace(recipe, student=replace(recipe.student, shape=shape)), on_event=heard)
+    (plan,) = heard.of("plan")
+    assert any("cannot focus" in words for words in plan["warnings"]) == warned
+    if warned:
+        tuner = LLMFineTuner("s4d", tmp_path / "facade", task="sequence_regression", shape=shape)
+        tuner.load_model()
+        with pytest.warns(UserWarning, match="cannot focus"):
+            tuner.fit(str(tmp_path), steps=1)

@@ -9,6 +9,9 @@ from llm_finetuner.errors import ModelError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+# A student's time steps are those of its own size, for whoever draws its weights anew; scales are copied as weights.
+OWN = ("dt_min", "dt_max", "input_scale", "output_scale")
+
 
 def s4d(
     *, preset: str = "standard", input_dim: int | None = None, model_dim: int | None = None,
@@ -37,14 +40,16 @@ def from_teacher(
     import torch
 
     from llm_finetuner.models.s4d import S4DConfig, S4DModel
-    from llm_finetuner.models.s4d_transfer import transfer
+    from llm_finetuner.models.s4d_transfer import check_fit, transfer
 
     if not isinstance(teacher, S4DModel):
         raise ModelError(
             f"an S4D begins with the weights of another, and its teacher is a {type(teacher).__name__}",
             "init: seed, or a teacher that is an S4D",
         )
-    config = S4DConfig.from_dict({**teacher.config.to_dict(), **_given(shape)})
+    inherited = {name: value for name, value in teacher.config.to_dict().items() if name not in OWN}
+    config = S4DConfig.from_dict({**inherited, **_given(shape)})
+    check_fit(teacher.config, config)
     with torch.random.fork_rng(devices=[]):  # the weights that it draws are overwritten
         student = S4DModel(config).to(teacher.device, teacher.dtype)
     lags = max(lags or config.state_dim * 5 // 4, config.state_dim // 2)  # fewer would not tell modes apart

@@ -83,6 +83,8 @@ class S4DConfig(PretrainedConfig):
             raise RecipeError(
                 f"delay={delay} of a bidirectional model has no use: it sees the future already", "choose one"
             )
+        _check_scale("input_scale", input_scale, input_dim)
+        _check_scale("output_scale", output_scale, output_dim)
         nyquist = 2 / state_dim
         dt_max = (nyquist if frequencies == "lin" else 0.1) if dt_max is None else dt_max
         dt_min = dt_max / 4 if dt_min is None else dt_min
@@ -101,6 +103,14 @@ class S4DConfig(PretrainedConfig):
         self.dt_min, self.dt_max = dt_min, dt_max
         self.input_scale, self.output_scale = input_scale, output_scale
         super().__init__(**kwargs)
+
+
+def _check_scale(name: str, scale: Any, channels: int) -> None:
+    """Raise RecipeError unless this is a number above 0 of each channel, or None."""
+    if scale is not None and not (isinstance(scale, list | tuple) and len(scale) == channels):
+        raise RecipeError(f"{name} must be a list of {channels} numbers, one of each channel; got {scale!r}")
+    for value in scale or ():
+        check_number(name, value, 0)
 
 
 def parameter_count(config: S4DConfig) -> int:
@@ -200,11 +210,11 @@ class S4DModel(PreTrainedModel):
         self._fill_scales()
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args, **kwargs):
-        """As of any module. The scales among the weights become those of the configuration."""
+        """As of any module. The scales among the weights become those of the configuration; all 1 leave it unset."""
         told = super().load_state_dict(state_dict, *args, **kwargs)
         for name in ("input_scale", "output_scale"):
-            scale = getattr(self, name)
-            if not torch.equal(scale, torch.ones_like(scale)):
+            scale, unset = getattr(self, name), getattr(self.config, name) is None
+            if not (unset and torch.equal(scale, torch.ones_like(scale))):
                 setattr(self.config, name, scale.tolist())
         return told
 

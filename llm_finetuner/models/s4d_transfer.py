@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from llm_finetuner.errors import ModelError, RecipeError
 from llm_finetuner.models.narrow import best, spread
-from llm_finetuner.models.s4d import S4DLayer, S4DModel
+from llm_finetuner.models.s4d import S4DConfig, S4DLayer, S4DModel
 from llm_finetuner.models.s4d_fit import fit_kernels
 from llm_finetuner.models.s4d_layers import Gate
 from llm_finetuner.models.s4d_mixer import S4DMixer
@@ -40,7 +40,7 @@ def transfer(
     their mean over `calibration`, inputs [B, L, I]; without it times what they are where h = 0. A student of the
     teacher's sizes and gates is the teacher. Raises ModelError, RecipeError.
     """
-    _check_fit(teacher, student)
+    check_fit(teacher.config, student.config)
     depth, count = len(teacher.layers), len(student.layers)
     numbers = choose_blocks(depth, count / depth, "uniform" if layers is None else list(layers))
     if len(numbers) != count:
@@ -52,8 +52,33 @@ def transfer(
     _copy_linear(teacher.read_in, student.read_in, rows=kept)
     _copy_linear(teacher.read_out, student.read_out, columns=kept)
     _copy_gate(teacher.gate, student.gate, kept)
+    student.set_scales(teacher.input_scale.tolist(), teacher.output_scale.tolist())
     for layer, number in zip(student.layers, numbers, strict=True):
         _copy_layer(teacher.layers[number], layer, kept, folds[number], lags)
+
+
+def check_fit(teacher: S4DConfig, student: S4DConfig) -> None:
+    """Raise ModelError for a student that cannot hold a part of the teacher."""
+    ours, theirs = student.to_dict(), teacher.to_dict()
+    for name in EQUAL:
+        if ours[name] != theirs[name]:
+            raise ModelError(
+                f"a student that begins with its teacher's weights has its {name}: the teacher's is "
+                f"{theirs[name]!r}, the student's {ours[name]!r}",
+                f"{name}={theirs[name]!r}, or draw the student's weights",
+            )
+    for name in AT_MOST:
+        if ours[name] > theirs[name]:
+            raise ModelError(
+                f"a student that begins with its teacher's weights is no larger, and its {name} is {ours[name]} "
+                f"against {theirs[name]}",
+                f"at most {name}={theirs[name]}",
+            )
+    if ours["gate"] not in ("off", theirs["gate"]):
+        raise ModelError(
+            f"the teacher's gate is {theirs['gate']!r}, which the student's gate {ours['gate']!r} cannot hold",
+            "gate=off, which takes gates as numbers, or the teacher's",
+        )
 
 
 def mode_importance(mixer: S4DMixer) -> Tensor:
@@ -108,30 +133,6 @@ def gates_as_numbers(model: S4DModel, calibration: Tensor | None = None) -> list
         for hook in hooks:
             hook.remove()
     return [means[gate] for gate in gates]
-
-
-def _check_fit(teacher: S4DModel, student: S4DModel) -> None:
-    """Raise ModelError for a student that cannot hold a part of the teacher."""
-    ours, theirs = student.config.to_dict(), teacher.config.to_dict()
-    for name in EQUAL:
-        if ours[name] != theirs[name]:
-            raise ModelError(
-                f"a student that begins with its teacher's weights has its {name}: the teacher's is "
-                f"{theirs[name]!r}, the student's {ours[name]!r}",
-                f"{name}={theirs[name]!r}, or draw the student's weights",
-            )
-    for name in AT_MOST:
-        if ours[name] > theirs[name]:
-            raise ModelError(
-                f"a student that begins with its teacher's weights is no larger, and its {name} is {ours[name]} "
-                f"against {theirs[name]}",
-                f"at most {name}={theirs[name]}",
-            )
-    if ours["gate"] not in ("off", theirs["gate"]):
-        raise ModelError(
-            f"the teacher's gate is {theirs['gate']!r}, which the student's gate {ours['gate']!r} cannot hold",
-            "gate=off, which takes gates as numbers, or the teacher's",
-        )
 
 
 def _copy_layer(old: S4DLayer, new: S4DLayer, kept: Tensor, fold: Tensor | None, lags: int | None) -> None:

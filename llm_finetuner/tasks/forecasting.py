@@ -207,7 +207,7 @@ class Forecasting(Task):
         """Errors by step and channel, skill, intervals, examples."""
         return {"series": forecast_figures.details(models, rows.frame, shown)}
 
-    def doubts(self, rows: Windows) -> Sequence[str]:
+    def doubts(self, rows: Windows, model: nn.Module) -> Sequence[str]:
         """What of the table was read otherwise than it may be meant."""
         return rows.frame.doubts
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from llm_finetuner.benchmark import focusers, signal_figures
 from llm_finetuner.benchmark.signal_tally import NMSE, SignalTally
-from llm_finetuner.data import columns, signals
+from llm_finetuner.data import columns, sar_files, signals
 from llm_finetuner.data.signals import Signals
 from llm_finetuner.data.text import Prepared
 from llm_finetuner.errors import DataError, ModelError, RecipeError
@@ -32,6 +32,11 @@ from llm_finetuner.scheme import Scheme, Term
 from llm_finetuner.task import AS_NUMBERS, NO_NUMBERS, Asked, Task
 
 SOME = 16  # rows that speeds, and how far gates open, are measured on
+
+BLIND = (
+    "a model that sees nothing behind the position it answers cannot focus radar columns: give its shape a delay of .6 "
+    "of an aperture (delay=38 for airborne), or bidirectional=true"
+)
 
 
 class SequenceRegression(Task):
@@ -81,6 +86,11 @@ class SequenceRegression(Task):
                 "a folder test/, or a share of the rows: --eval-fraction",
             )
         return Prepared(found, None, ["inputs"], {"examples": len(found), "truncated": 0, "dropped": 0})
+
+    def doubts(self, rows: Signals, model: nn.Module) -> Sequence[str]:
+        """Radar columns under a model that sees nothing of what lies behind the position it answers."""
+        blind = not model.config.bidirectional and not model.config.delay
+        return [BLIND] if blind and rows.recording.about.get("kind") == sar_files.KIND else []
 
     def test_rows(self, train: Signals, held_out: Signals | None) -> Signals:
         """The rows of the test part; without one those held out, if any were."""
