@@ -156,11 +156,13 @@ class SequenceRegression(Task):
         return ({name: x[row] for name, x in batch.items()} for row in range(len(batch["counted"])))
 
     def positions(self, batch: dict[str, Tensor]) -> dict[str, Any]:
-        """targets [N, numbers] over the scale of the data, and the row of each [N]."""
+        """targets [N, numbers] over the scale of the data, that scale, and the row of each [N]."""
         counted_BL = batch["counted"]
         rows_N = counted_BL.nonzero()[:, 0]
-        targets_NV = batch["targets"][counted_BL] / batch["scale"][rows_N]
-        return {"targets": targets_NV, "examples": rows_N, "numbers": True}
+        scale_NV = batch["scale"][rows_N]
+        targets_NV = batch["targets"][counted_BL] / scale_NV
+        scale = scale_NV if scale_NV.shape[1] else None  # rows without targets have none
+        return {"targets": targets_NV, "scale": scale, "examples": rows_N, "numbers": True}
 
     def together(self, parts: Sequence[Signals]) -> signals.Joined:
         """The rows of these parts one behind the other."""
@@ -291,8 +293,8 @@ class SequenceRegression(Task):
         rows_NV = targets_NV.new_empty(len(targets_NV), 0)
         if said is not None:
             rows_NV = pick(said)
-            if batch["scale"].shape[1]:
-                rows_NV = rows_NV / batch["scale"][where["examples"]].to(targets_NV)
+            if where["scale"] is not None:
+                rows_NV = rows_NV / where["scale"].to(targets_NV)
         found = sort_out(kept, pick, _no_maps)
         return Output(rows=rows_NV, head=Head(AsIs()), **{**where, "targets": targets_NV}, **found)
 
