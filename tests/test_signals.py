@@ -100,6 +100,9 @@ def test_a_table_is_read_with_and_without_series(tmp_path):
     assert np.allclose(found.part("train").inputs, x[:3]) and np.allclose(found.part("train").targets, y[:3])
     pd.DataFrame(lines).drop(columns="series").to_csv(tmp_path / "one.csv", index=False)
     assert signals.read(tmp_path / "one.csv", 0.1).part("train").inputs.shape == (1, 32, 2)
+    (tmp_path / "a.csv").write_text("year,X1,xylem,y,Y_2\n" + "2000,1,2,3,4\n" * 9)
+    named = signals.read(tmp_path / "a.csv", 0).part("train")
+    assert named.inputs[0, 0].tolist() == [1] and named.targets[0, 0].tolist() == [3, 4]
 
 
 def test_slices_and_selections_are_rows_too():
@@ -132,6 +135,16 @@ def broken(name):
         return (x.astype(str), y), "not numbers"
     if name == "axes":
         return (x[..., None], y), r"are \[20, 12, 2, 1\]"
+    if name == "wide":
+        return (x.astype(np.clongdouble), y), "wider than what is computed in"
+    if name == "ragged":
+        return ([[1.0, 2.0], [3.0]], y), "inputs are no array"
+    if name == "alone":
+        return x, "this is a ndarray"
+    if name == "three":
+        return (x, y, y), "this is a tuple"
+    if name == "long name":
+        return "a" * 5000, "there is no a"
     if name == "empty":
         return (x[:0], y[:0]), "inputs are empty"
     if name == "no samples":
@@ -140,8 +153,12 @@ def broken(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["nan", "partly", "infinity", "lengths", "rows", "text", "axes", "empty", "no samples", "names"]
-)
+    "name",
+    [
+        "nan", "partly", "infinity", "lengths", "rows", "text", "axes", "wide", "ragged", "alone", "three",
+        "long name", "empty", "no samples", "names",
+    ],
+)  # fmt: skip
 def test_what_is_wrong_with_arrays_is_told_with_its_place(name):
     source, said = broken(name)
     with pytest.raises(DataError, match=said):
@@ -163,11 +180,13 @@ def test_what_is_wrong_with_files_is_told(tmp_path):
     (tmp_path / "b.csv").write_text("a,y\n1,2\n")
     (tmp_path / "c.csv").write_text("id,x,y\n1,1,2\n1,2,3\n2,1,2\n")
     (tmp_path / "d.csv").write_text("")
+    (tmp_path / "e.csv").write_text("id,x,y\n1,1,2\n,2,3\n2,1,2\n")
     for source, said in (
         ("nowhere", "there is no"), ("empty", "holds no inputs.npy"), ("cut.npy", "a name with 'inputs'"),
         ("inputs_cut.npy", "cannot read"), ("short_inputs.npy", "cannot read"), ("bad.npz", "cannot read"),
         ("other.npz", "holds data, and no inputs"), ("objects_inputs.npy", "cannot read"),
         ("a.csv", "column 'x', line 3: 'four' is not a number"), ("b.csv", "no column x"),
+        ("e.csv", "line 3 has nothing in column 'id'"),
         ("c.csv", "unequal lengths, 1 to 2"), ("d.csv", "cannot read"), ("x.zarr", "zarr is not read here"),
     ):  # fmt: skip
         with pytest.raises(DataError, match=said):
@@ -230,4 +249,10 @@ def test_the_command_simulate(tmp_path, capsys):
     assert "no row with a whole aperture" in capsys.readouterr().err and not (tmp_path / "no").exists()
     assert app.main(["simulate", "--out", str(tmp_path / "s"), "--radar", "sentinel-1", *words[3:9]]) == 0
     assert signals.read(tmp_path / "s", 0.1).part("test").length == 2048
+    for wrong, told in (
+        (["--noise-db", "nan"], "noise_db"),
+        (["--labelled", "7"], "labelled=7 is more than the 6"),
+    ):
+        assert app.main([*words[:2], str(tmp_path / "t"), *words[3:9], *wrong]) == 2
+        assert told in capsys.readouterr().err and not (tmp_path / "t").exists()
     assert simulating.RADARS == tuple(sar.RADARS)

@@ -1,6 +1,8 @@
 """Files of sequences -> arrays [N, L, channels], mapped into memory where they can be; signals.py says which files."""
 
 import json
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,9 @@ SERIES = (
 )  # columns that tell which row of the array a line belongs to
 EXPECTED = (
     "a folder with inputs.npy [rows, samples, channels] and targets.npy; an .npz of both; x_inputs.npy beside "
-    "x_targets.npy; or a .csv with columns x... and y..."
+    "x_targets.npy; or a .csv with columns x, x1, x_name, ... and y, y1, ..."
 )
+COLUMN = re.compile(r"([xy])(\d|_|$)", re.IGNORECASE)  # year is none
 
 
 def open_arrays(source: Any) -> tuple[dict[str, tuple[Any, Any]], dict[str, Any], str]:
@@ -33,16 +36,21 @@ def open_arrays(source: Any) -> tuple[dict[str, tuple[Any, Any]], dict[str, Any]
         return {"": (source["inputs"], source.get("targets"))}, {}, "the arrays given"
     if isinstance(source, tuple | list) and len(source) == 2:
         return {"": tuple(source)}, {}, "the arrays given"
+    if not isinstance(source, str | os.PathLike):
+        raise DataError(
+            f"sequences are a path, or inputs with their targets, and this is a {type(source).__name__}",
+            'in Python (inputs, targets), or {"inputs": ..., "targets": ...}; inputs alone with None for targets',
+        )
     path = Path(str(source)).expanduser()
     if path.suffix == ".zarr":
         raise DataError(
             f"{source}: zarr is not read here",
             "pip install zarr, and write it as .npy once: np.save('inputs.npy', zarr.open(path)['inputs'])",
         )
-    if path.is_dir():
+    if os.path.isdir(path):  # where Path.is_dir raises for a name that is too long
         return _folder(path), _meta(path), path.name
-    if not path.is_file():
-        raise DataError(f"there is no {source}", EXPECTED)
+    if not os.path.isfile(path):
+        raise DataError(f"there is no {str(source):.200}", EXPECTED)
     if path.suffix == ".npz":
         return {"": _npz(path)}, {}, path.name
     if path.suffix == ".npy":
@@ -118,9 +126,13 @@ def _table(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         raise DataError(f"{path.name} holds no line of numbers", EXPECTED)
     names = [str(name) for name in table.columns]
     series = next((name for name in names if name.lower() in SERIES), None)
-    of = {letter: [n for n in names if n.lower().startswith(letter) and n != series] for letter in "xy"}
+    matched = {name: COLUMN.match(name) for name in names if name != series}
+    of = {x: [name for name, m in matched.items() if m and m[1].lower() == x] for x in "xy"}
     if not of["x"]:
-        raise DataError(f"{path.name}: no column x... among {', '.join(names)}", EXPECTED)
+        raise DataError(f"{path.name}: no column x, x1 or x_... among {', '.join(names)}", EXPECTED)
+    if series is not None and table[series].isna().any():
+        line = int(table[series].isna().to_numpy().argmax()) + 2
+        raise DataError(f"{path.name}: line {line} has nothing in column {series!r}", "name its series")
     for name in of["x"] + of["y"]:
         if not pd.api.types.is_numeric_dtype(table[name]) or pd.api.types.is_bool_dtype(table[name]):
             numbers = pd.to_numeric(table[name], errors="coerce")

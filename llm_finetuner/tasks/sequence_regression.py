@@ -223,7 +223,8 @@ class SequenceRegression(Task):
     @torch.no_grad()
     def predict(self, model: nn.Module, tokenizer: None, rows: Sequence[Any], data: Data) -> list[np.ndarray]:
         """The answer [L, O] to each sequence [L, I], sample by sample. Raises DataError."""
-        read = [np.asarray(row["inputs"] if isinstance(row, dict) else row) for row in rows]
+        given = (row["inputs"] if isinstance(row, dict) else row for row in rows)
+        read = [signals.array_of(row, f"sequence {number}") for number, row in enumerate(given)]
         if len({sequence.shape for sequence in read}) > 1:
             raise DataError("the sequences are of unequal lengths", "predict those of one length together")
         read_NLI = signals.shaped(np.stack(read), "the sequences")
