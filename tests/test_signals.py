@@ -1,6 +1,7 @@
 """Sequences of numbers in files: every form, what is mapped into memory, parts, rows without targets, mistakes."""
 
 import json
+import sys
 
 import numpy as np
 import pandas as pd
@@ -187,7 +188,7 @@ def test_what_is_wrong_with_files_is_told(tmp_path):
         ("other.npz", "holds data, and no inputs"), ("objects_inputs.npy", "cannot read"),
         ("a.csv", "column 'x', line 3: 'four' is not a number"), ("b.csv", "no column x"),
         ("e.csv", "line 3 has nothing in column 'id'"),
-        ("c.csv", "unequal lengths, 1 to 2"), ("d.csv", "cannot read"), ("x.zarr", "zarr is not read here"),
+        ("c.csv", "unequal lengths, 1 to 2"), ("d.csv", "cannot read"), ("x.zarr", "there is no"),
     ):  # fmt: skip
         with pytest.raises(DataError, match=said):
             signals.read(tmp_path / source, 0.1)
@@ -202,6 +203,42 @@ def test_what_is_wrong_with_files_is_told(tmp_path):
             signals.read(tmp_path / "empty", 0.1)
     with pytest.raises(DataError, match="nothing is left to train on"):
         signals.read((x[:2], y[:2]), 0.5)
+
+
+def test_zarr_is_read_by_slices_and_gives_the_same_rows(tmp_path):
+    zarr = pytest.importorskip("zarr")
+    x, y = arrays()
+    y[3] = np.nan
+    whole = zarr.open_group(str(tmp_path / "a.zarr"), mode="w")
+    parted = zarr.open_group(str(tmp_path / "b.zarr"), mode="w")
+    for name, array in (("inputs", x), ("targets", y)):
+        whole.create_array(name, data=array, chunks=(4, 12, array.shape[2]))
+        parted.require_group("train").create_array(name, data=array[:9])
+        parted.require_group("test").create_array(name, data=array[9:])
+    whole.attrs["rows"] = [2, 9]
+    found, want = signals.read(tmp_path / "a.zarr", 0.1), signals.read((x, y), 0.1)
+    assert not isinstance(found.part("train").inputs, np.ndarray)
+    for name, low in (("train", 0), ("validation", 16), ("test", 18)):
+        assert len(found.part(name)) == len(want.part(name)) and found.part(name).counted == slice(2, 9)
+        same(found.part(name), x[low:], y[low:])
+        assert np.array_equal(found.part(name).labelled, want.part(name).labelled)
+    assert found.scales[0] == pytest.approx(np.sqrt((np.abs(x[:16, 2:9]) ** 2).mean((0, 1))))
+    same(signals.read(tmp_path / "b.zarr", 0.1).part("test"), x[9:], y[9:])
+    whole["inputs"][5, 2, 1] = np.inf
+    with pytest.raises(DataError, match="row 5, sample 2, channel 1"):
+        signals.read(tmp_path / "a.zarr", 0.1)
+    zarr.open_group(str(tmp_path / "none.zarr"), mode="w")
+    (tmp_path / "empty.zarr").mkdir()
+    for name, said in (("none.zarr", "holds no array inputs"), ("empty.zarr", "cannot read")):
+        with pytest.raises(DataError, match=said):
+            signals.read(tmp_path / name, 0.1)
+
+
+def test_zarr_that_is_not_installed_is_told_with_its_extra(tmp_path, monkeypatch):
+    (tmp_path / "a.zarr").mkdir()
+    monkeypatch.setitem(sys.modules, "zarr", None)  # what an import of it then raises is ImportError
+    with pytest.raises(DataError, match=r"llm-finetuner\[zarr\]"):
+        signals.read(tmp_path / "a.zarr", 0.1)
 
 
 # ---- simulated ones

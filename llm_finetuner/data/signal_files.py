@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from llm_finetuner.data.stored import Stored
 from llm_finetuner.errors import DataError
 
 PARTS = ("train", "validation", "test")
@@ -21,7 +22,7 @@ SERIES = (
 )  # columns that tell which row of the array a line belongs to
 EXPECTED = (
     "a folder with inputs.npy [rows, samples, channels] and targets.npy; an .npz of both; x_inputs.npy beside "
-    "x_targets.npy; or a .csv with columns x, x1, x_name, ... and y, y1, ..."
+    "x_targets.npy; a .zarr group of both; or a .csv with columns x, x1, x_name, ... and y, y1, ..."
 )
 COLUMN = re.compile(r"([xy])(\d|_|$)", re.IGNORECASE)  # year is none
 
@@ -42,11 +43,8 @@ def open_arrays(source: Any) -> tuple[dict[str, tuple[Any, Any]], dict[str, Any]
             'in Python (inputs, targets), or {"inputs": ..., "targets": ...}; inputs alone with None for targets',
         )
     path = Path(str(source)).expanduser()
-    if path.suffix == ".zarr":
-        raise DataError(
-            f"{source}: zarr is not read here",
-            "pip install zarr, and write it as .npy once: np.save('inputs.npy', zarr.open(path)['inputs'])",
-        )
+    if path.suffix == ".zarr" and os.path.exists(path):
+        return *_zarr(path), path.name
     if os.path.isdir(path):  # where Path.is_dir raises for a name that is too long
         return _folder(path), _meta(path), path.name
     if not os.path.isfile(path):
@@ -74,6 +72,32 @@ def _folder(path: Path) -> dict[str, tuple[Any, Any]]:
         targets = place / "targets.npy"
         found[part] = _npy(place / "inputs.npy"), _npy(targets) if targets.is_file() else None
     return found
+
+
+def _zarr(path: Path) -> tuple[dict[str, tuple[Any, Any]], dict[str, Any]]:
+    """Arrays of a group, or of its groups train, validation, test; its attributes are what meta.json is elsewhere."""
+    try:
+        import zarr
+    except ImportError as error:
+        raise DataError(
+            f"{path.name}: zarr is not installed",
+            'pip install "llm-finetuner[zarr]", or write it as .npy once',
+        ) from error
+    try:
+        whole = zarr.open_group(str(path), mode="r")
+    except (OSError, ValueError, KeyError) as error:  # no group: zarr's own errors are one of these
+        raise DataError(f"cannot read {path}: {str(error).splitlines()[0]}", EXPECTED) from error
+    places = {part: whole[part] for part in PARTS if part in whole} or {"": whole}
+    if "train" not in places and "" not in places:
+        raise DataError(f"{path} holds {', '.join(places)}, and no train", EXPECTED)
+    for part, place in places.items():
+        if ARRAYS[0] not in place:
+            raise DataError(f"{path.name}{part and '/' + part} holds no array inputs", EXPECTED)
+    found = {
+        part: tuple(Stored(place[name]) if name in place else None for name in ARRAYS)
+        for part, place in places.items()
+    }
+    return found, dict(whole.attrs)
 
 
 def _meta(folder: Path) -> dict[str, Any]:
