@@ -9,7 +9,7 @@ import platform
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from llm_finetuner.benchmark import focus  # noqa: E402
+from llm_finetuner.benchmark import focus, signal_figures  # noqa: E402
 from llm_finetuner.data import sar, sar_files, sar_scenes  # noqa: E402
 from llm_finetuner.models.loading import load_pretrained  # noqa: E402
 from llm_finetuner.recipe import Data, Recipe  # noqa: E402
@@ -37,7 +37,6 @@ STUDENTS = ("standard", "compressed", "tiny")
 STEPS = {"teacher": 600, "standard": 450, "compressed": 400, "tiny": 500}  # of 16 columns
 RATE = {"teacher": 1e-2, "standard": 1e-2, "compressed": 2e-2, "tiny": 2e-2}  # small ones learn at more
 LABELLED = 32
-POINTS = 16  # single points that responses are measured on
 
 
 @dataclass(frozen=True)
@@ -130,25 +129,13 @@ def image(said: np.ndarray, columns: sar_scenes.Columns) -> dict[str, float]:
 
 
 def points(radar: sar.Radar, process) -> dict[str, float]:
-    """Single points without noise, at ranges and places between pulses; medians. width: of the matched filter's."""
-    spread, length = sar_scenes.Scene().range_spread, sar_scenes.Scene().length
-    shares = (np.arange(POINTS) + 0.5) / POINTS
-    ranges = radar.slant_range * (1 + spread * (2 * shares - 1))
-    places = length / 2 + 8 * np.cos(np.arange(POINTS))
-    columns = np.stack(
-        [
-            sar.point_target(replace(radar, slant_range=one), length, place)
-            for one, place in zip(ranges, places, strict=True)
-        ]
-    )
-    position = shares[:, None] + 1j * np.linspace(0, 1, length)
-    said = process(np.stack([columns, position], -1).astype(np.complex64), ranges)
-    ideal = sar.focus(radar, columns, ranges)
-    found = [focus.impulse(one, place) for one, place in zip(said, places, strict=True)]
+    """Single points without noise, at ranges and places between pulses, measured as reports do."""
+    scene = sar_scenes.Scene()
+    inputs, ranges, places = signal_figures.single_points(radar, scene.length, scene.range_spread)
+    ideal = sar.focus(radar, inputs[..., 0], ranges)
     best = [focus.impulse(one, place) for one, place in zip(ideal, places, strict=True)]
-    width = np.median([one.width / other.width for one, other in zip(found, best, strict=True)])
-    middle = {name: float(np.median([getattr(one, name) for one in found])) for name in ("pslr", "islr")}
-    return {"width": float(width), **middle, "phase": float(np.median([abs(one.phase) for one in found]))}
+    found = signal_figures.measured(process(inputs.astype(np.complex64), ranges), places, best)
+    return found or sys.exit("a response to a single point has no peak")
 
 
 def _numbers(model: torch.nn.Module) -> int:

@@ -15,7 +15,7 @@ from llm_finetuner.checks import common_vocabulary
 from llm_finetuner.data import sources, text
 from llm_finetuner.engine import default_device
 from llm_finetuner.errors import DataError, ModelError, OrderError, RecipeError
-from llm_finetuner.forecast_methods import OWN_SPLIT, Forecasting, plan_of
+from llm_finetuner.forecast_methods import Forecasting, plan_of
 from llm_finetuner.judging import Judging
 from llm_finetuner.layer_maps import layer_pairs
 from llm_finetuner.models import loading
@@ -252,9 +252,9 @@ class LLMFineTuner(Teaching, Forecasting, Judging):
         dataset: rows, prepared or not; of a forecaster a table or file; of sequences a folder, file, pair of arrays or
         what was loaded. method="standard" trains without the teacher.
         eval_dataset, or a share of the rows (eval_fraction; 0.1 where eval_every or patience ask for evaluations),
-        picks the best weights. class_weights: "balanced", or what labels weigh in cross-entropy, by name. settings: the
-        other fields of `recipe.train`. A folder with a run of another object is written over with a warning; none with
-        overwrite=True.
+        picks the best weights; of sequences as many again are the test part that evaluate scores. class_weights:
+        "balanced", or what labels weigh in cross-entropy, by name. settings: the other fields of `recipe.train`. A
+        folder with a run of another object is written over with a warning; none with overwrite=True.
         Each record of .history has step, epoch, loss (the weighted total), every term unweighted under its objective's
         name (a position that counts), teacher_nll, agreement, tokens_per_second, padding, learning_rate, grad_norm and
         seconds; with watch_every also layers, in the steps that it names.
@@ -270,10 +270,8 @@ class LLMFineTuner(Teaching, Forecasting, Judging):
                 f"train(method={method!r}) is not known", 'only "standard" (without the teacher) is'
             )
         self._need_teacher(recipe)
-        if self._task.numbers and (eval_dataset is not None or eval_fraction is not None):
-            raise RecipeError(*OWN_SPLIT)
         if self._task.numbers:
-            eval_fraction = recipe.data.eval_fraction
+            eval_fraction = self._share(dataset, eval_dataset, eval_fraction)
         elif eval_fraction is None:
             asked = settings.get("eval_every") or settings.get("patience")
             eval_fraction = Data.eval_fraction if asked and eval_dataset is None else 0

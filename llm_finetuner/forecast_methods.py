@@ -28,7 +28,7 @@ LEVELS = (80, 90)  # percent
 OWN_SPLIT = (
     "the rows of these data are parted before, and weights are chosen on the validation part",
     'of a table by series={"split": "70-10-20"}: percent to train, select and test on, or ett-hour, ett-minute; of '
-    "sequences by folders train/, validation/ and test/",
+    "sequences by folders train/, validation/ and test/, or by eval_fraction of a path or of arrays",
 )
 OF_MODEL = ("lookback", "horizon", "quantiles")  # what a trained forecaster is made for
 
@@ -109,6 +109,18 @@ class Forecasting(Judging):
         if isinstance(source, str | Path):
             self._set_data(source=str(source))
         return tables.read(source)[0]
+
+    def _share(self, source: Any, eval_dataset: Any, share: float | None) -> float:
+        """Of sequences in one part the share to select on, and as many to test on, which `evaluate` reads too.
+
+        Raises RecipeError for data that are parted before.
+        """
+        parted = self._task.series or isinstance(source, signals.Recording | signals.Signals)
+        if eval_dataset is not None or (share is not None and parted):
+            raise RecipeError(*OWN_SPLIT)
+        if share is not None:
+            self._set_data(eval_fraction=share)
+        return self.recipe.data.eval_fraction
 
     def _own_parts(self, source: Any) -> tuple[Any, Any]:
         """The rows to train on, and those that weights are chosen on; a file that is named is noted."""

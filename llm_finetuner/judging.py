@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +161,10 @@ class Judging:
         self._need_model()
         if self._task.series:
             self._need_texts("predict")
+        if not isinstance(texts, Iterable):
+            raise DataError(
+                f"predict reads a list, and this is {texts!r:.40}", "also one alone in a list: [...]"
+            )
         texts = [texts] if isinstance(texts, str) else list(texts)
         data = self._data()
         parts = (texts[start : start + batch_size] for start in range(0, len(texts), batch_size))

@@ -57,6 +57,7 @@ class Output:
     spans: Any = None  # of a teacher with another tokenizer: what it says of texts of several tokens
     targets: Tensor | None = None  # [N] token ids; -100 where the right answer is not known
     known: Tensor | None = None  # [N] whether a teacher has an answer here; None: everywhere
+    scale: Tensor | None = None  # [N, V] what 1 is in the units of the data, which scores are in; None: 1
     numbers: bool = False  # whether the targets are numbers, and not choices among the columns: [N, V] float
     together: Tensor | None = (
         None  # [N] which pooled vectors are compared with each other; None: all of the batch

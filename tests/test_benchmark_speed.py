@@ -7,6 +7,7 @@ from benchmark_models import prepared, texts, tiny_gpt2, tiny_llama, tiny_tokeni
 from llm_finetuner.benchmark.speed import (
     bytes_on_disk,
     cost_ratio,
+    layout,
     measure,
     multiplying_parameters,
     parameters,
@@ -79,3 +80,19 @@ def test_models_take_turns():
     changes = [turn for turn, before in zip(turns, [None, *turns], strict=False) if turn != before]
     # a warm-up ab, then ba (whose b follows a b) and ab (whose a follows an a); operations are counted last
     assert "".join(changes) == "abab" + "ab"
+
+
+def test_models_that_compute_other_things_share_no_measurement():
+    from llm_finetuner.benchmark.focusers import FILTERS, Filter
+    from llm_finetuner.data import sar
+    from llm_finetuner.data.sar_scenes import Scene
+    from llm_finetuner.models.s4d import S4DConfig, S4DModel
+
+    small = {"model_dim": 2, "state_dim": 4, "num_layers": 1}
+    net, other, linear = (
+        S4DModel(S4DConfig(**small, activation=name)) for name in ("gelu", "gelu", "linear")
+    )
+    assert layout(net) == layout(other) != layout(linear)
+    filters = [Filter(S4DConfig(**small), sar.AIRBORNE, Scene(), name) for name in (*FILTERS, FILTERS[0])]
+    assert layout(filters[0]) == layout(filters[2]) != layout(filters[1])
+    assert layout(tiny_gpt2(VOCABULARY)) == layout(tiny_gpt2(VOCABULARY))

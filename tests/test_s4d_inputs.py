@@ -58,6 +58,8 @@ def test_states_that_do_not_fit_are_told_of():
         model.initial_state(3),
         model.initial_state(2)[:1],
         [s.to(torch.complex64) for s in model.initial_state(2)],
+        None,
+        [1, 2],
     ):
         for run in (model.step, lambda x, state: model.advance(x[:, None], state)):
             with pytest.raises(DataError, match="the state must be 2 tensors of"):
@@ -83,7 +85,8 @@ def test_half_precision_and_chunks_of_both_directions_are_refused():
     [
         {"state_dim": 7}, {"state_dim": 0}, {"gate": "some"}, {"frequencies": "legs"}, {"discretization": "euler"},
         {"activation": "glu?"}, {"num_layers": 0}, {"delay": -1}, {"bidirectional": True, "delay": 2},
-        {"dt_min": 0.0}, {"dt_max": 0.1, "dt_min": 0.2}, {"model_dim": 2.5},
+        {"dt_min": 0.0}, {"dt_max": 0.1, "dt_min": 0.2}, {"dt_max": float("inf")}, {"dt_max": "long"},
+        {"model_dim": 2.5},
         {"complex_valued": "no"}, {"bidirectional": None},
     ],
     ids=str,

@@ -161,7 +161,8 @@ def test_the_facade_refuses_what_it_cannot_do(tmp_path, data):
         (lambda: tuner.generate("a"), "reads sequences of numbers"),
         (lambda: tuner.forecast(data), "forecasts no series"),
         (lambda: tuner.evaluate(data, level=[80]), "intervals of forecasts"),
-        (lambda: tuner.fit(data, eval_fraction=0.2), "parted before"),
+        (lambda: tuner.fit(data, eval_dataset=data), "parted before"),
+        (lambda: tuner.fit(tuner.load_dataset_from_source(data), eval_fraction=0.2), "parted before"),
         (lambda: tuner.load_model("lora"), "full tuning"),
     ):  # fmt: skip
         with pytest.raises(FinetunerError, match=said):

@@ -61,6 +61,16 @@ def test_odd_data_are_learned(tmp_path, x, y):
     assert np.isfinite(tuner(tmp_path).fit((x, y), **ONCE).history[-1]["loss"])
 
 
+def test_the_share_to_select_and_to_test_on_is_the_one_asked_for(tmp_path):
+    made = tuner(tmp_path)
+    made.fit((X, Y), eval_fraction=0.25, **ONCE)
+    assert made._parts.held_out.numbers.size == 3 and len(made._parts.train) == 6
+    assert made.recipe.data.eval_fraction == 0.25
+    said = np.stack(made.predict(X[9:]))
+    want = 10 * np.log10((np.abs(said - Y[9:]) ** 2).sum() / (np.abs(Y[9:]) ** 2).sum())
+    assert made.evaluate((X, Y))["nmse_db"] == pytest.approx(want, abs=1e-3)
+
+
 def test_numbers_of_other_types_are_learned_as_what_they_say(tmp_path):
     whole = ((9 * X.real).astype(int), (9 * Y.real).astype(int))
     floats = tuple(array.astype(np.float16) for array in whole)
@@ -94,8 +104,23 @@ BROKEN[1, 3, 1] = np.nan
         ("a path", "not numbers"),
         ([None], "are object, not numbers"),
         ([X[0], X[1, :5]], "unequal lengths"),
+        ([[[1, 2], [3]]], "sequence 0 are no array"),
+        (5, "predict reads a list, and this is 5"),
+        (None, "predict reads a list"),
     ],
-    ids=["nan", "empty", "channels", "one axis", "texts", "a path", "nothing", "unequal"],
+    ids=[
+        "nan",
+        "empty",
+        "channels",
+        "one axis",
+        "texts",
+        "a path",
+        "nothing",
+        "unequal",
+        "ragged",
+        "5",
+        "none",
+    ],
 )
 def test_what_cannot_be_answered_is_told(trained, wrong, said):
     with pytest.raises(DataError, match=said):

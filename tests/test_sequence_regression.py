@@ -284,3 +284,25 @@ def test_a_model_learns_in_numbers_of_size_1_whatever_the_units_of_the_data(tmp_
     kept = list(net.config.input_scale)
     task.fit(net, signals.read((x, y), 0).part("train"), 0)
     assert net.config.input_scale == kept
+
+
+def test_scores_are_in_the_units_of_the_data_whatever_else_lies_beside_the_rows():
+    """Two channels of unequal size: energy of error over energy of truth, the same from any folder."""
+    net, teacher = model(output_dim=2), model(7, output_dim=2)
+    x, y = arrays()
+    y = np.concatenate([y, 100 * y[::-1]], 2)
+    answers, told = (one(torch.from_numpy(x)).detach().numpy() for one in (net, teacher))
+    for others in (0, 9):  # rows to train on, of other sizes
+        held = {
+            "inputs": np.concatenate([x, x[:others]]),
+            "targets": np.concatenate([y, [1e3, 7] * y[:others]]),
+        }
+        data = signals.read(held, 0).part("train").select(range(len(x)))
+        found = evaluate(SequenceRegression(), net, data, teacher=teacher)
+        assert found.nll.sum() / found.energy.sum() == pytest.approx(
+            (np.abs(answers - y) ** 2).sum() / (np.abs(y) ** 2).sum()
+        )
+        assert found.figures["coherence"] == pytest.approx(
+            abs(np.vdot(y, answers)) / np.linalg.norm(y) / np.linalg.norm(answers)
+        )
+        assert found.figures["mse_to_teacher"] == pytest.approx((np.abs(answers - told) ** 2).mean() / 2)

@@ -1,6 +1,7 @@
 """Sequences of numbers in files: every form, what is mapped into memory, parts, rows without targets, mistakes."""
 
 import json
+import sys
 
 import numpy as np
 import pandas as pd
@@ -100,6 +101,9 @@ def test_a_table_is_read_with_and_without_series(tmp_path):
     assert np.allclose(found.part("train").inputs, x[:3]) and np.allclose(found.part("train").targets, y[:3])
     pd.DataFrame(lines).drop(columns="series").to_csv(tmp_path / "one.csv", index=False)
     assert signals.read(tmp_path / "one.csv", 0.1).part("train").inputs.shape == (1, 32, 2)
+    (tmp_path / "a.csv").write_text("year,X1,xylem,y,Y_2\n" + "2000,1,2,3,4\n" * 9)
+    named = signals.read(tmp_path / "a.csv", 0).part("train")
+    assert named.inputs[0, 0].tolist() == [1] and named.targets[0, 0].tolist() == [3, 4]
 
 
 def test_slices_and_selections_are_rows_too():
@@ -132,6 +136,16 @@ def broken(name):
         return (x.astype(str), y), "not numbers"
     if name == "axes":
         return (x[..., None], y), r"are \[20, 12, 2, 1\]"
+    if name == "wide":
+        return (x.astype(np.clongdouble), y), "wider than what is computed in"
+    if name == "ragged":
+        return ([[1.0, 2.0], [3.0]], y), "inputs are no array"
+    if name == "alone":
+        return x, "this is a ndarray"
+    if name == "three":
+        return (x, y, y), "this is a tuple"
+    if name == "long name":
+        return "a" * 5000, "there is no a"
     if name == "empty":
         return (x[:0], y[:0]), "inputs are empty"
     if name == "no samples":
@@ -140,8 +154,12 @@ def broken(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["nan", "partly", "infinity", "lengths", "rows", "text", "axes", "empty", "no samples", "names"]
-)
+    "name",
+    [
+        "nan", "partly", "infinity", "lengths", "rows", "text", "axes", "wide", "ragged", "alone", "three",
+        "long name", "empty", "no samples", "names",
+    ],
+)  # fmt: skip
 def test_what_is_wrong_with_arrays_is_told_with_its_place(name):
     source, said = broken(name)
     with pytest.raises(DataError, match=said):
@@ -163,12 +181,14 @@ def test_what_is_wrong_with_files_is_told(tmp_path):
     (tmp_path / "b.csv").write_text("a,y\n1,2\n")
     (tmp_path / "c.csv").write_text("id,x,y\n1,1,2\n1,2,3\n2,1,2\n")
     (tmp_path / "d.csv").write_text("")
+    (tmp_path / "e.csv").write_text("id,x,y\n1,1,2\n,2,3\n2,1,2\n")
     for source, said in (
         ("nowhere", "there is no"), ("empty", "holds no inputs.npy"), ("cut.npy", "a name with 'inputs'"),
         ("inputs_cut.npy", "cannot read"), ("short_inputs.npy", "cannot read"), ("bad.npz", "cannot read"),
         ("other.npz", "holds data, and no inputs"), ("objects_inputs.npy", "cannot read"),
         ("a.csv", "column 'x', line 3: 'four' is not a number"), ("b.csv", "no column x"),
-        ("c.csv", "unequal lengths, 1 to 2"), ("d.csv", "cannot read"), ("x.zarr", "zarr is not read here"),
+        ("e.csv", "line 3 has nothing in column 'id'"),
+        ("c.csv", "unequal lengths, 1 to 2"), ("d.csv", "cannot read"), ("x.zarr", "there is no"),
     ):  # fmt: skip
         with pytest.raises(DataError, match=said):
             signals.read(tmp_path / source, 0.1)
@@ -183,6 +203,42 @@ def test_what_is_wrong_with_files_is_told(tmp_path):
             signals.read(tmp_path / "empty", 0.1)
     with pytest.raises(DataError, match="nothing is left to train on"):
         signals.read((x[:2], y[:2]), 0.5)
+
+
+def test_zarr_is_read_by_slices_and_gives_the_same_rows(tmp_path):
+    zarr = pytest.importorskip("zarr")
+    x, y = arrays()
+    y[3] = np.nan
+    whole = zarr.open_group(str(tmp_path / "a.zarr"), mode="w")
+    parted = zarr.open_group(str(tmp_path / "b.zarr"), mode="w")
+    for name, array in (("inputs", x), ("targets", y)):
+        whole.create_array(name, data=array, chunks=(4, 12, array.shape[2]))
+        parted.require_group("train").create_array(name, data=array[:9])
+        parted.require_group("test").create_array(name, data=array[9:])
+    whole.attrs["rows"] = [2, 9]
+    found, want = signals.read(tmp_path / "a.zarr", 0.1), signals.read((x, y), 0.1)
+    assert not isinstance(found.part("train").inputs, np.ndarray)
+    for name, low in (("train", 0), ("validation", 16), ("test", 18)):
+        assert len(found.part(name)) == len(want.part(name)) and found.part(name).counted == slice(2, 9)
+        same(found.part(name), x[low:], y[low:])
+        assert np.array_equal(found.part(name).labelled, want.part(name).labelled)
+    assert found.scales[0] == pytest.approx(np.sqrt((np.abs(x[:16, 2:9]) ** 2).mean((0, 1))))
+    same(signals.read(tmp_path / "b.zarr", 0.1).part("test"), x[9:], y[9:])
+    whole["inputs"][5, 2, 1] = np.inf
+    with pytest.raises(DataError, match="row 5, sample 2, channel 1"):
+        signals.read(tmp_path / "a.zarr", 0.1)
+    zarr.open_group(str(tmp_path / "none.zarr"), mode="w")
+    (tmp_path / "empty.zarr").mkdir()
+    for name, said in (("none.zarr", "holds no array inputs"), ("empty.zarr", "cannot read")):
+        with pytest.raises(DataError, match=said):
+            signals.read(tmp_path / name, 0.1)
+
+
+def test_zarr_that_is_not_installed_is_told_with_its_extra(tmp_path, monkeypatch):
+    (tmp_path / "a.zarr").mkdir()
+    monkeypatch.setitem(sys.modules, "zarr", None)  # what an import of it then raises is ImportError
+    with pytest.raises(DataError, match=r"llm-finetuner\[zarr\]"):
+        signals.read(tmp_path / "a.zarr", 0.1)
 
 
 # ---- simulated ones
@@ -230,4 +286,10 @@ def test_the_command_simulate(tmp_path, capsys):
     assert "no row with a whole aperture" in capsys.readouterr().err and not (tmp_path / "no").exists()
     assert app.main(["simulate", "--out", str(tmp_path / "s"), "--radar", "sentinel-1", *words[3:9]]) == 0
     assert signals.read(tmp_path / "s", 0.1).part("test").length == 2048
+    for wrong, told in (
+        (["--noise-db", "nan"], "noise_db"),
+        (["--labelled", "7"], "labelled=7 is more than the 6"),
+    ):
+        assert app.main([*words[:2], str(tmp_path / "t"), *words[3:9], *wrong]) == 2
+        assert told in capsys.readouterr().err and not (tmp_path / "t").exists()
     assert simulating.RADARS == tuple(sar.RADARS)

@@ -100,11 +100,6 @@ def focused(image: np.ndarray, truth: np.ndarray) -> Focused:
     )
 
 
-def energy_retention(student: Focused, teacher: Focused) -> float:
-    """(1 - NMSE of the student) / (1 - NMSE of the teacher): 0 for an image of zeros, 1 for the teacher's."""
-    return (1 - student.nmse) / (1 - teacher.nmse)
-
-
 def ssim(image: np.ndarray, truth: np.ndarray, span: float) -> float:
     """Structural similarity of amplitudes [N, L] (Wang et al. 2004, IEEE TIP 13), its window along columns alone.
 

@@ -157,7 +157,8 @@ def _score(
         logits_nV = student.head(student.rows[part])[:, :vocabulary]
         targets_nC = student.targets[part].reshape(len(logits_nV), -1)
         told_n = ~targets_nC.isnan().any(1) if student.numbers else targets_nC.amax(1) >= 0
-        tally.add(logits_nV[told_n], student.targets[part][told_n], examples[part][told_n.cpu()])
+        targets = student.targets[part][told_n]
+        tally.add(*_in_units(student, part, told_n, logits_nV[told_n], targets), examples[part][told_n.cpu()])
         if teacher is not None:
             teacher_nC = teacher.head(teacher.rows[part])[:, :vocabulary].to(logits_nV.device)
             shared_nC = view(logits_nV)
@@ -167,7 +168,14 @@ def _score(
                     "pass vocabulary= the number of tokens of the tokenizer that they share",
                 )
             known_n = None if teacher.known is None else teacher.known[part]
-            tally.hear(shared_nC, teacher_nC, known_n)
+            tally.hear(*_in_units(student, part, slice(None), shared_nC, teacher_nC), known_n)
+
+
+def _in_units(student: Output, part: slice, picked: Tensor | slice, *numbers: Tensor) -> tuple[Tensor, ...]:
+    """Numbers [n, V] of these positions in the units of the data; what has no scale stays as it is."""
+    if student.scale is None:
+        return numbers
+    return tuple(x_nV * student.scale[part][picked] for x_nV in numbers)
 
 
 class Tally:

@@ -18,7 +18,7 @@ OVER_ROWS = f"a bootstrap over rows ({RESAMPLES} resamples)"
 
 
 class SignalTally:
-    """As quality.Tally, of squared errors; of rows without targets nothing is added."""
+    """As quality.Tally, of squared errors in the units of the data; of rows without targets nothing is added."""
 
     def __init__(self, rows: int, complex_valued: bool):
         self.complex_valued = complex_valued
@@ -109,8 +109,8 @@ NMSE = Measure(
     value=lambda quality: decibels(quality.nll.sum() / quality.energy.sum()), interval=_interval, paired=_paired,
     change=lambda gap, _other: gap, change_unit="dB", show=_show, keeps=retained,
     formulas={
-        "nmse_db": "10 log10 of the energy of the error over that of the truth, over the samples that count: an answer "
-        f"of zeros has 0 dB; its 95 % interval is {OVER_ROWS}",
+        "nmse_db": "10 log10 of the energy of the error over that of the truth, in the units of the data, over the "
+        f"samples that count and all channels: an answer of zeros has 0 dB; its 95 % interval is {OVER_ROWS}",
         "differences": "10 log10 of the error of one model over that of another, in dB, 95 % interval by a paired "
         "bootstrap: both models are resampled with the same rows",
         "retained": "100 x (1 - NMSE of the model) / (1 - NMSE of the teacher): an answer of zeros retains 0 %",

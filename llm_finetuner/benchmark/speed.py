@@ -25,6 +25,7 @@ WEIGHT_FILES = ("*.safetensors", "*.bin", "*.gguf")
 LATENCY_OF_WINDOW = "one channel of one look-back"
 TURN = 0.05  # seconds of forward passes before it is the next model's turn
 STATES = ("past_key_values", "cache_params")  # what models call what they remember of a text
+ACTIVATIONS = ("activation", "activation_function", "hidden_act")  # what configurations call theirs
 PROMPT = 8  # tokens read before latency is measured
 MEMORY_IS = {
     "cuda": "weights, plus the most that a forward pass of the batch added",
@@ -183,9 +184,13 @@ def peak_memory_mb(model: nn.Module, ids: Tensor) -> float:
 
 
 def layout(model: nn.Module) -> tuple:
-    """Equal for two models that can only differ in speed by chance: same class, same tensors but for their values."""
+    """Equal for two models that can only differ in speed by chance: same class, activation, and tensors but for values.
+
+    A model that learns nothing (focusers.py) is told apart by its `process`.
+    """
     shapes = ((name, tuple(weight.shape), weight.dtype) for name, weight in model.named_parameters())
-    return type(model), model.device.type, *shapes
+    acts = tuple(getattr(model.config, name, None) for name in ACTIVATIONS)
+    return type(model), getattr(model, "process", None), acts, model.device.type, *shapes
 
 
 def bytes_on_disk(folder: str | Path | None) -> int | None:

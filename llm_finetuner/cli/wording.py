@@ -76,8 +76,8 @@ HELP = {
     "student.init": "of a student s4d: new weights from the seed, or what matters of its teacher's",
     "student.keep_encoder": "of such a student of T5, BART and the like: the encoder stays whole, the decoder is cut",
     "student.mixer": "of such a student of Llama and the like: mamba2 puts Mamba-2 in the place of attention",
-    "student.shape": "of a forecaster that is built here: its options, such as hidden_size=16 num_layers=1; the "
-    "command list models shows them",
+    "student.shape": "of a model that is built here (a forecaster, s4d): its options, such as hidden_size=16 "
+    "num_layers=1; the command list models shows them",
     "teacher.name": "the model to learn from, a folder or hub name; several together: an ensemble, or peers; of "
     "forecasters also linear",
     "teacher.load_in_4bit": "hold the teacher in 4 bits: least memory, slightly worse answers",

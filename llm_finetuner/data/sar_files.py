@@ -13,7 +13,7 @@ import numpy as np
 from llm_finetuner.data.sar import Radar
 from llm_finetuner.data.sar_scenes import Columns, Scene, margin, simulate
 from llm_finetuner.data.signal_files import META, PARTS
-from llm_finetuner.errors import DataError
+from llm_finetuner.errors import DataError, RecipeError
 from llm_finetuner.ranges import check_count
 
 AT_ONCE = 256  # columns drawn together
@@ -38,6 +38,8 @@ def write(
     """
     if labelled is not None:
         check_count("labelled", labelled, 0)
+        if labelled > counts["train"]:
+            raise RecipeError(f"labelled={labelled} is more than the {counts['train']} columns to train on")
     folder, edge = Path(folder), margin(radar, scene)
     about = {
         "kind": KIND, "rows": [edge, scene.length - edge], "seed": seed, "columns": counts, "labelled": labelled,

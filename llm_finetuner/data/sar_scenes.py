@@ -14,6 +14,8 @@ from llm_finetuner.data.sar import Radar, circle, echo, focus, response
 from llm_finetuner.errors import RecipeError
 from llm_finetuner.ranges import check_count, check_number
 
+LEVELS = (-1000, 300)  # dB that complex64 can hold, with room for squares
+
 
 @dataclass(frozen=True)
 class Scene:
@@ -42,6 +44,8 @@ class Scene:
         check_count("length", self.length, 2)
         check_number("points", self.points, 0, closed=True)
         check_number("dynamic_range_db", self.dynamic_range_db, 0, closed=True)
+        for name in ("clutter_db", "noise_db", "burst_db"):
+            check_number(name, getattr(self, name), *LEVELS)
         check_number("range_spread", self.range_spread, 0, 1, closed=True)
         for name in ("bursts", "losses"):
             check_number(name, getattr(self, name), 0, 1 + 1e-9, closed=True)

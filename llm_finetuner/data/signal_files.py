@@ -1,11 +1,14 @@
 """Files of sequences -> arrays [N, L, channels], mapped into memory where they can be; signals.py says which files."""
 
 import json
+import os
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from llm_finetuner.data.stored import Stored
 from llm_finetuner.errors import DataError
 
 PARTS = ("train", "validation", "test")
@@ -19,8 +22,9 @@ SERIES = (
 )  # columns that tell which row of the array a line belongs to
 EXPECTED = (
     "a folder with inputs.npy [rows, samples, channels] and targets.npy; an .npz of both; x_inputs.npy beside "
-    "x_targets.npy; or a .csv with columns x... and y..."
+    "x_targets.npy; a .zarr group of both; or a .csv with columns x, x1, x_name, ... and y, y1, ..."
 )
+COLUMN = re.compile(r"([xy])(\d|_|$)", re.IGNORECASE)  # year is none
 
 
 def open_arrays(source: Any) -> tuple[dict[str, tuple[Any, Any]], dict[str, Any], str]:
@@ -33,16 +37,18 @@ def open_arrays(source: Any) -> tuple[dict[str, tuple[Any, Any]], dict[str, Any]
         return {"": (source["inputs"], source.get("targets"))}, {}, "the arrays given"
     if isinstance(source, tuple | list) and len(source) == 2:
         return {"": tuple(source)}, {}, "the arrays given"
-    path = Path(str(source)).expanduser()
-    if path.suffix == ".zarr":
+    if not isinstance(source, str | os.PathLike):
         raise DataError(
-            f"{source}: zarr is not read here",
-            "pip install zarr, and write it as .npy once: np.save('inputs.npy', zarr.open(path)['inputs'])",
+            f"sequences are a path, or inputs with their targets, and this is a {type(source).__name__}",
+            'in Python (inputs, targets), or {"inputs": ..., "targets": ...}; inputs alone with None for targets',
         )
-    if path.is_dir():
+    path = Path(str(source)).expanduser()
+    if path.suffix == ".zarr" and os.path.exists(path):
+        return *_zarr(path), path.name
+    if os.path.isdir(path):  # where Path.is_dir raises for a name that is too long
         return _folder(path), _meta(path), path.name
-    if not path.is_file():
-        raise DataError(f"there is no {source}", EXPECTED)
+    if not os.path.isfile(path):
+        raise DataError(f"there is no {str(source):.200}", EXPECTED)
     if path.suffix == ".npz":
         return {"": _npz(path)}, {}, path.name
     if path.suffix == ".npy":
@@ -66,6 +72,32 @@ def _folder(path: Path) -> dict[str, tuple[Any, Any]]:
         targets = place / "targets.npy"
         found[part] = _npy(place / "inputs.npy"), _npy(targets) if targets.is_file() else None
     return found
+
+
+def _zarr(path: Path) -> tuple[dict[str, tuple[Any, Any]], dict[str, Any]]:
+    """Arrays of a group, or of its groups train, validation, test; its attributes are what meta.json is elsewhere."""
+    try:
+        import zarr
+    except ImportError as error:
+        raise DataError(
+            f"{path.name}: zarr is not installed",
+            'pip install "llm-finetuner[zarr]", or write it as .npy once',
+        ) from error
+    try:
+        whole = zarr.open_group(str(path), mode="r")
+    except (OSError, ValueError, KeyError) as error:  # no group: zarr's own errors are one of these
+        raise DataError(f"cannot read {path}: {str(error).splitlines()[0]}", EXPECTED) from error
+    places = {part: whole[part] for part in PARTS if part in whole} or {"": whole}
+    if "train" not in places and "" not in places:
+        raise DataError(f"{path} holds {', '.join(places)}, and no train", EXPECTED)
+    for part, place in places.items():
+        if ARRAYS[0] not in place:
+            raise DataError(f"{path.name}{part and '/' + part} holds no array inputs", EXPECTED)
+    found = {
+        part: tuple(Stored(place[name]) if name in place else None for name in ARRAYS)
+        for part, place in places.items()
+    }
+    return found, dict(whole.attrs)
 
 
 def _meta(folder: Path) -> dict[str, Any]:
@@ -118,9 +150,13 @@ def _table(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         raise DataError(f"{path.name} holds no line of numbers", EXPECTED)
     names = [str(name) for name in table.columns]
     series = next((name for name in names if name.lower() in SERIES), None)
-    of = {letter: [n for n in names if n.lower().startswith(letter) and n != series] for letter in "xy"}
+    matched = {name: COLUMN.match(name) for name in names if name != series}
+    of = {x: [name for name, m in matched.items() if m and m[1].lower() == x] for x in "xy"}
     if not of["x"]:
-        raise DataError(f"{path.name}: no column x... among {', '.join(names)}", EXPECTED)
+        raise DataError(f"{path.name}: no column x, x1 or x_... among {', '.join(names)}", EXPECTED)
+    if series is not None and table[series].isna().any():
+        line = int(table[series].isna().to_numpy().argmax()) + 2
+        raise DataError(f"{path.name}: line {line} has nothing in column {series!r}", "name its series")
     for name in of["x"] + of["y"]:
         if not pd.api.types.is_numeric_dtype(table[name]) or pd.api.types.is_bool_dtype(table[name]):
             numbers = pd.to_numeric(table[name], errors="coerce")

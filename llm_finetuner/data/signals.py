@@ -2,11 +2,13 @@
 
     a folder    inputs.npy [N, L, I], targets.npy [N, L, O], meta.json; or train/, validation/, test/ with such files
     .npz        arrays inputs, targets
+    .zarr       a group of these, or of groups train, validation, test; attributes as meta.json (the extra zarr)
     .npy        x_inputs.npy, beside which x_targets.npy stands
-    .csv        columns x..., y..., and series where there are several
+    .csv        columns x, x1, x_name, ..., y, y1, ..., and series where there are several
 
 Complex or real. A row whose targets are all NaN, or a folder without targets, has no targets: a teacher may answer it.
-meta.json may name the samples that count, "rows": [first, behind the last]. Files of .npy are mapped into memory.
+meta.json may name the samples that count, "rows": [first, behind the last]. Files of .npy are mapped into memory, those
+of zarr read by slices.
 
 Shapes: N rows, L samples, I inputs, O outputs.
 """
@@ -19,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from llm_finetuner.data.signal_files import ARRAYS, EXPECTED, META, PARTS, open_arrays
+from llm_finetuner.data.stored import Stored
 from llm_finetuner.errors import DataError
 
 PARTLY = "a row without targets is NaN throughout; samples that need not count are named by rows in meta.json"
@@ -186,14 +189,29 @@ def _rms(array: np.ndarray, counted: slice) -> np.ndarray:
 
 def shaped(array: Any, name: str) -> np.ndarray:
     """Numbers as [N, L, channels]. Raises DataError."""
-    array = array if isinstance(array, np.ndarray) else np.asarray(array)
+    array = array_of(array, name)
     if array.dtype.kind not in "fciu":
         raise DataError(
             f"{name} are {array.dtype}, not numbers", "real or complex numbers of one length a row"
         )
+    if not np.can_cast(array.dtype, complex):
+        raise DataError(f"{name} are {array.dtype}, wider than what is computed in", "array.astype(complex)")
     if array.ndim not in (2, 3):
         raise DataError(f"{name} are {list(array.shape)}", "[rows, samples, channels], or [rows, samples]")
-    return array[..., None] if array.ndim == 2 else array
+    return np.asarray(array)[..., None] if array.ndim == 2 else array
+
+
+def array_of(numbers: Any, name: str) -> np.ndarray | Stored:
+    """What was given, as an array. Raises DataError."""
+    if isinstance(numbers, np.ndarray | Stored):
+        return numbers
+    try:
+        return np.asarray(numbers)
+    except (ValueError, TypeError, RuntimeError) as error:  # ragged lists; tensors on another device
+        raise DataError(
+            f"{name} are no array: {str(error).splitlines()[0]}",
+            "numbers, of one length a row, as numpy reads them",
+        ) from error
 
 
 def _check_finite(block: np.ndarray, start: int, name: str, hint: str) -> None:

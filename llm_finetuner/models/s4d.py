@@ -87,6 +87,7 @@ class S4DConfig(PretrainedConfig):
         _check_scale("output_scale", output_scale, output_dim)
         nyquist = 2 / state_dim
         dt_max = (nyquist if frequencies == "lin" else 0.1) if dt_max is None else dt_max
+        check_number("dt_max", dt_max, 0)
         dt_min = dt_max / 4 if dt_min is None else dt_min
         check_number("dt_min", dt_min, 0)
         check_number("dt_max", dt_max, dt_min, closed=True)
@@ -280,10 +281,11 @@ class S4DModel(PreTrainedModel):
         self._check_carries()
         dtype = self.read_in.weight.dtype.to_complex()
         wanted = [dtype, batch, self.config.model_dim, self.config.state_dim // 2]
-        found = [[part.dtype, *part.shape] for part in state]
+        tensors = isinstance(state, list | tuple) and all(isinstance(part, Tensor) for part in state)
+        found = [[part.dtype, *part.shape] for part in state] if tensors else state
         if found != [wanted] * self.config.num_layers:
             raise DataError(
-                f"the state must be {self.config.num_layers} tensors of {wanted}, got {found}",
+                f"the state must be {self.config.num_layers} tensors of {wanted}, got {found!r:.200}",
                 f"state = model.initial_state({batch}), then what each step returns",
             )
 

@@ -166,11 +166,13 @@ class SequenceRegression(Task):
         return ({name: x[row] for name, x in batch.items()} for row in range(len(batch["counted"])))
 
     def positions(self, batch: dict[str, Tensor]) -> dict[str, Any]:
-        """targets [N, numbers] over the scale of the data, and the row of each [N]."""
+        """targets [N, numbers] over the scale of the data, that scale, and the row of each [N]."""
         counted_BL = batch["counted"]
         rows_N = counted_BL.nonzero()[:, 0]
-        targets_NV = batch["targets"][counted_BL] / batch["scale"][rows_N]
-        return {"targets": targets_NV, "examples": rows_N, "numbers": True}
+        scale_NV = batch["scale"][rows_N]
+        targets_NV = batch["targets"][counted_BL] / scale_NV
+        scale = scale_NV if scale_NV.shape[1] else None  # rows without targets have none
+        return {"targets": targets_NV, "scale": scale, "examples": rows_N, "numbers": True}
 
     def together(self, parts: Sequence[Signals]) -> signals.Joined:
         """The rows of these parts one behind the other."""
@@ -231,7 +233,8 @@ class SequenceRegression(Task):
     @torch.no_grad()
     def predict(self, model: nn.Module, tokenizer: None, rows: Sequence[Any], data: Data) -> list[np.ndarray]:
         """The answer [L, O] to each sequence [L, I], sample by sample. Raises DataError."""
-        read = [np.asarray(row["inputs"] if isinstance(row, dict) else row) for row in rows]
+        given = (row["inputs"] if isinstance(row, dict) else row for row in rows)
+        read = [signals.array_of(row, f"sequence {number}") for number, row in enumerate(given)]
         if len({sequence.shape for sequence in read}) > 1:
             raise DataError("the sequences are of unequal lengths", "predict those of one length together")
         read_NLI = signals.shaped(np.stack(read), "the sequences")
@@ -301,8 +304,8 @@ class SequenceRegression(Task):
         rows_NV = targets_NV.new_empty(len(targets_NV), 0)
         if said is not None:
             rows_NV = pick(said)
-            if batch["scale"].shape[1]:
-                rows_NV = rows_NV / batch["scale"][where["examples"]].to(targets_NV)
+            if where["scale"] is not None:
+                rows_NV = rows_NV / where["scale"].to(targets_NV)
         found = sort_out(kept, pick, _no_maps)
         return Output(rows=rows_NV, head=Head(AsIs()), **{**where, "targets": targets_NV}, **found)
 
