@@ -145,9 +145,7 @@ class Learner(nn.Module):
                 continue
             dtype = torch.promote_types(self.student.get_input_embeddings().weight.dtype, torch.float32)
             for name in sorted({_key(kind, block) for block, _ in pairs} - made.keys()):
-                made[name] = self.task.projection(self.student, self.provider.width, term.projection).to(
-                    dtype
-                )
+                made[name] = self.task.projection(self.student, self.provider.width, term.projection, dtype)
         return made
 
     # ---- the terms

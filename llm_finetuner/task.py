@@ -81,9 +81,9 @@ class Task:
         """Width of what the blocks put out: D."""
         return model.config.get_text_config().hidden_size
 
-    def projection(self, model: nn.Module, width: int, start: str) -> nn.Module:
+    def projection(self, model: nn.Module, width: int, start: str, dtype: torch.dtype) -> nn.Module:
         """A map that is learned, from its hidden states to those of a teacher of this width; start: see Term."""
-        made = nn.Linear(self.width(model), width, bias=False)
+        made = nn.Linear(self.width(model), width, bias=False).to(dtype)
         if start == "orthogonal":
             nn.init.orthogonal_(made.weight)
         if start == "identity" and made.in_features == width:

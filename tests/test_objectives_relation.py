@@ -9,7 +9,9 @@ from llm_finetuner.objectives.relation import angle
 from llm_finetuner.registry import OBJECTIVES, resolve
 from llm_finetuner.sequences import Sequences, distances
 
-RELATION = [name for name in OBJECTIVES if reads(name)[-1] == "examples"]
+RELATION = [  # positions against each other; hidden_nmse only counts them
+    name for name in OBJECTIVES if reads(name)[-1] == "examples" and reads(name)[0] != "student_features"
+]
 OVER_PAIRS = [name for name in RELATION if name != "value_relation"]
 BLIND_TO_SCALE = [
     "distance",

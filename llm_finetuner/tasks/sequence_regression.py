@@ -57,11 +57,11 @@ class SequenceRegression(Task):
         """Real numbers of an answer."""
         return model.config.output_dim * _parts(model)
 
-    def projection(self, model: nn.Module, width: int, start: str) -> nn.Module:
+    def projection(self, model: nn.Module, width: int, start: str, dtype: torch.dtype) -> nn.Module:
         """Complex for a complex model: turning all states by one phase turns what is made of them by the same."""
         if _parts(model) == 1 or width % 2:
-            return super().projection(model, width, start)
-        return ComplexProjection(self.width(model) // 2, width // 2, start)
+            return super().projection(model, width, start, dtype)
+        return ComplexProjection(self.width(model) // 2, width // 2, start).to(dtype)
 
     # ---- rows
 
