@@ -12,7 +12,6 @@ arithmetic take a third of that without it. --write puts the table into docs/cla
 """
 
 import argparse
-import datetime
 import json
 import os
 import platform
@@ -25,6 +24,7 @@ from pathlib import Path
 import classification_arms
 import classification_table
 import datasets
+import ledger
 import torch
 import transformers
 from classification_arms import ARMS, ROOT, STARTS
@@ -34,12 +34,9 @@ Run = tuple[str, str, int, int]  # start, arm, blocks, seed
 
 def circumstances(args: argparse.Namespace) -> dict[str, str]:
     """When, on what, and with which code."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-    commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
-    date = datetime.datetime.now(datetime.UTC).date().isoformat()
     return {
-        "date": date, "machine": platform.machine(), "torch": torch.__version__, "precision": precision(args),
-        "commit": commit,
+        "date": ledger.today(), "machine": platform.machine(), "torch": torch.__version__, "precision": precision(args),
+        "commit": ledger.commit(),
     }  # fmt: skip
 
 
@@ -156,7 +153,7 @@ def main() -> None:
     text = classification_table.table(args.out, args.steps)
     print(text)
     if args.write:
-        classification_table.put(ROOT / "docs" / "classification.md", text)
+        ledger.put(ROOT / "docs" / "classification.md", classification_table.MARK, text)
 
 
 if __name__ == "__main__":

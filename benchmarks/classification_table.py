@@ -7,7 +7,6 @@ leaves uncertain is in the teacher's interval and in McNemar's p.
 import json
 import math
 import statistics
-import sys
 from pathlib import Path
 
 import classification_arms
@@ -15,7 +14,7 @@ from classification_arms import BASELINE, LONGER, STARTS, UNLABELLED
 
 from llm_finetuner.benchmark.classes import paired, wilson
 
-BEGIN, END = "<!-- figures: python benchmarks/classification.py --table -->", "<!-- end -->"
+MARK = "<!-- figures: python benchmarks/classification.py --table -->"
 HEADER = (
     "start", "learns from", "seeds", "accuracy, %", "of the teacher's, %", "parameters", "forward, x teacher",
     "CPU-s", "minus cross-entropy, points", "p, seed 0",
@@ -174,12 +173,3 @@ def table(out: Path, steps: int) -> str:
         if 2 * blocks == teacher["blocks"]:
             lines += ["", *bars(results, teacher, times)]
     return "\n".join(lines)
-
-
-def put(page: Path, text: str) -> None:
-    """Put the table between the page's marks."""
-    before, mark, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not mark or not end:
-        sys.exit(f"{page} has no place for the table: {BEGIN} ... {END}")
-    page.write_text(f"{before}{BEGIN}\n{text}\n{END}{tail}", encoding="utf-8")

@@ -1,15 +1,13 @@
 """What benchmarks/forecasting.py trains: a compact Time-LLM, students of it, and the same students alone."""
 
-import datetime
 import json
-import platform
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ledger
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,13 +45,10 @@ class Bench:
         return self.data.name == "ETTh1.csv" and self.split == "ett-hour"
 
     def results(self) -> dict[str, Any]:
-        path = self.out / "results.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return ledger.results(self.out)
 
     def keep(self, part: str, figures: dict[str, Any]) -> None:
-        self.out.mkdir(parents=True, exist_ok=True)
-        found = {**self.results(), part: {**figures, "on": circumstances()}}
-        (self.out / "results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        ledger.keep(self.out, part, {**figures, "on": ledger.circumstances()})
 
     def series(self, percent: float = 100.0, **changes: Any) -> dict[str, Any]:
         """The section data.series."""
@@ -118,11 +113,3 @@ class Bench:
 
     def load(self, folder: Path) -> torch.nn.Module:
         return load_pretrained(str(folder), auto="AutoModel").eval()
-
-
-def circumstances() -> str:
-    """When, on what, and with which code."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-    commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
-    date = datetime.datetime.now(datetime.UTC).date().isoformat()
-    return f"{date}, {platform.machine()}, torch {torch.__version__}, one thread, {commit}"

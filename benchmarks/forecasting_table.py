@@ -2,14 +2,12 @@
 
 import math
 import statistics
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from forecasting_runs import Bench
 
-BEGIN, END = "<!-- figures: python benchmarks/forecasting.py --table -->", "<!-- end -->"
+MARK = "<!-- figures: python benchmarks/forecasting.py --table -->"
 Line = tuple[str, str, str, bool | None]  # check, bar, measured, whether it holds
 
 
@@ -257,12 +255,3 @@ def table(bench: Bench) -> str:
     rows = [f"| {check} | {bar} | {told} | {marks[held]} |" for check, bar, told, held in lines_of(bench)]
     head = [f"`{bench.data.name}`, split {bench.split}, 96 -> 96; {told}", ""]
     return "\n".join([*head, "| check | bar | measured | |", "|---|---|---|---|", *rows])
-
-
-def put(page: Path, text: str) -> None:
-    """Put the table between the page's marks."""
-    before, mark, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not mark or not end:
-        sys.exit(f"{page} has no place for the table: {BEGIN} ... {END}")
-    page.write_text(f"{before}{BEGIN}\n{text}\n{END}{tail}", encoding="utf-8")

@@ -11,7 +11,6 @@ was chosen on dev; the table is of test.
 """
 
 import argparse
-import datetime
 import json
 import os
 import platform
@@ -21,6 +20,7 @@ import time
 from pathlib import Path
 
 import gsm8k
+import ledger
 import methods_table
 import torch
 
@@ -42,10 +42,9 @@ def run_arm(out: Path, arm: str, seed: int, steps: int, rate: float) -> dict:
 
 def circumstances() -> dict[str, str]:
     """When, on what, and with which code."""
-    command = ["git", "-C", str(gsm8k.ROOT), "describe", "--always", "--dirty"]
-    commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
-    date = datetime.datetime.now(datetime.UTC).date().isoformat()
-    return {"date": date, "machine": platform.machine(), "torch": torch.__version__, "commit": commit}
+    return {
+        "date": ledger.today(), "machine": platform.machine(), "torch": torch.__version__, "commit": ledger.commit(),
+    }  # fmt: skip
 
 
 def run_all(args: argparse.Namespace) -> None:

@@ -12,6 +12,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+import ledger
 import state_space_table
 import torch
 import transformers
@@ -111,7 +112,7 @@ def main() -> None:
         PARTS[name](bench)
     text = state_space_table.table(bench)
     if args.write:
-        state_space_table.put(ROOT / "docs" / "sequences.md", text)
+        ledger.put(ROOT / "docs" / "sequences.md", state_space_table.MARK, text)
     print(text)
 
 

@@ -3,16 +3,13 @@
 Columns: X-band from 5 km, an aperture of 62 pulses, 256 pulses each, closest ranges +- 10 %, bursts of interference.
 """
 
-import datetime
-import json
-import platform
-import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import ledger
 import numpy as np
 import torch
 
@@ -47,12 +44,10 @@ class Bench:
     seeds: tuple[int, ...]
 
     def results(self) -> dict[str, Any]:
-        path = self.out / "results.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return ledger.results(self.out)
 
     def keep(self, name: str, figures: dict[str, Any]) -> None:
-        found = {**self.results(), name: {**figures, "on": circumstances()}}
-        (self.out / "results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        ledger.keep(self.out, name, {**figures, "on": ledger.circumstances()})
 
     def columns(self, labelled: int | None = None) -> Path:
         """The folder of the columns, drawn at the first call; few of the second have their truth."""
@@ -140,11 +135,3 @@ def points(radar: sar.Radar, process) -> dict[str, float]:
 
 def _numbers(model: torch.nn.Module) -> int:
     return sum(p.numel() * (2 if p.is_complex() else 1) for p in model.parameters())
-
-
-def circumstances() -> str:
-    """When, on what, and with which code."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-    commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
-    date = datetime.datetime.now(datetime.UTC).date().isoformat()
-    return f"{date}, {platform.machine()}, torch {torch.__version__}, one thread, {commit}"

@@ -9,7 +9,6 @@ a fresh process held beyond what it held before. Letters: B sequences, H channel
 """
 
 import argparse
-import datetime
 import platform
 import statistics
 import subprocess
@@ -19,6 +18,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import ledger
 import torch
 from performance_worker import forget_peak, resident
 from torch import Tensor
@@ -30,7 +30,7 @@ from llm_finetuner.models.build_s4d import s4d  # noqa: E402
 from llm_finetuner.models.s4d_mixer import S4DMixer  # noqa: E402
 
 PAGE = ROOT / "docs" / "state_space.md"
-BEGIN, END = "<!-- figures: python benchmarks/state_space_speed.py -->", "<!-- end -->"
+MARK = "<!-- figures: python benchmarks/state_space_speed.py -->"
 CHANNELS, STATE = 64, 540
 Line = tuple[str, str, str, bool | None]  # check, bar, measured, whether it holds
 
@@ -183,9 +183,9 @@ def print_peak(kind: str, learn: bool) -> None:
 
 
 def table(lines: list[Line]) -> str:
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-    commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
-    about = f"{_processor()}, one thread, torch {torch.__version__}, {datetime.date.today()}, commit {commit}"
+    about = (
+        f"{_processor()}, one thread, torch {torch.__version__}, {ledger.today()}, commit {ledger.commit()}"
+    )
     marks = {True: "pass", False: "MISSED", None: ""}
     rows = [f"| {check} | {bar} | {told} | {marks[held]} |" for check, bar, told, held in lines]
     return "\n".join([about, "", "| what | bar | measured | |", "|---|---|---|---|", *rows])
@@ -196,15 +196,6 @@ def _processor() -> str:
     named = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     model = (line.partition(":")[2].strip() for line in named if line.startswith("model name"))
     return next(model, platform.machine())
-
-
-def put(page: Path, text: str) -> None:
-    """Put the table between the page's marks."""
-    before, mark, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not mark or not end:
-        sys.exit(f"{page} has no place for the table: {BEGIN} ... {END}")
-    page.write_text(f"{before}{BEGIN}\n{text}\n{END}{tail}", encoding="utf-8")
 
 
 def main() -> int:
@@ -222,7 +213,7 @@ def main() -> int:
     text = table(lines)
     print(text)
     if asked.write:
-        put(PAGE, text)
+        ledger.put(PAGE, MARK, text)
     return int(any(held is False for *_, held in lines))
 
 

@@ -2,15 +2,13 @@
 
 import math
 import statistics
-import sys
-from pathlib import Path
 from typing import Any
 
 from state_space_runs import LABELLED, STUDENTS, Bench
 
 from llm_finetuner.data.sar_processors import PROCESSORS
 
-BEGIN, END = "<!-- figures: python benchmarks/state_space.py --table -->", "<!-- end -->"
+MARK = "<!-- figures: python benchmarks/state_space.py --table -->"
 ARMS = ("alone", "guide's loss", "from the teacher")
 KEPT = {"standard": 97, "compressed": 95, "tiny": 91}  # percent of the teacher's energy
 WIDTH = {"standard": 1.10, "compressed": 1.15, "tiny": 1.20}
@@ -129,12 +127,3 @@ def _mean(there: list[dict], key: str, form: str) -> str:
 def _spread(values: list[float]) -> str:
     error = "" if len(values) < 2 else f" +- {statistics.stdev(values) / math.sqrt(len(values)):.2f}"
     return f"{statistics.mean(values):.2f}{error}"
-
-
-def put(page: Path, text: str) -> None:
-    """Put the tables between the page's marks."""
-    before, mark, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not mark or not end:
-        sys.exit(f"{page} has no place for the tables: {BEGIN} ... {END}")
-    page.write_text(f"{before}{BEGIN}\n{text}\n{END}{tail}", encoding="utf-8")

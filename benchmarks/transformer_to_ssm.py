@@ -10,10 +10,6 @@ again. About 15 CPU minutes on one thread. --write puts the table into docs/stat
 """
 
 import argparse
-import datetime
-import json
-import platform
-import subprocess
 import sys
 import time
 import warnings
@@ -22,6 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import ledger
 import torch
 import transformers
 from transformers import Mamba2Config
@@ -38,7 +35,7 @@ from llm_finetuner.recipe_file import from_dict  # noqa: E402
 from llm_finetuner.tasks.causal_lm import CausalLM  # noqa: E402
 from llm_finetuner.trainer import fit  # noqa: E402
 
-BEGIN, END = "<!-- figures: python benchmarks/transformer_to_ssm.py --table -->", "<!-- end -->"
+MARK = "<!-- figures: python benchmarks/transformer_to_ssm.py --table -->"
 STUDENTS = {  # what they are called in the table, their rate, and which of their blocks learn from which
     "swapped": ("the teacher with Mamba-2 for attention", 2e-3, "uniform"),
     "small": ("a new Mamba-2, 2 blocks, width 112", 8e-3, [[0, 1], [1, 3]]),
@@ -83,7 +80,7 @@ class Bench:
         """One arm, stage by stage: its perplexity and steps."""
         for stage in self.stages(student, arm, seed, steps):
             said = fit(stage, Parts(**self.parts))
-        return {"perplexity": said.metrics["eval_perplexity"], "steps": steps, "on": circumstances()}
+        return {"perplexity": said.metrics["eval_perplexity"], "steps": steps, "on": ledger.circumstances()}
 
     def stages(self, student: str, arm: str, seed: int, steps: int) -> list[Recipe]:
         _, rate, layers = STUDENTS[student]
@@ -108,7 +105,7 @@ class Bench:
                     on_event=lambda k, _, to=marks: clock(k, to),
                 )
                 seconds += [after - before for before, after in pairwise(marks)]
-        return {"kl over alone": min(took["kl"]) / min(took["alone"]), "on": circumstances()}
+        return {"kl over alone": min(took["kl"]) / min(took["alone"]), "on": ledger.circumstances()}
 
     def named(self, student: str) -> dict[str, Any]:
         """The student as a recipe names it; the folder of a new one has its shape and the teacher's tokenizer."""
@@ -129,41 +126,23 @@ def clock(kind: str, marks: list[float]) -> None:
         marks.append(time.process_time())
 
 
-def circumstances() -> str:
-    """When, on what, and with which code."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-    commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
-    date = datetime.datetime.now(datetime.UTC).date().isoformat()
-    return f"{date}, {platform.machine()}, torch {torch.__version__}, one thread, {commit}"
-
-
-def results(out: Path) -> dict[str, Any]:
-    path = out / "results.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-
-
-def keep(out: Path, name: str, figures: dict[str, Any]) -> None:
-    found = {**results(out), name: figures}
-    (out / "results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-
-
 def run(args: argparse.Namespace) -> None:
     """Every run that is not there yet; those of equal compute last, for the others say how long they are."""
     args.out.mkdir(parents=True, exist_ok=True)
     bench = Bench(args.out)
     for student in args.students:
-        if f"{student}/cost" not in results(args.out):
-            keep(args.out, f"{student}/cost", bench.cost(student))
+        if f"{student}/cost" not in ledger.results(args.out):
+            ledger.keep(args.out, f"{student}/cost", bench.cost(student))
         for arm in ARMS:
             for seed in args.seeds:
-                found, name = results(args.out), f"{student}/{arm}/{seed}"
+                found, name = ledger.results(args.out), f"{student}/{arm}/{seed}"
                 if name in found:
                     continue
                 steps = args.steps
                 if arm == "compute":
-                    steps = round(steps * results(args.out)[f"{student}/cost"]["kl over alone"])
-                keep(args.out, name, bench.train(student, arm, seed, steps))
-                print(name, results(args.out)[name], flush=True)
+                    steps = round(steps * ledger.results(args.out)[f"{student}/cost"]["kl over alone"])
+                ledger.keep(args.out, name, bench.train(student, arm, seed, steps))
+                print(name, ledger.results(args.out)[name], flush=True)
 
 
 def table(found: dict[str, Any]) -> str:
@@ -196,15 +175,6 @@ def better(cells: dict[str, dict[str, Any] | None], than: str) -> str:
     return "yes" if max(taught) < alone else "no"
 
 
-def put(page: Path, text: str) -> None:
-    """Put the table between the page's marks."""
-    before, mark, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not mark or not end:
-        sys.exit(f"{page} has no place for the table: {BEGIN} ... {END}")
-    page.write_text(f"{before}{BEGIN}\n{text}\n{END}{tail}", encoding="utf-8")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--students", nargs="+", choices=STUDENTS, default=list(STUDENTS))
@@ -220,10 +190,10 @@ def main() -> None:
     torch.set_num_threads(1)  # CPU seconds are those of one core
     if not args.table:
         run(args)
-    text = table(results(args.out))
+    text = table(ledger.results(args.out))
     print(text)
     if args.write:
-        put(ROOT / "docs" / "state_space_lm.md", text)
+        ledger.put(ROOT / "docs" / "state_space_lm.md", MARK, text)
 
 
 if __name__ == "__main__":
