@@ -10,7 +10,7 @@ from llm_finetuner.cli.doctor import memory_available
 from llm_finetuner.cli.estimate import Estimate, Sized, look_ahead, together
 from llm_finetuner.cli.fitting import check_fit
 from llm_finetuner.cli.hub import NOT_HERE, models_in, names_in, prepare, whereabouts
-from llm_finetuner.cli.needed import OWN, compares_blocks, is_part
+from llm_finetuner.cli.needed import compares_blocks, is_part, teachers_of
 from llm_finetuner.cli.plain import count, duration, listed, size
 from llm_finetuner.cli.series_sight import SeriesSight
 from llm_finetuner.cli.settings import fields_of
@@ -123,12 +123,6 @@ def teaching(teacher: Teacher) -> str:
         return f"{teacher.name} at {teacher.options['url']}"
     told = " + ".join(held(member) for member in members_of(teacher))
     return f"{told}, its answers kept in {teacher.options['path']}" if teacher.kind == "live_cached" else told
-
-
-def teachers_of(recipe: Recipe) -> list[Teacher]:
-    """The models that teach from memory."""
-    teacher = recipe.teacher
-    return [] if teacher is None or teacher.kind in OWN else members_of(teacher)
 
 
 def missing_weights(recipe: Recipe) -> list[str]:

@@ -20,8 +20,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from llm_finetuner.cli.needed import OWN
-from llm_finetuner.recipe import Model, Recipe, members_of
+from llm_finetuner.cli.needed import teachers_heard
+from llm_finetuner.recipe import Model, Recipe, Train
 
 FRAMEWORK = 450 * 2**20  # torch, transformers and the interpreter themselves
 LOGITS_CHUNK, LOGITS_COPIES = 64 * 2**20, 2
@@ -184,9 +184,7 @@ def estimate(
     prompts = train
     if scheme.writing:
         train = train * scheme.writing.samples + (train if scheme.writing.keep_data else 0)
-    a_step = plan.batch_size * plan.gradient_accumulation_steps
-    per_epoch = max(1, math.ceil(train / a_step))
-    steps = plan.steps or max(1, round(plan.epochs * per_epoch))
+    steps, per_epoch = steps_of(plan, train)
     tokens = steps * train / per_epoch * length
     seconds = written = None
     if speed:
@@ -194,6 +192,12 @@ def estimate(
         work = tokens * operations(recipe, models) / (speed * EFFICIENCY)
         seconds = work + steps * plan.gradient_accumulation_steps * A_PASS + written
     return Estimate(steps, train, tokens, memory(recipe, models, length, gpu), seconds, written)
+
+
+def steps_of(plan: Train, examples: int) -> tuple[int, int]:
+    """(steps of the run, steps of an epoch) over so many rows to train on."""
+    per_epoch = max(1, math.ceil(examples / (plan.batch_size * plan.gradient_accumulation_steps)))
+    return plan.steps or max(1, round(plan.epochs * per_epoch)), per_epoch
 
 
 def writing_seconds(recipe: Recipe, models: Sized, prompts: int, steps: int, speed: float) -> float:
@@ -277,11 +281,8 @@ def operations(recipe: Recipe, models: Sized) -> float:
 
 def look_ahead(recipe: Recipe, examples: int, length: float) -> tuple[Sized, Estimate]:
     """The sizes and the estimate for this machine. Raises ModelError."""
-    teacher = recipe.teacher if recipe.needs_teacher else None
-    held = [] if teacher is None or teacher.kind in OWN else members_of(teacher)
-    models = Sized(
-        measure(recipe.student, recipe), [(model, measure(model, task=recipe.task)) for model in held]
-    )
+    held = [(model, measure(model, task=recipe.task)) for model in teachers_heard(recipe)]
+    models = Sized(measure(recipe.student, recipe), held)
     return models, estimate(recipe, models, examples, length, on_gpu(), matmul_speed())
 
 

@@ -4,7 +4,7 @@ import re
 
 from llm_finetuner.cli.exits import program
 from llm_finetuner.errors import RecipeError
-from llm_finetuner.recipe import Recipe, members_of
+from llm_finetuner.recipe import Recipe, Teacher, members_of
 from llm_finetuner.registry import OBJECTIVES, TEACHERS
 from llm_finetuner.scheme import Scheme, Term
 
@@ -20,6 +20,17 @@ CLASSIFYING = ("classification", "multi_label_classification")  # texts
 OF_LABELS = (*CLASSIFYING, "token_classification")  # tasks whose answers are labels
 STORED = ("cached", "live_cached")  # kinds of teachers whose answers are on disk
 OF_ANY_TASK = ("live", "ensemble", *STORED)  # kinds of teachers that need not write
+
+
+def teachers_of(recipe: Recipe) -> list[Teacher]:
+    """The models that teach from memory."""
+    teacher = recipe.teacher
+    return [] if teacher is None or teacher.kind in OWN else members_of(teacher)
+
+
+def teachers_heard(recipe: Recipe) -> list[Teacher]:
+    """Those of them that the method needs."""
+    return teachers_of(recipe) if recipe.needs_teacher else []
 
 
 def is_part(name: str) -> bool:

@@ -4,7 +4,6 @@ As estimate.py, of windows in place of tokens: a window of one channel passes th
 behind a prompt in Time-LLM. Operations are those of one forward pass of a whole batch, counted by torch itself.
 """
 
-import math
 from typing import Any
 
 from llm_finetuner.cli.estimate import (
@@ -17,23 +16,23 @@ from llm_finetuner.cli.estimate import (
     memory,
     on_gpu,
     reading,
+    steps_of,
 )
-from llm_finetuner.cli.needed import OWN
+from llm_finetuner.cli.needed import teachers_heard
 from llm_finetuner.cli.series_sight import SeriesSight
-from llm_finetuner.recipe import Model, Recipe, members_of
+from llm_finetuner.recipe import Model, Recipe
 from llm_finetuner.registry import MODELS, TASKS, TUNINGS, resolve
 
 
 def look_ahead(recipe: Recipe, sight: SeriesSight) -> tuple[Sized, Estimate]:
     """The sizes and the estimate for this machine. Raises RecipeError, ModelError."""
-    plan, teacher = recipe.train, recipe.teacher if recipe.needs_teacher else None
-    held = [] if teacher is None or teacher.kind in OWN else members_of(teacher)
+    plan, held = recipe.train, teachers_heard(recipe)
     at_once = round(plan.batch_size * sight.each)  # windows of one channel in a forward pass
     (student, places, own), *others = [measure(model, recipe, at_once) for model in (recipe.student, *held)]
     models = Sized(student, list(zip(held, (sizes for sizes, _, _ in others), strict=True)))
     examples = max(1, round(sight.examples * recipe.data.hard_share))
     a_step = plan.batch_size * plan.gradient_accumulation_steps
-    steps = plan.steps or max(1, round(plan.epochs * math.ceil(examples / a_step)))
+    steps, _ = steps_of(plan, examples)
     passes = steps * plan.gradient_accumulation_steps
     learning = recipe.scheme.teacher == "peers"
     work = own * (

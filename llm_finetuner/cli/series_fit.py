@@ -10,7 +10,7 @@ from typing import Any
 from llm_finetuner.cli import imports
 from llm_finetuner.cli.configs import config_of, depth_of, is_forecaster
 from llm_finetuner.cli.hub import models_in
-from llm_finetuner.cli.needed import OWN, compares_blocks, is_part
+from llm_finetuner.cli.needed import compares_blocks, is_part, teachers_heard
 from llm_finetuner.errors import RecipeError
 from llm_finetuner.models.build import BACKBONES, untrained
 from llm_finetuner.recipe import Data, Model, Recipe, members_of
@@ -110,13 +110,13 @@ def check_student(recipe: Recipe) -> None:
 def check_models(recipe: Recipe) -> None:
     """The same of a student and its teachers, and of what they say of each other."""
     check_student(recipe)
-    if recipe.teacher is None or not recipe.needs_teacher or recipe.teacher.kind in OWN:
-        return
-    for teacher in members_of(recipe.teacher):
+    heard = teachers_heard(recipe)
+    for teacher in heard:
         if recipe.scheme.teacher == "given":
             _check_taught(teacher, recipe)
         _check_folder(teacher, recipe)
-    _check_patches(recipe)
+    if heard:
+        _check_patches(recipe)
 
 
 def _check_taught(teacher: Model, recipe: Recipe) -> None:

@@ -21,9 +21,10 @@ from llm_finetuner.cli.estimate import (
     memory,
     on_gpu,
     reading,
+    steps_of,
 )
-from llm_finetuner.cli.needed import OWN
-from llm_finetuner.recipe import Model, Recipe, members_of
+from llm_finetuner.cli.needed import teachers_heard
+from llm_finetuner.recipe import Model, Recipe
 from llm_finetuner.registry import MODELS, resolve
 
 SLOW = 5  # times a product's time that other operations take
@@ -34,14 +35,13 @@ def look_ahead(recipe: Recipe, examples: int, length: int) -> tuple[Sized, Estim
 
     Raises RecipeError, ModelError.
     """
-    plan, teacher = recipe.train, recipe.teacher if recipe.needs_teacher else None
-    held = [] if teacher is None or teacher.kind in OWN else members_of(teacher)
+    plan, held = recipe.train, teachers_heard(recipe)
     work, *others = [_measured(model, plan.batch_size, length) for model in (recipe.student, *held)]
     student = replace(work[0], trainable=work[0].parameters)
     models = Sized(student, list(zip(held, (sizes for sizes, _ in others), strict=True)))
     examples = max(1, round(examples * recipe.data.hard_share))
     a_step = plan.batch_size * plan.gradient_accumulation_steps
-    steps = plan.steps or max(1, round(plan.epochs * math.ceil(examples / a_step)))
+    steps, _ = steps_of(plan, examples)
     operations = 3 * work[1] + sum(one for _, one in others)
     seconds = (
         steps

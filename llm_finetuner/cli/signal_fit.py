@@ -3,10 +3,10 @@
 import dataclasses
 
 from llm_finetuner.cli.configs import config_of
-from llm_finetuner.cli.needed import OWN
+from llm_finetuner.cli.needed import teachers_heard
 from llm_finetuner.errors import RecipeError
 from llm_finetuner.models.build import untrained
-from llm_finetuner.recipe import Data, Model, Recipe, members_of
+from llm_finetuner.recipe import Data, Model, Recipe
 from llm_finetuner.recipe_series import OF_SEQUENCES
 from llm_finetuner.registry import MODELS
 
@@ -68,6 +68,4 @@ def check_models(recipe: Recipe) -> None:
 
 def named(recipe: Recipe) -> list[tuple[str, Model]]:
     """The student, and the teachers that are named and asked."""
-    taught = recipe.teacher is not None and recipe.needs_teacher and recipe.teacher.kind not in OWN
-    teachers = members_of(recipe.teacher) if taught else []
-    return [("student", recipe.student), *(("teacher", teacher) for teacher in teachers)]
+    return [("student", recipe.student), *(("teacher", teacher) for teacher in teachers_heard(recipe))]
