@@ -92,11 +92,7 @@ class Recipe:
     def scheme(self) -> Scheme:
         """What the method comes to, without the terms that do not count."""
         scheme = resolve(METHODS, self.method)(**self.options)
-        kept = {
-            name: tuple(term for term in getattr(scheme, name) if term.counts)
-            for name in ("terms", "exit_terms", "peer_terms")
-        }
-        return replace(scheme, **kept)
+        return scheme.with_terms(lambda terms: (term for term in terms if term.counts))
 
     @property
     def terms(self) -> tuple[Term, ...]:

@@ -1,6 +1,7 @@
 """What a method comes to: the terms of the loss, who answers, and where the examples come from."""
 
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 
@@ -68,3 +69,8 @@ class Scheme:
     undecided: bool = (
         False  # whether the weights of the terms are still to be chosen, before the run (share.py)
     )
+
+    def with_terms(self, change: Callable[[tuple[Term, ...]], Iterable[Term]]) -> "Scheme":
+        """The same with each of its lists of terms changed."""
+        lists = ("terms", "exit_terms", "peer_terms")
+        return replace(self, **{name: tuple(change(getattr(self, name))) for name in lists})

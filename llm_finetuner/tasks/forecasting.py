@@ -276,10 +276,7 @@ class Forecasting(Task):
     def translate(self, scheme: Scheme, model: nn.Module) -> Scheme:
         """Terms that read numbers: cross-entropy is the error to the truth, forward KL that to the teacher."""
         levels = list(model.config.quantiles)
-        kinds = ("terms", "exit_terms", "peer_terms")
-        return replace(
-            scheme, **{k: tuple(_translated(t, levels) for t in getattr(scheme, k)) for k in kinds}
-        )
+        return scheme.with_terms(lambda terms: (_translated(term, levels) for term in terms))
 
     def speed_batch(self, rows: Windows, models: Sequence[nn.Module]) -> Tensor:
         """Look-backs of some windows [N, L]: the channels of the first alone, where latency is measured, then more."""

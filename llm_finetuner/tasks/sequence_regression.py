@@ -227,8 +227,7 @@ class SequenceRegression(Task):
 
     def translate(self, scheme: Scheme, model: nn.Module) -> Scheme:
         """Terms that read numbers: cross-entropy is the error to the truth, forward KL that to the teacher."""
-        kinds = ("terms", "exit_terms", "peer_terms")
-        return replace(scheme, **{kind: tuple(map(_translated, getattr(scheme, kind))) for kind in kinds})
+        return scheme.with_terms(lambda terms: map(_translated, terms))
 
     @torch.no_grad()
     def predict(self, model: nn.Module, tokenizer: None, rows: Sequence[Any], data: Data) -> list[np.ndarray]:
