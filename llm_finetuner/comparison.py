@@ -26,7 +26,7 @@ from llm_finetuner.report.write import write
 from llm_finetuner.seeds import by_seed
 from llm_finetuner.teachers.matched import live_teacher
 from llm_finetuner.teachers.provider import Context, Provider
-from llm_finetuner.teaching import measured_teacher, untaught
+from llm_finetuner.teaching import measured_teacher, role_of
 from llm_finetuner.trainer import OnEvent, fit
 from llm_finetuner.tuning.tuned import Tuned
 
@@ -79,8 +79,8 @@ def compare(
     baseline = baseline or task.numbers or seeds > 1
     folder, steps = Path(recipe.output), subject.history[-1]["step"]
     seconds = sum(record["seconds"] for record in subject.history)
-    distils = recipe.distils and not untaught(recipe.scheme)
-    role = "distilled" if distils else "tuned"
+    role = role_of(recipe)
+    distils = role == "distilled"
     name = name or ("the plain run" if recipe.distils and not distils else recipe.method.replace("_", " "))
     histories = {name: subject.history}
     entries = []

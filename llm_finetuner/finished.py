@@ -18,6 +18,7 @@ from llm_finetuner.models import loading
 from llm_finetuner.recipe import Recipe
 from llm_finetuner.registry import TASKS, resolve
 from llm_finetuner.run import read_log
+from llm_finetuner.teaching import role_of
 
 
 @dataclass
@@ -58,10 +59,9 @@ class Finished:
 
     def entry(self, name: str) -> Entry:
         """Its line of a table, by this name."""
-        role = "distilled" if self.recipe.distils else "tuned"
         seconds = sum(record["seconds"] for record in self.history)
         folder, steps = Path(self.recipe.output), self.history[-1]["step"]
-        return Entry(name, role, self.model, self.tokenizer, folder, steps, seconds)
+        return Entry(name, role_of(self.recipe), self.model, self.tokenizer, folder, steps, seconds)
 
 
 def named(runs: Sequence[Finished]) -> list[str]:

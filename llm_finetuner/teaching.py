@@ -1,7 +1,7 @@
 """Who teaches a run: the provider of answers, peers that learn beside the student, or a teacher that writes texts."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -30,6 +30,11 @@ def asks(scheme: Scheme) -> bool:
 def untaught(scheme: Scheme) -> bool:
     """Whether there is a teacher in name only: none of its answers has a weight, and it writes nothing."""
     return scheme.teacher == "given" and not asks(scheme) and scheme.writing is None
+
+
+def role_of(recipe: Recipe) -> Literal["distilled", "tuned"]:
+    """What the run's student stands for in a comparison."""
+    return "distilled" if recipe.distils and not untaught(recipe.scheme) else "tuned"
 
 
 def check_control(recipe: Recipe, given: nn.Module | Provider | None) -> None:
