@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -18,6 +17,7 @@ from llm_finetuner.models import loading
 from llm_finetuner.recipe import Recipe
 from llm_finetuner.registry import TASKS, resolve
 from llm_finetuner.run import read_log
+from llm_finetuner.search.record import digest_of_rows
 from llm_finetuner.teaching import role_of
 
 
@@ -78,8 +78,8 @@ def check_comparable(first: Finished, other: Finished) -> None:
             f"{pair} are runs of different tasks: {first.recipe.task} and {other.recipe.task}",
             "compare each by itself",
         )
-    ours, theirs = (list(run.task.contents(run.rows)) for run in (first, other))
-    if len(ours) != len(theirs) or not all(map(np.array_equal, ours, theirs)):
+    ours, theirs = (digest_of_rows(run.task, run.rows) for run in (first, other))
+    if ours != theirs:
         raise OrderError(
             f"{pair} are compared on different rows: their figures do not stand beside each other",
             "compare runs with the same data, tokenizer and, where rows were held out by chance, seed",

@@ -18,6 +18,7 @@ def runs(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     for name, seed in (("columns", 0), ("others", 1)):
         x, y = arrays(24, seed=seed)
+        y[-1] = np.nan  # a row of the test part without targets
         (root / name).mkdir()
         np.save(root / name / "inputs.npy", x.astype(np.complex64))
         np.save(root / name / "targets.npy", y.astype(np.complex64))
