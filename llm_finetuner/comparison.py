@@ -71,8 +71,8 @@ def compare(
 
     baseline: also train the student without the teacher, for the same steps and for the same compute; of forecasters
     that is always done, for the same steps. seeds: as many pairs of runs with and without the teacher. name: of the run
-    in the table; by default that of its method. others: further entries of the table with their histories. Returns the
-    verdict (see benchmark/verdict.py).
+    in the table, where `others` have other students; by default that of its method. others: further entries of the
+    table with their histories. Returns the verdict (see benchmark/verdict.py).
     """
     recipe, parts = subject.recipe, subject.parts
     task = resolve(TASKS, recipe.task)()
@@ -81,6 +81,7 @@ def compare(
     seconds = sum(record["seconds"] for record in subject.history)
     role = role_of(recipe)
     distils = role == "distilled"
+    of = name  # the other runs have other students
     name = name or ("the plain run" if recipe.distils and not distils else recipe.method.replace("_", " "))
     histories = {name: subject.history}
     entries = []
@@ -102,12 +103,13 @@ def compare(
         )
     entries += [Entry(said, "simple", model, None) for said, model in task.simple_models(parts.train)]
     if not (task.numbers and made_here(recipe)):  # weights that were drawn forecast nothing
-        entries.append(Entry("untouched student", "untouched", subject.untouched(recipe), subject.tokenizer))
+        untouched = subject.untouched(recipe)
+        entries.append(Entry("untouched student", "untouched", untouched, subject.tokenizer, of=of))
     if baseline and distils:
         how_long = steps
         for kind in ("baseline_steps",) if task.numbers else ("baseline_steps", "baseline_compute"):
             entry, history = _train_baseline(subject, kind, how_long, task.measure.alone, on_event)
-            entries.append(entry)
+            entries.append(replace(entry, of=of))
             histories[entry.name] = history
             # a step that also hears a teacher costs no less; seconds of a few steps may say so
             how_long = max(steps, round(steps * _cost(subject, teacher, history)))

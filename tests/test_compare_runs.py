@@ -55,3 +55,18 @@ def test_runs_of_one_name_are_called_by_their_paths(runs, tmp_path):
     shutil.copytree(runs / "large", tmp_path / "small")
     said = compare_run(runs / "small", others=[tmp_path / "small"])
     assert {str(runs / "small"), str(tmp_path / "small")} <= {line["name"] for line in said["models"]}
+
+
+def test_a_student_alone_is_the_rival_of_its_own_run_only(runs, tmp_path):
+    """The other run's student has another size: it is not "the same student on the truth alone"."""
+    for name, width in (("first", 4), ("second", 6)):
+        shape = {**SMALL, "model_dim": width, "gate": "off", "bidirectional": True}
+        tuner = LLMFineTuner("s4d", tmp_path / name, task="sequence_regression", shape=shape)
+        tuner.load_model("regression_distillation")
+        tuner.load_teacher_model(str(runs / "large"))
+        tuner.setup_regression_distillation()
+        tuner.fit(str(runs / "columns"), epochs=1, batch_size=4, gradient_accumulation_steps=1)
+    first, second = compare_run(tmp_path / "first", others=[tmp_path / "second"])["findings"]
+    assert (first["name"], second["name"]) == ("first", "second")
+    assert first["paid_at_equal_steps"] and "the same student on the truth alone" in first["sentence"]
+    assert second["paid_at_equal_steps"] is None and "the same student" not in second["sentence"]

@@ -91,7 +91,8 @@ FORMULAS = {  # and those of the measure; {unit} is what it scores
 class Entry:
     """A model to be compared. steps and seconds are those of its training, None where it was not trained here.
 
-    reader: of a teacher that reads the rows in its own tokens, what answers them with it.
+    reader: of a teacher that reads the rows in its own tokens, what answers them with it. of: the judged model that an
+    untouched student or a baseline is to be held against alone; None: all of them.
     """
 
     name: str
@@ -104,6 +105,7 @@ class Entry:
     steps: int | None = None
     seconds: float | None = None
     reader: Provider | None = None
+    of: str | None = None
 
 
 def verdict(
@@ -208,6 +210,7 @@ def _differences(
         for other_at, other in enumerate(entries):
             if entry.role in judge.JUDGED:
                 wanted = other_at > at or other.role not in judge.JUDGED  # two judged models: once is enough
+                wanted = wanted and other.of in (None, entry.name)
             else:
                 wanted = entry.role == "teacher" and other.role not in ("teacher", *judge.JUDGED)
                 errors = qualities[entry.name].nll, qualities[other.name].nll
