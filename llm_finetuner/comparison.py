@@ -50,7 +50,7 @@ class Subject:
 
     def begun(self, recipe: Recipe) -> nn.Module:
         """The student before training; alone, one that was begun with its teacher's weights has others of its shape."""
-        if self.recipe.student.init != recipe.student.init:
+        if self.recipe.inherits and not recipe.inherits:
             return redrawn(self.parts.tuned.model, recipe.train.seed)
         return self.untouched(self.recipe)  # a part of the teacher needs to know it
 

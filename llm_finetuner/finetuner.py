@@ -38,9 +38,9 @@ class LLMFineTuner(Teaching, Forecasting, Judging):
     model_name: a folder, a hub name, or a transformers model (then give its tokenizer too); of forecasters also
     time_llm, patch or linear. task: causal_lm, classification, forecasting, or another of docs/tasks.md.
     output_dir: the run's folder; train() writes a plain Hugging Face folder there. series: of forecasting, the fields
-    of `data.series` (lookback, horizon, split, ...). shape: sizes of a model that is built. init: "teacher" begins an
-    s4d with what matters of its teacher's weights, which is loaded first. device: None takes a GPU where there is one.
-    The settings are in `.recipe`.
+    of `data.series` (lookback, horizon, split, ...). shape: sizes of a model that is built. init: an s4d
+    begins with what matters of its teacher's weights where one is loaded; "seed": never; "teacher": it has to be loaded
+    first. device: None takes a GPU where there is one. The settings are in `.recipe`.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class LLMFineTuner(Teaching, Forecasting, Judging):
                 )
             given = self._given if self._untouched is None else copy.deepcopy(self._untouched)
             self._parts.student = given if loading.is_quantised(given) else given.to(self.device)
-        elif student.init == "teacher":
+        elif self.recipe.inherits:
             self._parts.student = self._begun()
         else:
             self._parts.student = load_student(self.recipe, self.device)
@@ -279,7 +279,7 @@ class LLMFineTuner(Teaching, Forecasting, Judging):
         recipe = replace(recipe, data=data)
         self._parts.train, self._parts.held_out = self._rows(dataset, eval_dataset, eval_fraction)
         recipe = replace(recipe, data=replace(data, source=self.recipe.data.source))  # a file that was named
-        if recipe.student.init == "teacher" and self._parts.tuned is None:
+        if recipe.inherits and self._parts.tuned is None:
             self._parts.student = self._begun()  # the rows say how far its gates open
         self._keep_untouched()
         self._warn_of_another_run(overwrite or resume)

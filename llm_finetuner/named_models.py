@@ -43,7 +43,7 @@ def load_teacher(model: Teacher, device: torch.device | str, auto: str = TEXTS) 
 
 def begins_with_teacher(recipe: Recipe) -> bool:
     """Whether the student's weights are some of its teacher's: teacher/2, or one that is built and begun with them."""
-    return parse_share(recipe.student.name) is not None or recipe.student.init == "teacher"
+    return parse_share(recipe.student.name) is not None or recipe.inherits
 
 
 def student_source(recipe: Recipe) -> str:
@@ -89,7 +89,7 @@ def cut(model: nn.Module, recipe: Recipe, rows: Any) -> nn.Module:
     alone. Raises RecipeError, ModelError.
     """
     student, divisor = recipe.student, parse_share(recipe.student.name)
-    if student.init == "teacher":
+    if recipe.inherits:
         task = resolve(TASKS, recipe.task)()
         some, reach = (None, None) if rows is None else (task.speed_batch(rows, [model]), task.reach(rows))
         return from_teacher(model, student.shape, some, reach)

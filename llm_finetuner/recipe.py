@@ -19,7 +19,7 @@ from llm_finetuner.recipe_sections import (
     check_adapter,
     members_of,
 )
-from llm_finetuner.recipe_series import FORECASTING, OF_MODELS, OF_NUMBERS, REGRESSION
+from llm_finetuner.recipe_series import FORECASTING, OF_MODELS, OF_NUMBERS, OF_SEQUENCES, REGRESSION
 from llm_finetuner.registry import (
     METHODS,
     MODELS,
@@ -109,6 +109,14 @@ class Recipe:
         """Whether the recipe has to name a teacher."""
         return self.scheme.teacher in ("given", "peers")
 
+    @property
+    def inherits(self) -> bool:
+        """Whether a student that is built here begins with what matters of its teacher's weights."""
+        if self.student.init != "auto":
+            return self.student.init == "teacher"
+        loaded = self.teacher is not None and self.teacher.kind in ("live", "live_cached")
+        return self.student.name in OF_SEQUENCES and self.scheme.teacher == "given" and loaded
+
     def warnings(self) -> list[str]:
         """Settings that will have no effect, or another effect than users expect."""
         said = []
@@ -120,7 +128,8 @@ class Recipe:
             why = "output_weight is 0" if "output_weight" in self.options else "alpha is 1"
             why = f"{NUMBERS[self.task]} are numbers, and it softens probabilities" if numbers else why
             said.append(f"temperature={self.options['temperature']} has no effect: {why}")
-        if self.needs_teacher and names in ({"cross_entropy"}, {"mse"}) and scheme.writing is None:
+        truth_alone = names in ({"cross_entropy"}, {"mse"}) and not self.inherits
+        if self.needs_teacher and truth_alone and scheme.writing is None:
             what = "beta=0" if "beta" in self.options else "alpha=1"
             said.append(
                 f"{what} gives all weight to the ground truth: this is plain fine-tuning, the teacher is not used"

@@ -11,7 +11,7 @@ import yaml
 
 from llm_finetuner.errors import RecipeError
 from llm_finetuner.recipe import Recipe
-from llm_finetuner.recipe_sections import Teacher
+from llm_finetuner.recipe_sections import PLAIN_METHODS, Model, Teacher
 from llm_finetuner.recipe_series import OF_SEQUENCES
 from llm_finetuner.registry import METHODS, MODELS, TEACHERS, TUNINGS, options_of, plain, resolve, unknown
 
@@ -77,8 +77,10 @@ def _set(values: dict[str, Any], key: str, value: Any) -> None:
     if path[0] in ("student", "teacher") and len(path) == 1 and isinstance(value, str):
         path, value = [path[0], "name"], value
     if len(path) == 1 and path[0] in values and isinstance(value, dict) and path[0] != "options":
-        for name, inner in value.items():
-            _set(values, f"{key}.{name}", inner)
+        for name in sorted(
+            value, key="name".__ne__
+        ):  # a name undoes settings of the model before, so it goes first
+            _set(values, f"{key}.{name}", value[name])
         return
     if len(path) == 1 and path[0] not in values:
         section = "options" if path[0] in values["options"] else "tuning"
@@ -101,8 +103,10 @@ def _set(values: dict[str, Any], key: str, value: Any) -> None:
         kept = options_of(resolve(MODELS, value)) if value in MODELS else {}
         node["shape"] = {k: v for k, v in (node.get("shape") or {}).items() if k in kept}
         if value not in OF_SEQUENCES:  # a model that is trained on has its own weights
-            node["init"] = Teacher.init
-    if path == ["method"]:  # options of another method do not carry over
+            node["init"] = Model.init
+    if path == ["method"]:  # options of another method do not carry over, nor a start that hangs on a teacher
+        if value in PLAIN_METHODS and values["student"].get("init") == "teacher":
+            values["student"]["init"] = Model.init
         kept = options_of(resolve(METHODS, value, "method"))
         values["options"] = {k: values["options"].get(k, default) for k, default in kept.items()}
     if path == ["tuning", "kind"]:

@@ -49,8 +49,8 @@ class Model:
     keep_encoder: bool = (
         False  # such a student of a teacher with encoder and decoder: blocks of the decoder go, alone
     )
-    init: Literal["seed", "teacher"] = (
-        "seed"  # of a student s4d: new weights, or what matters of its teacher's
+    init: Literal["auto", "seed", "teacher"] = (
+        "auto"  # of a student s4d: new weights, or what matters of its teacher's; auto: these where one is loaded
     )
     mixer: Literal["attention", "mamba2"] = "attention"  # such a student: what its blocks mix positions by
     shape: dict[str, Any] = field(
@@ -61,8 +61,8 @@ class Model:
         if self.load_in_4bit and self.load_in_8bit:
             raise RecipeError("load_in_4bit and load_in_8bit are both set", "choose one of them")
         check_range("keep_width", self.keep_width, 0, 1, open_low=True)
-        if self.init not in ("seed", "teacher"):
-            raise RecipeError(f"init must be seed or teacher, got {self.init!r}")
+        if self.init not in ("auto", "seed", "teacher"):
+            raise RecipeError(f"init must be auto, seed or teacher, got {self.init!r}")
         if self.init == "teacher" and self.name not in OF_SEQUENCES:
             raise RecipeError(
                 f"init=teacher is for a student s4d with a teacher, and the student is {self.name or 'not named'}",

@@ -16,7 +16,7 @@ from llm_finetuner.errors import ModelError, OrderError, RecipeError
 from llm_finetuner.judging import TEACHER_THEN_STUDENT, Judging
 from llm_finetuner.models import loading
 from llm_finetuner.models.shrink import describe, parse_share, shrink
-from llm_finetuner.named_models import batches, cut, load_teacher
+from llm_finetuner.named_models import batches, cut, load_student, load_teacher
 from llm_finetuner.recipe import Recipe, Teacher, shaped
 from llm_finetuner.registry import TEACHERS, resolve
 from llm_finetuner.scheme import Writing
@@ -115,6 +115,8 @@ class Teaching(Judging):
             self._parts.teacher = self._provider(recipe, members)
             self._parts.teacher_tokenizer = None
         self._members, self.recipe = members, recipe
+        if recipe.inherits and self.model is not None and self._parts.tuned is None:
+            self._parts.student = self._begun()
 
     def _provider(self, recipe: Recipe, members: list[tuple[nn.Module, Any]]) -> Provider:
         """What answers in place of a single live model. Raises OrderError, RecipeError, DataError."""
@@ -240,16 +242,22 @@ class Teaching(Judging):
 
     def _begun(self) -> nn.Module:
         """The student with what matters of its teacher's weights. Raises OrderError."""
-        if not self._members:
+        if self._members:
+            whole = self._members[0][0]
+        elif (
+            self.recipe.teacher is not None and self.recipe.teacher.name
+        ):  # its answers are on disk, or will be
+            whole = load_student(self.recipe, self.device)
+        else:
             raise OrderError(
                 "init=teacher begins the student with its teacher's weights, and no live teacher is loaded",
                 "call load_teacher_model(...) first, then load_model(...)",
             )
-        return cut(self._members[0][0], self.recipe, self._parts.train)
+        return cut(whole, self.recipe, self._parts.train)
 
     def _load_untouched(self, recipe: Recipe | None = None) -> nn.Module:
         """The student before training."""
-        return self._begun() if self.recipe.student.init == "teacher" else super()._load_untouched(recipe)
+        return self._begun() if self.recipe.inherits else super()._load_untouched(recipe)
 
     def hard_examples(self, dataset: Any, share: float = 0.2) -> Any:
         """The share of the rows that the student as it is now finds hardest (nats a token), to go on with."""

@@ -177,7 +177,7 @@ def test_gates_of_fewer_channels_read_and_write_the_kept_ones(kind, gate):
 )
 def test_students_that_cannot_hold_a_part_are_refused(changes, message):
     teacher = model_of((True, "channel", "zoh", "lin"))
-    with pytest.raises(ModelError, match=message):
+    with pytest.raises(RecipeError, match=message):
         transfer(teacher, model_of(**{"seed": 1, **changes}))
 
 
@@ -202,10 +202,10 @@ def test_a_shape_is_filled_with_its_preset_and_the_teacher():
     assert found == {"model_dim": 4, "state_dim": 8, "num_layers": 2, "gate": "off", "delay": 4}
     assert student.config.activation == "linear" and student.config.input_dim == 3
     assert all(weight.requires_grad for weight in student.parameters())
-    with pytest.raises(ModelError, match="has its delay"):
+    with pytest.raises(RecipeError, match="has its delay"):
         from_teacher(teacher, {**shape, "delay": 1})
     teacher.set_scales([2.0, 3.0, 4.0], None)
-    with pytest.raises(ModelError, match="has its input_dim"):
+    with pytest.raises(RecipeError, match="has its input_dim"):
         from_teacher(teacher, {**shape, "input_dim": 2})
 
 

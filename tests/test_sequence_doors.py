@@ -296,7 +296,7 @@ def test_a_recipe_is_begun_with_by_distill_and_changed_by_words_and_flags(tmp_pa
     assert {k: v for k, v in said["options"].items() if v is not None} == {
         "alpha": 0.25, "beta": 0.6, "gamma": 0.1, "temperature": 5.0
     }  # fmt: skip
-    assert said["train"]["epochs"] == 300 and said["student"]["init"] == "teacher"
+    assert said["train"]["epochs"] == 300 and said["student"]["init"] == "auto"
 
 
 def recipe_folder():
@@ -309,7 +309,7 @@ def recipe_folder():
 def test_recipes_are_of_the_presets(name):
     recipe = recipe_file.load(recipe_folder() / "recipes" / f"sarssm_{name}.yaml")
     assert not stages_of(recipe) and recipe.student.shape["preset"] == name
-    assert (recipe.student.init == "teacher") == (name != "teacher")
+    assert recipe.inherits == (name != "teacher")
 
 
 def test_only_a_student_that_is_built_begins_so(tmp_path, data, teacher):

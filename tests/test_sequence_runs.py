@@ -38,6 +38,7 @@ def data(tmp_path_factory) -> str:
 
 def recipe_in(folder, data, method="fine_tuning", **changes):
     shape = {"preset": "teacher", **SMALL, "bidirectional": True}
+    student = changes.pop("student", {"name": "s4d", "init": "seed", "shape": shape})
     plan = {
         "steps": 4,
         "batch_size": 4,
@@ -47,7 +48,7 @@ def recipe_in(folder, data, method="fine_tuning", **changes):
     }
     return recipe_file.from_dict(
         {
-            "task": "sequence_regression", "method": method, "student": {"name": "s4d", "shape": shape},
+            "task": "sequence_regression", "method": method, "student": student,
             "tuning": {"kind": "full"}, "data": {"source": data}, "output": str(folder),
             "train": {**plan, **changes.pop("train", {})}, **changes,
         }
@@ -123,7 +124,7 @@ def test_stages_of_a_student_begun_with_its_teacher(tmp_path, data, teacher, fir
     parts = stages_of(recipe)
     assert [(part.student.init, part.teacher.name) for part in parts] == [
         ("teacher", teacher),
-        ("seed", teacher),
+        ("auto", teacher),  # of a folder its own weights
     ]
     said = run_chain(recipe)["stages"]
     assert [stage["metrics"]["steps"] for stage in said] == [2, 4] and said[1]["verdict"]["models"]

@@ -62,6 +62,8 @@ def check_fit(recipe: Recipe, trains: bool = True) -> None:
     check_models(recipe)
     if recipe.task in OF_NUMBERS:
         series_fit.check_shapes(recipe)
+    if recipe.inherits and trains:
+        signal_fit.check_beginning(recipe)
 
 
 def check_task(recipe: Recipe) -> None:

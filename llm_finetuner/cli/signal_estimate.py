@@ -7,9 +7,11 @@
 Transforms, and what is done element by element, come to a small part of the speed of a plain matrix product (SLOW).
 """
 
+from __future__ import annotations
+
 import math
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 from llm_finetuner.cli.estimate import (
     A_PASS,
@@ -27,6 +29,9 @@ from llm_finetuner.cli.needed import teachers_heard
 from llm_finetuner.recipe import Model, Recipe
 from llm_finetuner.registry import MODELS, resolve
 
+if TYPE_CHECKING:
+    from llm_finetuner.models.s4d import S4DConfig
+
 SLOW = 5  # times a product's time that other operations take
 
 
@@ -36,7 +41,14 @@ def look_ahead(recipe: Recipe, examples: int, length: int) -> tuple[Sized, Estim
     Raises RecipeError, ModelError.
     """
     plan, held = recipe.train, teachers_heard(recipe)
-    work, *others = [_measured(model, plan.batch_size, length) for model in (recipe.student, *held)]
+    configs = [_config(model) for model in held]
+    if recipe.inherits and configs:
+        from llm_finetuner.models.build_s4d import begun_config
+
+        configs = [begun_config(configs[0], recipe.student.shape), *configs]
+    else:
+        configs = [_config(recipe.student), *configs]
+    work, *others = [_measured(config, plan.batch_size, length) for config in configs]
     student = replace(work[0], trainable=work[0].parameters)
     models = Sized(student, list(zip(held, (sizes for sizes, _ in others), strict=True)))
     examples = max(1, round(examples * recipe.data.hard_share))
@@ -53,9 +65,8 @@ def look_ahead(recipe: Recipe, examples: int, length: int) -> tuple[Sized, Estim
     return models, Estimate(steps, examples, samples, found, seconds, counted=("rows", "samples"))
 
 
-def _measured(model: Model, rows: int, length: int) -> tuple[Sizes, float]:
-    """(sizes, operations of a forward pass of so many rows, the slow ones weighed). Raises ModelError."""
-    config = _config(model)
+def _measured(config: S4DConfig, rows: int, length: int) -> tuple[Sizes, float]:
+    """(sizes, operations of a forward pass of so many rows, the slow ones weighed)."""
     from llm_finetuner.models.s4d import parameter_count
 
     H, parts, directions = config.model_dim, 1 + config.complex_valued, 1 + config.bidirectional
@@ -69,7 +80,7 @@ def _measured(model: Model, rows: int, length: int) -> tuple[Sizes, float]:
     return sizes, config.num_layers * layer
 
 
-def _config(model: Model) -> Any:
+def _config(model: Model) -> S4DConfig:
     from llm_finetuner.models.build import empty
     from llm_finetuner.models.s4d import S4DConfig
 

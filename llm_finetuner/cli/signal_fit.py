@@ -2,8 +2,9 @@
 
 import dataclasses
 
+from llm_finetuner.cli import imports
 from llm_finetuner.cli.configs import config_of
-from llm_finetuner.cli.needed import teachers_heard
+from llm_finetuner.cli.needed import teachers_heard, teachers_of
 from llm_finetuner.errors import RecipeError
 from llm_finetuner.models.build import untrained
 from llm_finetuner.recipe import Data, Model, Recipe
@@ -64,6 +65,17 @@ def check_models(recipe: Recipe) -> None:
                 f"{model.name} is a model of type {kind}, which maps no sequences of numbers",
                 f"take {', '.join(OF_SEQUENCES)}, or the folder of a run of one",
             )
+
+
+def check_beginning(recipe: Recipe) -> None:
+    """Raise RecipeError for a student that its teacher cannot begin."""
+    told = [config_of(teacher.name) for teacher in teachers_of(recipe)]
+    if told and told[0].get("model_type") == KIND:
+        imports.wait()
+        from llm_finetuner.models.build_s4d import begun_config
+        from llm_finetuner.models.s4d import S4DConfig
+
+        begun_config(S4DConfig.from_dict(told[0]), recipe.student.shape)
 
 
 def named(recipe: Recipe) -> list[tuple[str, Model]]:

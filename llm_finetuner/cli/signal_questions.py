@@ -5,14 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from llm_finetuner.cli import series_fit, signal_sight, spoken
+from llm_finetuner.cli import series_fit, signal_fit, signal_sight, spoken
 from llm_finetuner.cli.answers import lies_here, student_name, teacher_name
 from llm_finetuner.cli.asking import Answers, Question, Steps, fitted, from_setting, plain, so_far
 from llm_finetuner.cli.configs import config_of
 from llm_finetuner.cli.preview import stamp
 from llm_finetuner.cli.prompts import Ask, Pick
 from llm_finetuner.cli.settings import fields_of, options_in
-from llm_finetuner.cli.signal_fit import KIND
 from llm_finetuner.errors import FinetunerError, RecipeError
 from llm_finetuner.recipe import Model, Train
 from llm_finetuner.recipe_series import OF_SEQUENCES, SEQUENCES
@@ -97,7 +96,7 @@ def _found() -> str:
 def _newest() -> str | None:
     """The run in outputs/ that was finished last and maps sequences."""
     runs = [path.parent for path in Path("outputs").glob("**/training.json")]
-    runs = [run for run in runs if config_of(str(run)).get("model_type") == KIND]
+    runs = [run for run in runs if config_of(str(run)).get("model_type") == signal_fit.KIND]
     return str(max(runs, key=lambda run: (run / "training.json").stat().st_mtime)) if runs else None
 
 
@@ -123,7 +122,10 @@ def _ask_shape(answers: Answers) -> Ask | None:
     def parse(typed: str) -> dict[str, Any]:
         shape = setting.parse(typed.split())
         try:
-            series_fit.check_shapes(so_far({**answers, setting.path: shape}))
+            recipe = so_far({**answers, setting.path: shape})
+            series_fit.check_shapes(recipe)
+            if recipe.inherits:
+                signal_fit.check_beginning(recipe)
         except FinetunerError as error:
             raise RecipeError(error.what, error.hint) from error
         return shape

@@ -9,6 +9,8 @@ from llm_finetuner.errors import ModelError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from llm_finetuner.models.s4d import S4DConfig
+
 # A student's time steps are those of its own size, for whoever draws its weights anew; scales are copied as weights.
 OWN = ("dt_min", "dt_max", "input_scale", "output_scale")
 
@@ -39,22 +41,31 @@ def from_teacher(
     """
     import torch
 
-    from llm_finetuner.models.s4d import S4DConfig, S4DModel
-    from llm_finetuner.models.s4d_transfer import check_fit, transfer
+    from llm_finetuner.models.s4d import S4DModel
+    from llm_finetuner.models.s4d_transfer import transfer
 
     if not isinstance(teacher, S4DModel):
         raise ModelError(
             f"an S4D begins with the weights of another, and its teacher is a {type(teacher).__name__}",
             "init: seed, or a teacher that is an S4D",
         )
-    inherited = {name: value for name, value in teacher.config.to_dict().items() if name not in OWN}
-    config = S4DConfig.from_dict({**inherited, **_given(shape)})
-    check_fit(teacher.config, config)
+    config = begun_config(teacher.config, shape)
     with torch.random.fork_rng(devices=[]):  # the weights that it draws are overwritten
         student = S4DModel(config).to(teacher.device, teacher.dtype)
     lags = max(lags or config.state_dim * 5 // 4, config.state_dim // 2)  # fewer would not tell modes apart
     transfer(teacher, student, calibration=calibration, lags=lags)
     return student
+
+
+def begun_config(teacher: S4DConfig, shape: dict[str, Any]) -> S4DConfig:
+    """Of a student of this shape that begins with such a teacher. Raises RecipeError where it cannot."""
+    from llm_finetuner.models.s4d import S4DConfig
+    from llm_finetuner.models.s4d_transfer import check_fit
+
+    inherited = {name: value for name, value in teacher.to_dict().items() if name not in OWN}
+    config = S4DConfig.from_dict({**inherited, **_given(shape)})
+    check_fit(teacher, config)
+    return config
 
 
 def _given(settings: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from llm_finetuner.errors import ModelError, RecipeError
+from llm_finetuner.errors import RecipeError
 from llm_finetuner.models.narrow import best, spread
 from llm_finetuner.models.s4d import S4DConfig, S4DLayer, S4DModel
 from llm_finetuner.models.s4d_fit import fit_kernels
@@ -38,7 +38,7 @@ def transfer(
     with the largest `mode_importance`; with `lags`, where there are fewer, modes of the student's own that come nearest
     to the channel's filter over so many (s4d_fit.py). Gates that the student does not have: every layer's output times
     their mean over `calibration`, inputs [B, L, I]; without it times what they are where h = 0. A student of the
-    teacher's sizes and gates is the teacher. Raises ModelError, RecipeError.
+    teacher's sizes and gates is the teacher. Raises RecipeError.
     """
     check_fit(teacher.config, student.config)
     depth, count = len(teacher.layers), len(student.layers)
@@ -58,26 +58,26 @@ def transfer(
 
 
 def check_fit(teacher: S4DConfig, student: S4DConfig) -> None:
-    """Raise ModelError for a student that cannot hold a part of the teacher."""
+    """Raise RecipeError for a student that cannot hold a part of the teacher."""
     ours, theirs = student.to_dict(), teacher.to_dict()
     for name in EQUAL:
         if ours[name] != theirs[name]:
-            raise ModelError(
+            raise RecipeError(
                 f"a student that begins with its teacher's weights has its {name}: the teacher's is "
                 f"{theirs[name]!r}, the student's {ours[name]!r}",
-                f"{name}={theirs[name]!r}, or draw the student's weights",
+                f"{name}={theirs[name]!r}, or init=seed, which draws the student's weights",
             )
     for name in AT_MOST:
         if ours[name] > theirs[name]:
-            raise ModelError(
+            raise RecipeError(
                 f"a student that begins with its teacher's weights is no larger, and its {name} is {ours[name]} "
                 f"against {theirs[name]}",
-                f"at most {name}={theirs[name]}",
+                f"at most {name}={theirs[name]}, or init=seed, which draws the student's weights",
             )
     if ours["gate"] not in ("off", theirs["gate"]):
-        raise ModelError(
+        raise RecipeError(
             f"the teacher's gate is {theirs['gate']!r}, which the student's gate {ours['gate']!r} cannot hold",
-            "gate=off, which takes gates as numbers, or the teacher's",
+            "gate=off, which takes gates as numbers, or the teacher's; init=seed draws the student's weights",
         )
 
 

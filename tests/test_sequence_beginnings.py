@@ -1,0 +1,187 @@
+"""What a student of sequences begins with where nobody says: its teacher's weights where one is loaded."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from sequences import BIG, SMALL, arrays
+
+from llm_finetuner import recipe_file
+from llm_finetuner.chain import stages_of
+from llm_finetuner.cli.app import main
+from llm_finetuner.comparison import load_untouched
+from llm_finetuner.data import signals
+from llm_finetuner.errors import RecipeError
+from llm_finetuner.finetuner import LLMFineTuner
+from llm_finetuner.models.s4d import S4DModel
+from llm_finetuner.trainer import fit
+
+TASK = "sequence_regression"
+SHAPE = {**SMALL, "preset": "tiny"}
+PLAN = {
+    "steps": 2,
+    "batch_size": 4,
+    "gradient_accumulation_steps": 1,
+    "learning_rate": 1e-30,
+    "eval_every": 0,
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("rows")
+    x, y = arrays(24)
+    np.save(folder / "inputs.npy", x.astype(np.complex64))
+    np.save(folder / "targets.npy", y.astype(np.complex64))
+    return str(folder)
+
+
+def recipe(folder, data, teacher="t", **changes):
+    settings = {
+        "task": TASK, "method": "regression_distillation", "student": {"name": "s4d", "shape": SHAPE},
+        "teacher": {"name": teacher} if isinstance(teacher, str) else teacher,
+        "tuning": {"kind": "full"}, "data": {"source": data}, "train": PLAN, "output": str(folder),
+    }  # fmt: skip
+    return recipe_file.from_dict({**settings, **changes})
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory, data) -> str:
+    folder = str(tmp_path_factory.mktemp("runs") / "teacher")
+    shape = {"preset": "teacher", **BIG, "delay": 3}
+    plain = recipe(folder, data, None, method="fine_tuning", student={"name": "s4d", "shape": shape})
+    fit(replace(plain, train=replace(plain.train, learning_rate=1e-2)))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "begins"),
+    [
+        ({}, True),
+        ({"student": {"name": "s4d", "init": "seed"}}, False),
+        ({"student": {"name": "outputs/run"}}, False),
+        ({"teacher": {"name": "t", "kind": "live_cached"}}, True),
+        ({"teacher": {"kind": "cached", "options": {"path": "c"}}}, False),
+        ({"teacher": {"kind": "ensemble", "options": {"members": ["a", "b"]}}}, False),
+        ({"method": "fine_tuning", "teacher": None}, False),
+        ({"method": "fine_tuning"}, False),
+    ],
+)
+def test_where_nobody_says(changes, begins):
+    assert recipe("o", "d", **changes).inherits is begins
+
+
+def test_a_run_begins_with_its_teacher_and_its_student_alone_does_not(tmp_path, data, teacher):
+    """At a learning rate of 0 the trained student is the one that was begun; it has the teacher's delay."""
+    one = recipe(tmp_path / "one", data, teacher)
+    said = replace(one, student=replace(one.student, init="teacher"), output=str(tmp_path / "said"))
+    seed = replace(
+        one,
+        student=replace(one.student, init="seed", shape={**SHAPE, "delay": 3}),
+        output=str(tmp_path / "seed"),
+    )
+    made, want, other = (fit(run).tuned.model for run in (one, said, seed))
+    assert made.config.delay == 3 and made.config.gate == "off"
+    for (name, got), weight in zip(made.named_parameters(), want.parameters(), strict=True):
+        assert torch.equal(got, weight), name
+    assert not torch.equal(made.read_in.weight, other.read_in.weight)
+    train = signals.read(data, one.data.eval_fraction).part("train")
+    again = load_untouched(recipe_file.load(f"{one.output}/recipe.yaml"), torch.device("cpu"), train)
+    assert torch.equal(again.read_in.weight, made.read_in.weight)
+
+
+@pytest.mark.parametrize(
+    ("order", "cached"), [("teacher first", False), ("student first", False), ("student first", True)]
+)
+def test_the_facade_begins_so_in_any_order(tmp_path, data, teacher, order, cached):
+    tuner = LLMFineTuner("s4d", tmp_path / "facade", task=TASK, shape=SHAPE)
+    kept = {"cache": tmp_path / "cache"} if cached else {}
+    if order == "student first":
+        tuner.load_model("regression_distillation")
+        assert tuner.model.config.delay == 0  # nobody to begin with
+    tuner.load_teacher_model(teacher, **kept)
+    if order == "teacher first":
+        tuner.load_model("regression_distillation")
+    assert tuner.model.config.delay == 3
+    tuner.setup_regression_distillation()
+    one = recipe(tmp_path / "recipe", data, teacher)
+    share = one.data.eval_fraction  # gates are measured on the rows to train on
+    tuner.fit(data, epochs=1, eval_fraction=share, **{k: v for k, v in PLAN.items() if k != "steps"})
+    want = fit(one).tuned.model
+    for (name, got), weight in zip(tuner.model.named_parameters(), want.named_parameters(), strict=True):
+        assert torch.allclose(got, weight[1], rtol=0, atol=1e-20), name
+
+
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [
+        ({"num_layers": 6}, "its num_layers is 6 against 3"),
+        ({"delay": 4}, "has its delay: the teacher's is 3, the student's 4"),
+        ({"gate": "layer"}, "the teacher's gate is 'channel'"),
+    ],
+)
+def test_what_the_teacher_cannot_begin_is_told_before_anything_is_loaded(
+    tmp_path, data, teacher, capsys, shape, said
+):
+    words = [f"{name}={value}" for name, value in {**SHAPE, **shape}.items()]
+    line = [
+        "distill",
+        "--task",
+        TASK,
+        "--data",
+        data,
+        "--student",
+        "s4d",
+        "--teacher",
+        teacher,
+        "--shape",
+        *words,
+    ]
+    assert main([*line, "--output", str(tmp_path / "run")]) == 2
+    told = capsys.readouterr().err
+    assert said in told and "init=seed" in told and not (tmp_path / "run").exists()
+    with pytest.raises(RecipeError, match="init=seed"):
+        fit(recipe(tmp_path / "run", data, teacher, student={"name": "s4d", "shape": {**SHAPE, **shape}}))
+
+
+def test_stages_begin_with_the_teacher_only_where_they_have_one(tmp_path, data, teacher):
+    student = {"name": "s4d", "init": "teacher", "shape": SHAPE}
+    plain = {"method": "fine_tuning", "train.steps": 3}
+    first, second = stages_of(
+        recipe(tmp_path, data, teacher, student=student, stages=[plain, {"student": "previous"}])
+    )
+    assert not first.inherits and first.student.init == "auto" and not second.inherits
+    for both in ({"init": "teacher", "name": "previous"}, {"name": "previous", "init": "teacher"}):
+        with pytest.raises(RecipeError, match="init=teacher is for a student s4d"):
+            stages_of(recipe(tmp_path, data, teacher, stages=[{"alpha": 1}, {"student": both}]))
+
+
+def test_the_truth_alone_is_no_plain_fine_tuning_for_a_student_that_is_begun():
+    weights = {"alpha": 1.0, "beta": 0.0, "gamma": 0.0}
+    assert not recipe("o", "d", options=weights).warnings()
+    (said,) = recipe("o", "d", options=weights, student={"name": "s4d", "init": "seed"}).warnings()
+    assert "plain fine-tuning" in said
+
+
+def test_the_command_says_it_in_its_recipe(tmp_path, data, teacher, capsys):
+    words = [f"{name}={value}" for name, value in SHAPE.items()]
+    line = [
+        "distill",
+        "--task",
+        TASK,
+        "--data",
+        data,
+        "--student",
+        "s4d",
+        "--teacher",
+        teacher,
+        "--shape",
+        *words,
+    ]
+    assert main([*line, "--output", str(tmp_path / "run"), "--steps", "2", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    roles = {m["role"]: m for m in said["verdict"]["models"]}
+    assert roles["baseline_steps"]["parameters"] == roles["distilled"]["parameters"]
+    assert S4DModel.from_pretrained(tmp_path / "run").config.delay == 3
