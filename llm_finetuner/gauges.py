@@ -9,6 +9,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +19,6 @@ from llm_finetuner.learner import Learner
 TOTAL = "total"  # the row over all layers
 BINS = 64
 PIECE = 2**24  # numbers that are counted at once: a float32 counts no further
-
-Layers = dict[str, dict[str, float | None]]
 
 
 @dataclass
@@ -31,18 +30,23 @@ class Histogram:
     sum: float
     sum_squares: float
 
+    def record(self) -> dict[str, float | list[int]]:
+        """As a log holds it: where the first bin begins and the last one ends, and the counts."""
+        return {"low": self.edges[0], "high": self.edges[-1], "counts": [int(count) for count in self.counts]}
+
 
 @dataclass
 class Before:
-    """A step as it is between its gradients and its update: norms, and a copy of each weight, by layer."""
+    """A step as it is between its gradients and its update: norms, a copy of each weight, histograms, by layer."""
 
     gradient_norms: dict[str, float]
     weight_norms: dict[str, float]
     copies: dict[str, list[Tensor]]
+    histograms: dict[str, Histogram]  # "gradients/<layer>" and "weights/<layer>", where a number is finite
 
 
 class Gauges:
-    """Reads the layers every `every` optimizer steps, 0: never. draw is handed histograms by tag, and the step.
+    """Reads the layers every `every` optimizer steps, 0: never. draw is handed the histograms by tag, and the step.
 
     A step that is read holds one more copy of the weights that train, until it is over.
     """
@@ -59,17 +63,19 @@ class Gauges:
         if not self.every or step % self.every:
             return None
         gradients = {name: _gradients(weights) for name, weights in self.layers.items()}
+        kinds = {"gradients": gradients, "weights": self.layers}
+        drawn = {f"{kind}/{name}": histogram(of[name]) for kind, of in kinds.items() for name in of}
+        drawn = {tag: found for tag, found in drawn.items() if found is not None}
         if self.draw is not None:
-            kinds = {"gradients": gradients, "weights": self.layers}
-            drawn = {f"{kind}/{name}": histogram(of[name]) for kind, of in kinds.items() for name in of}
-            self.draw({tag: found for tag, found in drawn.items() if found is not None}, step)
+            self.draw(drawn, step)
         copies = {name: [p.detach().clone() for p in weights] for name, weights in self.layers.items()}
-        return Before(norms(gradients), norms(copies), copies)
+        return Before(norms(gradients), norms(copies), copies, drawn)
 
     @torch.no_grad()
-    def after(self, before: Before | None) -> dict[str, Layers]:
-        """What a record of the step gets: {"layers": {layer: {figure: number}}}, or nothing where it is not read.
+    def after(self, before: Before | None) -> dict[str, Any]:
+        """What a record of the step gets, or nothing where it is not read.
 
+        {"layers": {layer: {figure: number}}, "histograms": {"weights/<layer>": {"low", "high", "counts"}}}.
         gradient_norm: before clipping. weight_norm: |w| before the update. update_ratio: |w_after - w| / |w|. The
         row `total` is over all layers. None: not finite, or the ratio to weights that were all 0.
         """
@@ -91,7 +97,8 @@ class Gauges:
                     "update_ratio": _known(move / weight) if weight else None,
                 }
                 for name, (gradient, weight, move) in rows.items()
-            }
+            },
+            "histograms": {tag: found.record() for tag, found in before.histograms.items()},
         }
 
 

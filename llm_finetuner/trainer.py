@@ -175,7 +175,7 @@ class _Run:
         set_rate(self.optimizer, now)
         self.optimizer.step()
         built.tuned.after_step(step)
-        layers = self.gauges.after(before)
+        watched = self.gauges.after(before)
         if built.teacher is not None:
             built.teacher.follow(epoch_ends=step % built.steps_per_epoch == 0)
         seconds = time.perf_counter() - began
@@ -190,7 +190,7 @@ class _Run:
             "learning_rate": now,
             "grad_norm": float(norm),
             "seconds": seconds,
-            **layers,
+            **watched,
         }
 
     def _evaluate(self, step: int) -> dict[str, float]:

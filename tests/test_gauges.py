@@ -220,11 +220,13 @@ def test_what_is_not_finite_or_has_no_ratio_is_left_open():
     nn.init.zeros_(model[1].weight)
     gauges = Gauges(Alone(model), 1, None)
     model[0].weight.grad = torch.tensor([[math.nan, 1.0]])
-    rows = gauges.after(gauges.before(1))["layers"]
+    read = gauges.after(gauges.before(1))
+    rows = read["layers"]
     assert rows["student.0"]["gradient_norm"] is None and rows["student.0"]["update_ratio"] == 0
     assert rows["student.1"] == {"gradient_norm": 0, "weight_norm": 0, "update_ratio": None}
     assert rows["total"]["gradient_norm"] is None
-    json.dumps(rows, allow_nan=False)
+    json.dumps(read, allow_nan=False)
+    assert sum(read["histograms"]["gradients/student.0"]["counts"]) == 1  # the finite one
 
 
 # ---- reading changes nothing
@@ -250,7 +252,7 @@ def test_on_and_off_are_the_same_run(tmp_path):
         assert ["layers" in record for record in history] == [
             name == "on" and step % 2 == 0 for step in (1, 2, 3, 4)
         ]
-        changing = ("seconds", "tokens_per_second", "layers")
+        changing = ("seconds", "tokens_per_second", "layers", "histograms")
         logs.append([{k: v for k, v in record.items() if k not in changing} for record in history])
         weights.append(load_file(tmp_path / name / "model.safetensors"))
         assert not any(m._forward_hooks or m._backward_hooks for m in student.modules())

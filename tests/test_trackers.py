@@ -7,6 +7,7 @@ import sys
 import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from conftest import build_gpt2, prepared_rows
 from step_reference import Stopped, recipe_of
@@ -15,6 +16,7 @@ from test_gauges import BLOCKS, GPT2, Alone, V, watched
 from llm_finetuner.assembly import Parts
 from llm_finetuner.errors import RecipeError, TrainingError
 from llm_finetuner.gauges import layers_of, tags
+from llm_finetuner.run import read_log
 from llm_finetuner.trainer import fit
 
 
@@ -29,7 +31,7 @@ def test_tensorboard_has_every_figure_and_histogram(tmp_path):
     student = build_gpt2(V).double()
     sizes = {name: sum(p.numel() for p in found) for name, found in layers_of(Alone(student)).items()}
     history = watched(tmp_path, student=student, steps=4, watch_every=2, trackers=["tensorboard"])
-    events = events_of(tmp_path)
+    events, logged = events_of(tmp_path), read_log(tmp_path)
     want = {step: tags(history[step - 1]) for step in (2, 4)}
     assert len(want[2]) == 3 * (len(GPT2) + 1) and not tags(history[0])
     for tag in want[2]:
@@ -45,6 +47,15 @@ def test_tensorboard_has_every_figure_and_histogram(tmp_path):
                 assert drawn.num == sum(drawn.bucket) == sizes[name]
                 norm = record["layers"][name][figure]
                 assert math.sqrt(drawn.sum_squares) == pytest.approx(norm, rel=1e-9)
+                kept = logged[event.step - 1]["histograms"][f"{kind}/{name}"]
+                full = np.flatnonzero(kept["counts"])  # the events leave out empty bins at the ends
+                edges = np.linspace(kept["low"], kept["high"], len(kept["counts"]) + 1)
+                assert np.count_nonzero(drawn.bucket) == len(full) and max(drawn.bucket) == max(
+                    kept["counts"]
+                )
+                assert edges[full[-1] + 1] == pytest.approx(
+                    drawn.bucket_limit[np.flatnonzero(drawn.bucket)[-1]]
+                )
             assert [event.step for event in events.Histograms(f"{kind}/{name}")] == [2, 4]
 
 
