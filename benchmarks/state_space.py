@@ -16,21 +16,22 @@ import ledger
 import state_space_table
 import torch
 import transformers
-from state_space_runs import LABELLED, ROOT, STUDENTS, Bench, image, points
+from state_space_runs import LABELLED, ROOT, STUDENTS, Bench, answers, image, points
 
-from llm_finetuner.data import sar, sar_files
-from llm_finetuner.data.sar_processors import PROCESSORS, blanked_filter, exact_filter
+from llm_finetuner.benchmark.focusers import simple_models
+from llm_finetuner.data import sar, sar_files, signals
+from llm_finetuner.data.sar_processors import PROCESSORS
 from llm_finetuner.recipe import Recipe
 
 GUIDE = (0.3, 0.5, 0.2)
 
 
 def processors(bench: Bench) -> None:
-    """What focuses without learning."""
+    """What learns nothing, as comparisons have it. Of single points, which have no noise, nothing is blanked."""
     radar, columns = sar_files.read_columns(bench.columns(), "test")
-    for name, process in PROCESSORS.items():
-        figures = image(process(radar, columns), columns)
-        if process in (exact_filter, blanked_filter):
+    for name, model in simple_models(signals.read(bench.columns(), 0).part("train")):
+        figures = image(answers(model, columns.inputs), columns)
+        if name in PROCESSORS:
             figures |= points(radar, lambda x, ranges: sar.focus(radar, x[..., 0], ranges))
         bench.keep(name, figures)
 

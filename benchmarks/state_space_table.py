@@ -6,7 +6,7 @@ from typing import Any
 
 from state_space_runs import LABELLED, STUDENTS, Bench
 
-from llm_finetuner.data.sar_processors import PROCESSORS
+from llm_finetuner.benchmark.focusers import SIMPLE
 
 MARK = "<!-- figures: python benchmarks/state_space.py --table -->"
 ARMS = ("alone", "guide's loss", "from the teacher")
@@ -42,7 +42,7 @@ def table(bench: Bench) -> str:
 
 def rows(bench: Bench, found: dict[str, Any]) -> list[str]:
     """A line a model or processor, of several seeds their means; NMSE with its standard error."""
-    groups = {name: [name] for name in (*PROCESSORS, "teacher", "without gates")}
+    groups = {name: [name] for name in (*SIMPLE, "teacher", "without gates")}
     groups |= {f"{size}, {arm}": seeds(bench, f"{size}, {arm}") for size in STUDENTS for arm in ARMS}
     groups |= {f"{LABELLED} with truth, {arm}": seeds(bench, f"few, {arm}") for arm in ("alone", "taught")}
     made, top = [], found.get("teacher")

@@ -145,8 +145,6 @@ def test_a_clean_scene_is_focused_by_the_matched_filter_and_interference_asks_fo
     scores = {
         name: focused(process(AIRBORNE, dirty)[:, dirty.rows], truth) for name, process in PROCESSORS.items()
     }
-    assert scores["zeros"].nmse == 1 and scores["zeros"].coherence == 0
-    assert -1 < scores["unfocused"].nmse_db < 0
     assert scores["matched filter"].nmse_db > 0  # bursts of interference are focused too
     assert scores["matched filter, pulses blanked"].nmse_db < -7
 

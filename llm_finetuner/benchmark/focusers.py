@@ -15,7 +15,8 @@ from llm_finetuner.data.sar_scenes import Columns, Scene
 from llm_finetuner.data.signals import Signals
 from llm_finetuner.models.s4d import S4DConfig
 
-FILTERS = ("matched filter", "matched filter, pulses blanked")
+FILTERS = tuple(PROCESSORS)
+SIMPLE = ("zeros", "unfocused", *FILTERS)  # of radar columns
 
 
 class Zeros(PreTrainedModel):

@@ -10,17 +10,6 @@ from llm_finetuner.data.sar_scenes import Columns
 BLANKED = 8.0  # times the median amplitude of a column: brighter pulses are taken for interference
 
 
-def zeros(_radar: Radar, columns: Columns) -> np.ndarray:
-    """Nothing at all: what "retains" energy must be held against this."""
-    return np.zeros_like(columns.echo)
-
-
-def unfocused(_radar: Radar, columns: Columns) -> np.ndarray:
-    """The echo itself, times the one complex number that suits the truth best: as good as it can look."""
-    echo, truth = columns.echo[:, columns.rows], columns.truth[:, columns.rows, 0]
-    return columns.echo * (np.vdot(echo, truth) / np.vdot(echo, echo))
-
-
 def exact_filter(radar: Radar, columns: Columns) -> np.ndarray:
     """The matched filter of each column's own range."""
     return focus(radar, columns.echo, columns.slant_range)
@@ -34,8 +23,6 @@ def blanked_filter(radar: Radar, columns: Columns, threshold: float = BLANKED) -
 
 
 PROCESSORS: dict[str, Callable[[Radar, Columns], np.ndarray]] = {
-    "zeros": zeros,
-    "unfocused": unfocused,
     "matched filter": exact_filter,
     "matched filter, pulses blanked": blanked_filter,
 }
