@@ -221,3 +221,13 @@ def test_a_shape_that_means_nothing_is_told_at_the_command_line(tmp_path, capsys
 def test_lists_and_mappings_from_a_recipe_are_told_too(shape):
     with pytest.raises(RecipeError, match=json.dumps(next(iter(shape))).strip('"')):
         s4d(**shape)
+
+
+def test_parts_of_other_channels_are_told(tmp_path):
+    wide = np.concatenate([X, X[..., :1]], 2)
+    for name, test, said in (
+        ("inputs", (wide, Y), "channels of inputs: 2 in train, 3 in test"),
+        ("targets", (X, np.repeat(Y, 2, 2)), "channels of targets: 1 in train, 2 in test"),
+    ):
+        with pytest.raises(DataError, match=said):
+            signals.read(parts(tmp_path / name, (X, Y), test), 0)

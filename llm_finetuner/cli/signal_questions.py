@@ -17,7 +17,7 @@ from llm_finetuner.recipe import Model, Train
 from llm_finetuner.recipe_series import OF_SEQUENCES, SEQUENCES
 from llm_finetuner.registry import METHODS
 
-FILES = (".npz", ".npy", ".csv", ".tsv")  # of sequences
+FILES = (".npz", ".npy", ".zarr", ".csv", ".tsv")  # of sequences
 WEIGHTS = ("alpha", "beta", "gamma")
 ASKED = {"train.epochs": Train.epochs, "train.batch_size": SEQUENCES, "train.learning_rate": None}
 ELSEWHERE = (  # asked above, so not again on request

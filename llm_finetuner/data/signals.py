@@ -134,6 +134,7 @@ def read(source: Any, share: float) -> Recording:
         return source.recording
     parts, about, name = open_arrays(source)
     checked = {part: _checked(arrays, f"{name}{part and ', ' + part}") for part, arrays in parts.items()}
+    _check_alike(checked, name)
     counted = _counted(about, {part: arrays[0].shape[1] for part, arrays in checked.items()}, name)
     if set(checked) == {""}:
         checked, counted = _cut(*checked[""], share, counted[""])
@@ -173,6 +174,15 @@ def _checked(arrays: tuple[Any, Any], name: str) -> tuple[np.ndarray, np.ndarray
             told[np.isnan(told).all((1, 2))] = 0  # rows without targets
             _check_finite(told, start, f"{name}: targets", PARTLY)
     return inputs, targets
+
+
+def _check_alike(checked: dict[str, tuple[np.ndarray, np.ndarray]], name: str) -> None:
+    """Raise DataError for parts of unlike channels; a part may have no targets at all."""
+    for place, what in enumerate(ARRAYS):
+        found = {part: arrays[place].shape[2] for part, arrays in checked.items() if arrays[place].shape[2]}
+        if len(set(found.values())) > 1:
+            told = ", ".join(f"{count} in {part}" for part, count in found.items())
+            raise DataError(f"{name}: channels of {what}: {told}", "the same channels in every part")
 
 
 def _rms(array: np.ndarray, counted: slice) -> np.ndarray:
