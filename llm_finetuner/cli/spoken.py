@@ -116,7 +116,7 @@ WHY_SERIES = {  # of forecasters
     "train.batch_size": "Windows in one forward pass, each of all channels. Lower it when memory is short.",
 }
 WHY_SEQUENCES = {  # of models of sequences
-    "data.source": "A folder of inputs.npy and targets.npy, or train/, validation/, test/ with them, .npz, .zarr, .csv.",
+    "data.source": "A folder with inputs.npy and targets.npy, or with train/, validation/, test/; .npz, .zarr or .csv.",
     "student.name": "s4d, a state-space model that is built here; or the folder of a run of one.",
     "teacher.name": "The folder of a run of a model of sequences.",
     "train.batch_size": "Rows in one forward pass. Lower it when memory is short.",
