@@ -294,7 +294,7 @@ def test_a_recipe_is_begun_with_by_distill_and_changed_by_words_and_flags(tmp_pa
     shape = {name: value for name, value in said["student"]["shape"].items() if value is not None}
     assert shape == {"preset": "compressed", "model_dim": 40, "state_dim": 320, "num_layers": 5}
     assert {k: v for k, v in said["options"].items() if v is not None} == {
-        "alpha": 0.25, "beta": 0.6, "gamma": 0.1, "temperature": 5.0
+        "alpha": 0.25, "beta": 0.6, "gamma": 0.1, "feature_layers": "uniform", "temperature": 5.0,
     }  # fmt: skip
     assert said["train"]["epochs"] == 300 and said["student"]["init"] == "auto"
 
