@@ -52,7 +52,8 @@ class Subject:
         """The student before training; alone, one that was begun with its teacher's weights has others of its shape."""
         if self.recipe.inherits and not recipe.inherits:
             return redrawn(self.parts.tuned.model, recipe.train.seed)
-        return self.untouched(self.recipe)  # a part of the teacher needs to know it
+        own = replace(self.recipe.train, seed=recipe.train.seed)
+        return self.untouched(replace(self.recipe, train=own))  # a part of the teacher needs to know it
 
 
 def compare(

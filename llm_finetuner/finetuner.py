@@ -257,7 +257,7 @@ class LLMFineTuner(Teaching, Forecasting, Judging):
         folder with a run of another object is written over with a warning; none with overwrite=True.
         Each record of .history has step, epoch, loss (the weighted total), every term unweighted under its objective's
         name (a position that counts), teacher_nll, agreement, tokens_per_second, padding, learning_rate, grad_norm and
-        seconds; with watch_every also layers, in the steps that it names.
+        seconds; with watch_every also layers and histograms, in the steps that it names.
         """
         self._need_model()
         epochs = num_epochs if epochs is None else epochs
@@ -279,8 +279,8 @@ class LLMFineTuner(Teaching, Forecasting, Judging):
         recipe = replace(recipe, data=data)
         self._parts.train, self._parts.held_out = self._rows(dataset, eval_dataset, eval_fraction)
         recipe = replace(recipe, data=replace(data, source=self.recipe.data.source))  # a file that was named
-        if recipe.inherits and self._parts.tuned is None:
-            self._parts.student = self._begun()  # the rows say how far its gates open
+        if recipe.inherits or self.recipe.inherits:
+            self._begin_anew(recipe, self._parts.train)
         self._keep_untouched()
         self._warn_of_another_run(overwrite or resume)
         for said in self._task.doubts(self._parts.train, self.model):

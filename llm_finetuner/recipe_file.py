@@ -77,9 +77,8 @@ def _set(values: dict[str, Any], key: str, value: Any) -> None:
     if path[0] in ("student", "teacher") and len(path) == 1 and isinstance(value, str):
         path, value = [path[0], "name"], value
     if len(path) == 1 and path[0] in values and isinstance(value, dict) and path[0] != "options":
-        for name in sorted(
-            value, key="name".__ne__
-        ):  # a name undoes settings of the model before, so it goes first
+        # the name first: it undoes settings of the model before
+        for name in sorted(value, key=lambda name: name != "name"):
             _set(values, f"{key}.{name}", value[name])
         return
     if len(path) == 1 and path[0] not in values:

@@ -96,9 +96,7 @@ def by_seed(
         ):
             other = replace(other, train=plan, output=str(folder / name))
             teacher = parts.teacher if name == "distilled" else None
-            fresh = replace(
-                parts, student=untouched(replace(recipe, train=plan)), tuned=None, teacher=teacher, peers=[]
-            )
+            fresh = replace(parts, student=untouched(other), tuned=None, teacher=teacher, peers=[])
             side.append(evaluate(task, fit(other, fresh, on_event=on_event).tuned.model, rows))
         pairs.seeds.append(seed)
     return pairs.figures()

@@ -12,7 +12,7 @@ from llm_finetuner import sweep as search
 from llm_finetuner.assembly import Parts, hardest
 from llm_finetuner.cache_job import cache_answers
 from llm_finetuner.checks import common_vocabulary, read_alike
-from llm_finetuner.errors import ModelError, OrderError, RecipeError
+from llm_finetuner.errors import FinetunerError, ModelError, OrderError, RecipeError
 from llm_finetuner.judging import TEACHER_THEN_STUDENT, Judging
 from llm_finetuner.models import loading
 from llm_finetuner.models.shrink import describe, parse_share, shrink
@@ -99,8 +99,21 @@ class Teaching(Judging):
         return (model if stays else model.to(self.device)), tokenizer
 
     def _set_teacher(self, spec: Teacher, members: list[tuple[nn.Module, Any]]) -> None:
-        recipe = replace(self.recipe, teacher=spec)
-        self._parts.peers = []
+        """Take it as the teacher; where it is refused all stays as it was. Raises FinetunerError."""
+        before = self._members, self.recipe, replace(self._parts)
+        inherited = self.recipe.inherits
+        self._members, self.recipe = members, replace(self.recipe, teacher=spec)
+        try:
+            if self.model is not None and (inherited or self.recipe.inherits):
+                self._begin_anew(self.recipe)
+            self._take(self.recipe, members)
+        except FinetunerError:
+            self._members, self.recipe, self._parts = before
+            raise
+
+    def _take(self, recipe: Recipe, members: list[tuple[nn.Module, Any]]) -> None:
+        """Put the teacher that the recipe names where training finds it. Raises FinetunerError."""
+        spec, self._parts.peers = recipe.teacher, []
         if spec.kind == "live":
             (model, tokenizer), *_ = members
             self._parts.teacher, self._parts.teacher_tokenizer = model, tokenizer
@@ -114,9 +127,6 @@ class Teaching(Judging):
         else:
             self._parts.teacher = self._provider(recipe, members)
             self._parts.teacher_tokenizer = None
-        self._members, self.recipe = members, recipe
-        if recipe.inherits and self.model is not None and self._parts.tuned is None:
-            self._parts.student = self._begun()
 
     def _provider(self, recipe: Recipe, members: list[tuple[nn.Module, Any]]) -> Provider:
         """What answers in place of a single live model. Raises OrderError, RecipeError, DataError."""
@@ -240,8 +250,14 @@ class Teaching(Judging):
             keep_encoder=student.keep_encoder, mixer=student.mixer,
         )  # fmt: skip
 
-    def _begun(self) -> nn.Module:
-        """The student with what matters of its teacher's weights. Raises OrderError."""
+    def _begin_anew(self, recipe: Recipe, rows: Any = None) -> None:
+        """Put the untrained student that the recipe describes in the place of the one there. Raises FinetunerError."""
+        if self._parts.tuned is None:
+            begun = recipe.inherits
+            self._parts.student = self._begun(rows) if begun else load_student(recipe, self.device)
+
+    def _begun(self, rows: Any = None) -> nn.Module:
+        """The student with what matters of its teacher's weights; rows say how far gates open. Raises OrderError."""
         if self._members:
             whole = self._members[0][0]
         elif (
@@ -253,11 +269,11 @@ class Teaching(Judging):
                 "init=teacher begins the student with its teacher's weights, and no live teacher is loaded",
                 "call load_teacher_model(...) first, then load_model(...)",
             )
-        return cut(whole, self.recipe, self._parts.train)
+        return cut(whole, self.recipe, rows)
 
     def _load_untouched(self, recipe: Recipe | None = None) -> nn.Module:
         """The student before training."""
-        return self._begun() if self.recipe.inherits else super()._load_untouched(recipe)
+        return self._begun(self._parts.train) if self.recipe.inherits else super()._load_untouched(recipe)
 
     def hard_examples(self, dataset: Any, share: float = 0.2) -> Any:
         """The share of the rows that the student as it is now finds hardest (nats a token), to go on with."""
@@ -297,7 +313,8 @@ class Teaching(Judging):
         parts = Parts(device=self._parts.device)
         if dataset is not None:
             train, held_out = self._rows(dataset, None, self.recipe.data.eval_fraction)
-            parts = replace(self._parts, train=train, held_out=held_out, tuned=None)
+            student = self._begun(train) if self.recipe.inherits else self._parts.student
+            parts = replace(self._parts, student=student, train=train, held_out=held_out, tuned=None)
         else:
             self._need_data()
         recipe = self._with_train(settings)

@@ -34,7 +34,8 @@ def untaught(scheme: Scheme) -> bool:
 
 def role_of(recipe: Recipe) -> Literal["distilled", "tuned"]:
     """What the run's student stands for in a comparison."""
-    return "distilled" if recipe.distils and not untaught(recipe.scheme) else "tuned"
+    taught = recipe.inherits or not untaught(recipe.scheme)
+    return "distilled" if recipe.distils and taught else "tuned"
 
 
 def check_control(recipe: Recipe, given: nn.Module | Provider | None) -> None:

@@ -1,6 +1,8 @@
 """What a student of sequences begins with where nobody says: its teacher's weights where one is loaded."""
 
+import itertools
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -11,11 +13,12 @@ from sequences import BIG, SMALL, arrays
 from llm_finetuner import recipe_file
 from llm_finetuner.chain import stages_of
 from llm_finetuner.cli.app import main
-from llm_finetuner.comparison import load_untouched
+from llm_finetuner.comparison import compare_run, load_untouched
 from llm_finetuner.data import signals
 from llm_finetuner.errors import RecipeError
 from llm_finetuner.finetuner import LLMFineTuner
-from llm_finetuner.models.s4d import S4DModel
+from llm_finetuner.models.s4d import S4DConfig, S4DModel
+from llm_finetuner.sweep import sweep
 from llm_finetuner.trainer import fit
 
 TASK = "sequence_regression"
@@ -165,7 +168,7 @@ def test_the_truth_alone_is_no_plain_fine_tuning_for_a_student_that_is_begun():
     assert "plain fine-tuning" in said
 
 
-def test_the_command_says_it_in_its_recipe(tmp_path, data, teacher, capsys):
+def test_the_student_alone_of_a_command_has_the_delay_and_weights_of_its_own(tmp_path, data, teacher, capsys):
     words = [f"{name}={value}" for name, value in SHAPE.items()]
     line = [
         "distill",
@@ -181,7 +184,117 @@ def test_the_command_says_it_in_its_recipe(tmp_path, data, teacher, capsys):
         *words,
     ]
     assert main([*line, "--output", str(tmp_path / "run"), "--steps", "2", "--json"]) == 0
-    said = json.loads(capsys.readouterr().out)
-    roles = {m["role"]: m for m in said["verdict"]["models"]}
+    roles = {m["role"]: m for m in json.loads(capsys.readouterr().out)["verdict"]["models"]}
     assert roles["baseline_steps"]["parameters"] == roles["distilled"]["parameters"]
-    assert S4DModel.from_pretrained(tmp_path / "run").config.delay == 3
+    made, alone = (S4DModel.from_pretrained(tmp_path / "run" / name) for name in ("", "baseline_steps"))
+    assert made.config.delay == alone.config.delay == 3
+    assert not torch.allclose(made.read_in.weight, alone.read_in.weight, atol=0.1)
+
+
+def test_students_alone_of_further_seeds_are_drawn_anew(tmp_path, data, teacher):
+    """At a learning rate of next to nothing: those distilled are one model, those alone are as many as seeds."""
+    fit(recipe(tmp_path / "run", data, teacher))
+    compare_run(tmp_path / "run", seeds=3)
+    pairs = {
+        side: [S4DModel.from_pretrained(tmp_path / "run" / first).read_in.weight]
+        + [S4DModel.from_pretrained(tmp_path / "run" / f"seed_{n}" / side).read_in.weight for n in (1, 2)]
+        for side, first in (("distilled", ""), ("alone", "baseline_steps"))
+    }
+    assert all(torch.equal(one, pairs["distilled"][0]) for one in pairs["distilled"])
+    both = [*pairs["alone"], pairs["distilled"][0]]
+    assert not any(torch.equal(a, b) for a, b in itertools.combinations(both, 2))
+
+
+def test_weights_from_the_seed_are_other_ones_for_each_seed(tmp_path, data, teacher):
+    student = {"name": "s4d", "init": "seed", "shape": {**SHAPE, "delay": 3}}
+    fit(recipe(tmp_path / "run", data, teacher, student=student))
+    compare_run(tmp_path / "run", seeds=2)
+    one, other, alone = (
+        S4DModel.from_pretrained(tmp_path / "run" / name).read_in.weight
+        for name in ("", "seed_1/distilled", "seed_1/alone")
+    )
+    assert not torch.equal(one, other) and torch.equal(other, alone)
+
+
+def test_the_facade_draws_the_student_anew_where_its_teacher_goes(tmp_path, data, teacher):
+    """A cache alone begins nobody; a run without the teacher is that of its own recipe."""
+    tuner = LLMFineTuner("s4d", tmp_path / "kept", task=TASK, shape=SHAPE)
+    tuner.load_teacher_model(teacher)
+    tuner.load_model("regression_distillation")
+    tuner.cache_teacher(data, tmp_path / "cache")
+    tuner.load_teacher_model(cache=tmp_path / "cache")
+    assert not tuner.recipe.inherits and tuner.model.config.delay == 0
+    tuner = LLMFineTuner("s4d", tmp_path / "plain", task=TASK, shape=SHAPE)
+    tuner.load_teacher_model(teacher)
+    tuner.load_model("regression_distillation")
+    tuner.fit(data, method="standard", epochs=1, **{k: v for k, v in PLAN.items() if k != "steps"})
+    want = fit(replace(recipe_file.load(tmp_path / "plain" / "recipe.yaml"), output=str(tmp_path / "again")))
+    assert tuner.model.config.delay == 0
+    assert torch.allclose(tuner.model.read_in.weight, want.tuned.model.read_in.weight, rtol=0, atol=1e-20)
+
+
+def test_a_teacher_of_more_outputs_is_taken_in_any_order_and_one_that_is_refused_changes_nothing(
+    tmp_path, data
+):
+    torch.manual_seed(0)
+    two = S4DModel(S4DConfig(**{**BIG, "output_dim": 2}, gate="channel")).eval()
+    shape = {"preset": "tiny", "model_dim": 4, "state_dim": 8, "num_layers": 2}
+    tuner = LLMFineTuner("s4d", tmp_path, task=TASK, shape=shape)
+    tuner.load_model("regression_distillation")
+    tuner.load_teacher_model(two)
+    assert tuner.model.config.output_dim == 2
+    small = S4DModel(S4DConfig(**{**SMALL, "model_dim": 2}))
+    before = tuner.recipe, tuner.model
+    with pytest.raises(RecipeError, match="is no larger, and its model_dim is 4 against 2"):
+        tuner.load_teacher_model(small)
+    assert (tuner.recipe, tuner.model) == before
+
+
+def test_a_sweep_begins_as_a_run_does_also_over_teachers(tmp_path, data, teacher):
+    tuner = LLMFineTuner("s4d", tmp_path / "facade", task=TASK, shape=SHAPE)
+    tuner.load_teacher_model(teacher)
+    tuner.load_model("regression_distillation")
+    tuner.setup_regression_distillation()
+    plan = {"batch_size": 4, "gradient_accumulation_steps": 1, "learning_rate": 1e-30, "steps": 2}
+    tuner.sweep({"gamma": [0.2, 1.0]}, data, **plan)
+    one = recipe(tmp_path / "one", data, teacher)
+    want = fit(one).tuned.model
+    (made, *_) = sorted((tmp_path / "facade").rglob("model.safetensors"))
+    got = S4DModel.from_pretrained(made.parent)
+    assert torch.allclose(got.layers[0].linear.weight, want.layers[0].linear.weight, rtol=0, atol=1e-20)
+    other = tmp_path / "other"
+    shutil.copytree(teacher, other)
+    said = sweep(replace(one, output=str(tmp_path / "swept")), {"teacher.name": [teacher, str(other)]})
+    assert len(said["trials"]) == 2
+
+
+def test_the_truth_alone_from_the_teachers_weights_is_held_against_the_student_alone(tmp_path, data, teacher):
+    fit(recipe(tmp_path / "run", data, teacher, options={"alpha": 1.0, "beta": 0.0, "gamma": 0.0}))
+    said = compare_run(tmp_path / "run")
+    roles = [line["role"] for line in said["models"]]
+    assert "baseline_steps" in roles and "distilled" in roles and "not used" not in said["sentence"]
+
+
+def test_chains_at_the_command_line(tmp_path, data, teacher, capsys):
+    """Trained on with a teacher of another delay; and from one s4d to a smaller one."""
+    student = {"name": "s4d", "shape": {**SHAPE, "delay": 4}}
+    on = [
+        {"method": "fine_tuning"},
+        {"student": "previous", "method": "regression_distillation", "teacher.name": teacher},
+    ]
+    big = {"name": "s4d", "shape": {"preset": "teacher", **BIG, "delay": 3}}
+    down = [
+        {"student": big, "method": "fine_tuning"},
+        {"student": {"name": "s4d", "shape": SHAPE}, "method": "regression_distillation"},
+    ]
+    for name, stages in (("on", on), ("down", down)):
+        chain = recipe(tmp_path / name, data, None, student=student, stages=stages)
+        recipe_file.save(chain, tmp_path / f"{name}.yaml")
+        assert main(["run", str(tmp_path / f"{name}.yaml"), "--no-compare"]) == 0, capsys.readouterr().err
+    assert S4DModel.from_pretrained(tmp_path / "on" / "stage_2").config.delay == 4
+    assert S4DModel.from_pretrained(tmp_path / "down" / "stage_2").config.delay == 3
+
+
+def test_a_key_that_is_no_text_is_told():
+    with pytest.raises(RecipeError, match="unknown option of s4d"):
+        recipe_file.change(recipe("o", "d"), [("student", {"name": "s4d", True: 2})])

@@ -218,7 +218,7 @@ def as_planned(recipe: Recipe) -> list[Recipe]:
     for stage in stages_of(recipe):
         before = {f"{recipe.output}/stage_{i}": earlier for i, earlier in enumerate(found, 1)}
         if stage.student.name in before:
-            stage = replace(stage, student=before[stage.student.name].student)
+            stage = replace(stage, student=replace(before[stage.student.name].student, init="seed"))
         if stage.teacher is not None and stage.teacher.name in before:
             earlier = before[stage.teacher.name]  # a part of its teacher is taken for the whole
             part = is_part(earlier.student.name)

@@ -42,7 +42,7 @@ def look_ahead(recipe: Recipe, examples: int, length: int) -> tuple[Sized, Estim
     """
     plan, held = recipe.train, teachers_heard(recipe)
     configs = [_config(model) for model in held]
-    if recipe.inherits and configs:
+    if recipe.inherits and held and held[0].name not in MODELS:
         from llm_finetuner.models.build_s4d import begun_config
 
         configs = [begun_config(configs[0], recipe.student.shape), *configs]

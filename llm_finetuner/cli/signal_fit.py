@@ -57,7 +57,13 @@ def check_data(recipe: Recipe) -> None:
 def check_models(recipe: Recipe) -> None:
     """Raise RecipeError for models that read something else, and for a teacher that knows nothing yet."""
     for who, model in named(recipe):
-        if model.name in OF_SEQUENCES and who == "teacher" and recipe.scheme.teacher == "given":
+        planned = model.from_scratch  # by then an earlier stage has trained it
+        if (
+            model.name in OF_SEQUENCES
+            and who == "teacher"
+            and recipe.scheme.teacher == "given"
+            and not planned
+        ):
             raise untrained(model.name)
         kind = config_of(model.name).get("model_type") if model.name not in MODELS else KIND
         if kind not in (None, KIND):

@@ -16,6 +16,7 @@ from llm_finetuner.benchmark.enough import least
 from llm_finetuner.engine import default_device
 from llm_finetuner.errors import DataError, OrderError, RecipeError
 from llm_finetuner.models import loading
+from llm_finetuner.models.shrink import parse_share
 from llm_finetuner.named_models import load_teacher, student_source
 from llm_finetuner.recipe import Recipe
 from llm_finetuner.registry import TASKS, resolve
@@ -51,7 +52,7 @@ def share(recipe: Recipe, parts: Parts, names: Iterable[str], note: Callable[[st
                 f"{changed[0]} has no effect: the {section} was given as an object", "give its name instead"
             )
     varied = any(name.split(".")[0] == "teacher" for name in names)
-    if varied and recipe.student.name and student_source(recipe) != recipe.student.name:
+    if varied and parse_share(recipe.student.name) is not None:
         raise RecipeError(
             f"the student {recipe.student.name!r} is cut from the teacher, so a sweep cannot vary the teacher",
             "sweep once for each teacher",
