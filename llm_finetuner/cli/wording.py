@@ -73,7 +73,7 @@ HELP = {
     "student.from_scratch": "read the configuration only and draw new weights from the seed",
     "student.keep_blocks": "of a student named teacher/2: blocks spread evenly, or the first and the last ones",
     "student.keep_width": "of such a student: share of heads, channels and hidden width it keeps, 0-1",
-    "student.init": "of a student s4d: new weights (seed), what matters of its teacher's (teacher), the latter if loaded (auto)",
+    "student.init": "of a student s4d: new weights (seed), or what matters of its teacher's (teacher; auto: if loaded)",
     "student.keep_encoder": "of such a student of T5, BART and the like: the encoder stays whole, the decoder is cut",
     "student.mixer": "of such a student of Llama and the like: mamba2 puts Mamba-2 in the place of attention",
     "student.shape": "of a model that is built here (a forecaster, s4d): its options, such as hidden_size=16 "
