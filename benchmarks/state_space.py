@@ -24,7 +24,6 @@ from llm_finetuner.data.sar_processors import PROCESSORS
 from llm_finetuner.recipe import Recipe
 
 GUIDE = (0.3, 0.5, 0.2)  # alpha, beta, gamma
-MATCHED = {"standard": 1.0, "compressed": 1.0, "tiny": 0.2}  # gamma of students from the teacher
 
 
 def processors(bench: Bench) -> None:
@@ -45,16 +44,18 @@ def teacher(bench: Bench) -> None:
 
 def students(bench: Bench) -> None:
     """Each size alone, and from the teacher's weights with its answers and states matched."""
-
-    def begun(plain: Recipe, size: str) -> Recipe:
-        return bench.taught(plain, (*GUIDE[:2], MATCHED[size]), "teacher")
-
-    _each(bench, {"alone": lambda plain, size: plain, "from the teacher": begun})
+    _each(
+        bench,
+        {
+            "alone": lambda plain: plain,
+            "from the teacher": lambda plain: bench.taught(plain, GUIDE, "teacher"),
+        },
+    )
 
 
 def guide(bench: Bench) -> None:
     """Each size by the guide's loss from the seed."""
-    _each(bench, {"guide's loss": lambda plain, size: bench.taught(plain, GUIDE, "seed")})
+    _each(bench, {"guide's loss": lambda plain: bench.taught(plain, GUIDE, "seed")})
 
 
 def few(bench: Bench) -> None:
@@ -73,12 +74,12 @@ PARTS: dict[str, Callable[[Bench], None]] = {
 }  # fmt: skip
 
 
-def _each(bench: Bench, arms: dict[str, Callable[[Recipe, str], Recipe]]) -> None:
+def _each(bench: Bench, arms: dict[str, Callable[[Recipe], Recipe]]) -> None:
     for size in reversed(STUDENTS):
         for seed in bench.seeds:
             plain = bench.recipe(f"{size}_{seed}", size, seed)
             for arm, made in arms.items():
-                recipe = made(plain, size)
+                recipe = made(plain)
                 _once(bench, f"{size}, {arm}, {seed}", lambda recipe=recipe: bench.trained(recipe))
 
 
