@@ -5,7 +5,7 @@
 
 Columns are drawn here; nothing is downloaded. Results go to results.json in the out folder, run by run, and what is
 there is not run again. --write puts the table into docs/sequences.md. state_space_runs.py has the runs,
-state_space_table.py the bars. About 45 minutes on a free core.
+state_space_table.py the bars. About half an hour on a free core.
 """
 
 import argparse
