@@ -260,9 +260,8 @@ class Teaching(Judging):
         """The student with what matters of its teacher's weights; rows say how far gates open. Raises OrderError."""
         if self._members:
             whole = self._members[0][0]
-        elif (
-            self.recipe.teacher is not None and self.recipe.teacher.name
-        ):  # its answers are on disk, or will be
+        elif self.recipe.teacher is not None and self.recipe.teacher.name:
+            # its answers are on disk, or will be
             whole = load_student(self.recipe, self.device)
         else:
             raise OrderError(

@@ -50,6 +50,13 @@ def recipe(folder, data, teacher="t", **changes):
     return recipe_file.from_dict({**settings, **changes})
 
 
+def distill(data, teacher, shape) -> list[str]:
+    """The command, but for its output."""
+    words = [f"{name}={value}" for name, value in shape.items()]
+    line = ["distill", "--task", TASK, "--data", data, "--student", "s4d", "--teacher", teacher]
+    return [*line, "--shape", *words]
+
+
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory, data) -> str:
     folder = str(tmp_path_factory.mktemp("runs") / "teacher")
@@ -128,20 +135,7 @@ def test_the_facade_begins_so_in_any_order(tmp_path, data, teacher, order, cache
 def test_what_the_teacher_cannot_begin_is_told_before_anything_is_loaded(
     tmp_path, data, teacher, capsys, shape, said
 ):
-    words = [f"{name}={value}" for name, value in {**SHAPE, **shape}.items()]
-    line = [
-        "distill",
-        "--task",
-        TASK,
-        "--data",
-        data,
-        "--student",
-        "s4d",
-        "--teacher",
-        teacher,
-        "--shape",
-        *words,
-    ]
+    line = distill(data, teacher, {**SHAPE, **shape})
     assert main([*line, "--output", str(tmp_path / "run")]) == 2
     told = capsys.readouterr().err
     assert said in told and "init=seed" in told and not (tmp_path / "run").exists()
@@ -169,20 +163,7 @@ def test_the_truth_alone_is_no_plain_fine_tuning_for_a_student_that_is_begun():
 
 
 def test_the_student_alone_of_a_command_has_the_delay_and_weights_of_its_own(tmp_path, data, teacher, capsys):
-    words = [f"{name}={value}" for name, value in SHAPE.items()]
-    line = [
-        "distill",
-        "--task",
-        TASK,
-        "--data",
-        data,
-        "--student",
-        "s4d",
-        "--teacher",
-        teacher,
-        "--shape",
-        *words,
-    ]
+    line = distill(data, teacher, SHAPE)
     assert main([*line, "--output", str(tmp_path / "run"), "--steps", "2", "--json"]) == 0
     roles = {m["role"]: m for m in json.loads(capsys.readouterr().out)["verdict"]["models"]}
     assert roles["baseline_steps"]["parameters"] == roles["distilled"]["parameters"]

@@ -62,7 +62,7 @@ def check_fit(recipe: Recipe, trains: bool = True) -> None:
     check_models(recipe)
     if recipe.task in OF_NUMBERS:
         series_fit.check_shapes(recipe)
-    if recipe.inherits and trains:
+    if trains:
         signal_fit.check_beginning(recipe)
 
 

@@ -75,7 +75,7 @@ def check_models(recipe: Recipe) -> None:
 
 def check_beginning(recipe: Recipe) -> None:
     """Raise RecipeError for a student that its teacher cannot begin."""
-    told = [config_of(teacher.name) for teacher in teachers_of(recipe)]
+    told = [config_of(teacher.name) for teacher in teachers_of(recipe)] if recipe.inherits else []
     if told and told[0].get("model_type") == KIND:
         imports.wait()
         from llm_finetuner.models.build_s4d import begun_config

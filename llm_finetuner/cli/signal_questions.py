@@ -124,8 +124,7 @@ def _ask_shape(answers: Answers) -> Ask | None:
         try:
             recipe = so_far({**answers, setting.path: shape})
             series_fit.check_shapes(recipe)
-            if recipe.inherits:
-                signal_fit.check_beginning(recipe)
+            signal_fit.check_beginning(recipe)
         except FinetunerError as error:
             raise RecipeError(error.what, error.hint) from error
         return shape
