@@ -14,7 +14,6 @@ arithmetic take a third of that without it. --write puts the table into docs/cla
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
@@ -25,19 +24,10 @@ import classification_arms
 import classification_table
 import datasets
 import ledger
-import torch
 import transformers
 from classification_arms import ARMS, ROOT, STARTS
 
 Run = tuple[str, str, int, int]  # start, arm, blocks, seed
-
-
-def circumstances(args: argparse.Namespace) -> dict[str, str]:
-    """When, on what, and with which code."""
-    return {
-        "date": ledger.today(), "machine": platform.machine(), "torch": torch.__version__, "precision": precision(args),
-        "commit": ledger.commit(),
-    }  # fmt: skip
 
 
 def precision(args: argparse.Namespace) -> str:
@@ -52,7 +42,11 @@ def run_one(args: argparse.Namespace) -> None:
     """Train and score one student, and add the result."""
     start, arm, blocks, seed = args.one[0], args.one[1], int(args.one[2]), int(args.one[3])
     record = {"start": start, "arm": arm, "blocks": blocks, "seed": seed, "steps": args.steps}
-    record |= bench_of(args).train(start, arm, blocks, seed, args.steps) | circumstances(args)
+    record |= (
+        bench_of(args).train(start, arm, blocks, seed, args.steps)
+        | ledger.facts()
+        | {"precision": precision(args)}
+    )
     with open(args.out / "results.jsonl", "a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
     shown = record["right"].count("1") / len(record["right"])

@@ -25,9 +25,17 @@ def today() -> str:
     return datetime.datetime.now(datetime.UTC).date().isoformat()
 
 
-def circumstances() -> str:
+def facts() -> dict[str, str]:
     """When, on what, and with which code."""
-    return f"{today()}, {platform.machine()}, torch {torch.__version__}, one thread, {commit()}"
+    return {
+        "date": today(), "machine": platform.machine(), "torch": torch.__version__, "commit": commit()
+    }  # fmt: skip
+
+
+def circumstances() -> str:
+    """The same in a line, of what runs on one thread."""
+    found = facts()
+    return f"{found['date']}, {found['machine']}, torch {found['torch']}, one thread, {found['commit']}"
 
 
 def results(out: Path) -> dict[str, Any]:

@@ -13,7 +13,6 @@ was chosen on dev; the table is of test.
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
@@ -22,7 +21,6 @@ from pathlib import Path
 import gsm8k
 import ledger
 import methods_table
-import torch
 
 sys.path.insert(0, str(gsm8k.ROOT))
 import arms  # noqa: E402
@@ -36,14 +34,7 @@ def run_arm(out: Path, arm: str, seed: int, steps: int, rate: float) -> dict:
         "arm": arm, "seed": seed, "steps": steps, "rate": rate,
         **{part: bench.perplexity(model, part) for part in ("dev", "test")},
         "train_seconds": round(bench.train_seconds, 2), "other_seconds": round(bench.other_seconds, 2),
-        "parameters": model.num_parameters(), **bench.notes, **circumstances(),
-    }  # fmt: skip
-
-
-def circumstances() -> dict[str, str]:
-    """When, on what, and with which code."""
-    return {
-        "date": ledger.today(), "machine": platform.machine(), "torch": torch.__version__, "commit": ledger.commit(),
+        "parameters": model.num_parameters(), **bench.notes, **ledger.facts(),
     }  # fmt: skip
 
 
